@@ -1,0 +1,71 @@
+"""What the three commands share: how errors are said and how progress is shown."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+LINE_SECONDS = 10  # between progress lines where there is no terminal
+
+
+class Commands(click.Group):
+    """A click group in which an expected failure is one line on standard error and exit code 1."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with one_line_errors():
+            return super().main(*args, **kwargs)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """ValueError (the user's input) and OSError (disk, network) become one line and exit code 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+class ProgressLine:
+    """A progress bar on a terminal, a line every few seconds elsewhere; always on standard error."""
+
+    def __init__(self, label: str, total: float | None, unit: str):
+        self._label, self._total, self._unit = label, total, unit
+        self._bar = tqdm(total=total, desc=label, unit=unit, unit_scale=True, file=sys.stderr, disable=None)
+        self._done, self._start, self._said = 0.0, time.monotonic(), time.monotonic()
+
+    def update(self, amount: float, note: str = "") -> None:
+        self._done += amount
+        if not self._bar.disable:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(amount)
+        elif time.monotonic() - self._said > LINE_SECONDS:
+            self._say(note)
+
+    def close(self, note: str = "") -> None:
+        self._bar.close()
+        if self._bar.disable:
+            self._say(note)
+
+    def _say(self, note: str) -> None:
+        self._said = time.monotonic()
+        of = "" if self._total is None else f" of {self._total:,.0f}"
+        seconds = self._said - self._start
+        rate = f", {self._done / seconds:,.0f}/s" if seconds > 0 else ""
+        print(
+            f"{self._label}: {self._done:,.0f}{of} {self._unit}{rate}{note and ', ' + note}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))

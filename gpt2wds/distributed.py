@@ -1,0 +1,77 @@
+"""Rank, world size and device of this process. Nothing happens at import."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all that train together; one process is a world of one."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any rank: all ranks get the same answer."""
+        if self.world_size == 1:
+            return flag
+        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_world(device: str) -> Iterator[World]:
+    """Join the ranks that torchrun started, if it did, and leave them at the end.
+
+    device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1" or "mps". Raises ValueError when it is absent.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    here = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+    if world_size > 1:
+        dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
+    try:
+        yield World(rank, world_size, here)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    kind = wanted.partition(":")[0]
+    if kind == "auto":
+        kind = wanted = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"run.device: expected auto, cpu, cuda or mps, got {wanted!r}")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"run.device: expected a CUDA device, this torch ({torch.__version__}) sees none; use auto")
+        number = int(wanted.partition(":")[2] or local_rank)
+        if number >= torch.cuda.device_count():
+            raise ValueError(f"run.device: expected one of {torch.cuda.device_count()} CUDA devices, got cuda:{number}")
+        return torch.device("cuda", number)
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("run.device: expected Apple's MPS, which is not available here; use auto")
+    return torch.device(kind)

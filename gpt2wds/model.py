@@ -1,0 +1,250 @@
+"""GPT-2 (Radford et al. 2019), as small as it can be and still agree with `transformers` to float error.
+
+Parameter names are OpenAI's. Shapes in comments: B sequences, T positions, C = n_embd, V = vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+VOCAB_SIZE = 50257
+# (n_layer, n_head, n_embd) of the four published sizes, by their Hugging Face names.
+SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
+
+KeyValues = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each (B, n_head, T, C / n_head)
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The shape of a GPT-2. `vocab_size` counts real tokens; in memory rows are padded to a multiple of 128."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    n_positions: int = 1024
+    vocab_size: int = VOCAB_SIZE
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"model: {name} must be at least 1, got {value}")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"model: n_embd must be a multiple of n_head, got n_embd={self.n_embd} and n_head={self.n_head}; "
+                f"try n_embd={math.ceil(self.n_embd / self.n_head) * self.n_head}"
+            )
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return math.ceil(self.vocab_size / 128) * 128
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        B, T, C = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2)
+        )  # each (B, n_head, T, C / n_head)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        # With a past only one new position comes at a time; it may look at all of them.
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C)), (k, v)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        attended, present = self.attn(self.ln_1(x), past)
+        x = x + attended
+        return x + self.mlp(self.ln_2(x)), present
+
+
+class GPT2(nn.Module):
+    """The language model. Calling it gives the training loss; `hidden` and `logits` are for everything else.
+
+    >>> model = GPT2(GPT2Config(n_layer=2, n_head=2, n_embd=64, n_positions=32))
+    >>> tokens = torch.randint(50257, (3, 17))
+    >>> loss = model(tokens[:, :-1], tokens[:, 1:], torch.ones(3)) / 3
+    >>> 10 < loss.item() < 12
+    True
+    """
+
+    def __init__(self, config: GPT2Config, *, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self._initialise(torch.Generator().manual_seed(seed))
+
+    def _initialise(self, generator: torch.Generator) -> None:
+        # GPT-2's own: normal(0, 0.02), residual projections divided by sqrt(2 n_layer), biases 0.
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:
+                residual = name.endswith("c_proj.weight")
+                std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+                nn.init.normal_(parameter, 0.0, std, generator=generator)
+        # Padding rows never take part: zero now, and without a gradient zero for ever.
+        with torch.no_grad():
+            self.wte.weight[self.config.vocab_size :] = 0
+
+    def forward(self, inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Sum over sequences of weight × mean loss in nats: a scalar.
+
+        inputs, targets: (B, T) token ids; weights: (B,), 0 for padding sequences. Divide by the sequences
+        of the whole step, not of this call, to get the gradient of the step's mean.
+        """
+        hidden, _ = self.hidden(inputs)
+        per_token = (weights / inputs.shape[1]).repeat_interleave(inputs.shape[1])  # (B T,)
+        hidden, targets = hidden.flatten(0, 1), targets.flatten()
+        if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _ChunkedHeadLoss.apply(hidden, self.wte.weight, targets, per_token, self.config.vocab_size)
+        losses = F.cross_entropy(self.logits(hidden).float(), targets, reduction="none")  # (B T,)
+        return (losses * per_token).sum()
+
+    def hidden(self, tokens: Tensor, past: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
+        """Final hidden states (B, T, C) of tokens (B, T), and the keys and values to go on from.
+
+        `past` is what an earlier call gave; then `tokens` is the one next position, (B, 1).
+        """
+        assert past is None or tokens.shape[1] == 1
+        start = past[0][0].shape[2] if past is not None else 0
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
+        presents: KeyValues = []
+        for i, block in enumerate(self.h):
+            x, present = block(x, past[i] if past is not None else None)
+            presents.append(present)
+        return self.ln_f(x), presents
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores over the real vocabulary: (…, C) → (…, vocab_size)."""
+        return F.linear(hidden, self.wte.weight)[..., : self.config.vocab_size]
+
+    def parameter_count(self) -> int:
+        """Parameters of the published model: the tied head once, padding rows not at all."""
+        padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
+        return sum(p.numel() for p in self.parameters()) - padding
+
+    def hf_state_dict(self) -> dict[str, Tensor]:
+        """Weights in the layout of Hugging Face's GPT2LMHeadModel: no padding rows, projections as (in, out)."""
+        return {f"transformer.{name}": _to_hf(name, p.detach(), self.config) for name, p in self.named_parameters()}
+
+    def load_hf_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take weights in Hugging Face layout, with or without the prefix `transformer.`."""
+        state = {name.removeprefix("transformer."): value for name, value in state.items()}
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name not in state:
+                    raise ValueError(f"weights: expected a GPT-2 tensor {name!r}, which the file does not have")
+                value = state[name].T if _is_projection(name) else state[name]
+                target = parameter[: self.config.vocab_size] if name == "wte.weight" else parameter
+                if value.shape != target.shape:
+                    raise ValueError(f"weights: {name} must be {tuple(target.shape)}, got {tuple(value.shape)}")
+                target.copy_(value)
+
+
+def hf_config(config: GPT2Config) -> dict[str, Any]:
+    """`config.json` with which `transformers` opens our weights."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "n_positions": config.n_positions,
+        "n_ctx": config.n_positions,
+        "vocab_size": config.vocab_size,
+        "bos_token_id": config.vocab_size - 1,
+        "eos_token_id": config.vocab_size - 1,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        # We train without dropout; a fine-tuning that starts here should not find it switched on.
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    }
+
+
+def _is_projection(name: str) -> bool:
+    # OpenAI's "Conv1D" stores (in, out), nn.Linear (out, in).
+    return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+
+
+def _to_hf(name: str, value: Tensor, config: GPT2Config) -> Tensor:
+    if name == "wte.weight":
+        value = value[: config.vocab_size]
+    return (value.T if _is_projection(name) else value).contiguous()
+
+
+class _ChunkedHeadLoss(torch.autograd.Function):
+    """Weighted sum of cross-entropies of the tied head, in chunks that stay in the processor's cache.
+
+    With 50,257 classes and few channels the head is nearly all of a small model's time on a CPU, and most
+    of that is moving logits through memory. Here each chunk's gradient is made while its logits are still
+    in cache, so the (B T, V) matrix never exists. The same sums as F.cross_entropy, to float error.
+    """
+
+    CHUNK = 256  # positions: 51 MB of float32 logits
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, vocab_size: int) -> Tensor:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+        with torch.autocast("cpu", enabled=False):
+            rows = head[:vocab_size].to(dtype)  # (V, C)
+            total = hidden.new_zeros((), dtype=torch.float32)
+            grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros_like(head, dtype=torch.float32)
+            # Made once: fresh pages for each chunk would cost as much as the softmax.
+            scores = torch.empty(min(len(targets), _ChunkedHeadLoss.CHUNK), vocab_size, dtype=dtype)
+            p, grad_rows = torch.empty_like(scores, dtype=torch.float32), torch.empty_like(rows)
+            for start in range(0, len(targets), _ChunkedHeadLoss.CHUNK):
+                part = slice(start, start + _ChunkedHeadLoss.CHUNK)
+                x, target, weight = hidden[part].to(dtype), targets[part, None], weights[part, None]
+                scores, p = scores[: len(x)], p[: len(x)]  # (chunk, V)
+                torch.mm(x, rows.T, out=scores)
+                highest, chosen = scores.amax(dim=1, keepdim=True), scores.gather(1, target)
+                torch.softmax(p.copy_(scores), dim=1, out=p)
+                # log p[target], by way of the most likely token, whose p never underflows.
+                total -= ((chosen.float() - highest.float() + p.amax(dim=1, keepdim=True).log()) * weight).sum()
+                if any(ctx.needs_input_grad):
+                    scores.copy_(p.mul_(weight).scatter_add_(1, target, -weight))
+                    grad_hidden[part] = scores @ rows
+                    grad_head[:vocab_size] += torch.mm(scores.T, x, out=grad_rows)
+            ctx.save_for_backward(grad_hidden, grad_head)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_head = ctx.saved_tensors
+        return grad_hidden * grad_outputs[0], grad_head * grad_outputs[0], None, None, None

@@ -1,0 +1,105 @@
+"""Parameter groups, optimizers and learning-rate schedules."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+class Optimizers:
+    """One or two torch optimizers that step together, with a learning rate that is a factor of each one's own."""
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer]):
+        self.all = optimizers
+        self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+
+    def step(self, factor: float) -> None:
+        """Update the parameters at `factor` times the configured learning rates, and drop the gradients."""
+        for optimizer, rates in zip(self.all, self._rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """All state tensors by parameter name: {"h.0.attn.c_attn.weight:exp_avg": …}."""
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        return {
+            f"{names[parameter]}:{key}": value
+            for optimizer in self.all
+            for parameter, state in optimizer.state.items()
+            for key, value in state.items()
+            if isinstance(value, torch.Tensor)
+        }
+
+    def load_state(self, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+        parameters = dict(model.named_parameters())
+        owner = {p: optimizer for optimizer in self.all for group in optimizer.param_groups for p in group["params"]}
+        for name, value in tensors.items():
+            parameter_name, _, key = name.rpartition(":")
+            parameter = parameters[parameter_name]
+            state = owner[parameter].state[parameter]
+            # AdamW's step count lives on the CPU unless the update is fused on a GPU; it moves it there itself.
+            state[key] = value.clone() if value.dim() == 0 else value.to(parameter.device, copy=True)
+
+
+def make_optimizers(
+    model: nn.Module, kind: str, *, learning_rate: float, weight_decay: float, muon_learning_rate: float
+) -> Optimizers:
+    """GPT-2's AdamW (0.9, 0.95, 1e-8), decaying matrices and not vectors; or Muon for the hidden matrices.
+
+    kind "muon": torch.optim.Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for embeddings
+    and vectors.
+    """
+    if kind not in OPTIMIZERS:
+        raise ValueError(f"train.optimizer: expected {' or '.join(OPTIMIZERS)}, got {kind!r}")
+    hidden, matrices, vectors = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            vectors.append(parameter)
+        else:
+            (hidden if kind == "muon" and name.startswith("h.") else matrices).append(parameter)
+    fused = next(model.parameters()).device.type in ("cuda", "cpu")
+    adamw = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=learning_rate,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        fused=fused,
+    )
+    if kind == "adamw":
+        return Optimizers([adamw])
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"train.optimizer: muon needs torch 2.9 or later, this is {torch.__version__}; use adamw")
+    return Optimizers([adamw, torch.optim.Muon(hidden, lr=muon_learning_rate, weight_decay=weight_decay)])
+
+
+def learning_rate_factor(
+    schedule: str, *, warmup_steps: int, max_steps: int, min_factor: float
+) -> Callable[[int], float]:
+    """Step (counted from 1) → factor of the learning rate: linear warm-up, then cosine or linear to `min_factor`.
+
+    >>> factor = learning_rate_factor("cosine", warmup_steps=10, max_steps=110, min_factor=0.1)
+    >>> factor(1), factor(10), round(factor(61), 3), round(factor(111), 3)
+    (0.1, 1.0, 0.55, 0.1)
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"train.schedule: expected {', '.join(SCHEDULES)}, got {schedule!r}")
+    if not 0 <= warmup_steps <= max_steps:
+        raise ValueError(f"train.warmup_steps: expected 0 to max_steps = {max_steps}, got {warmup_steps}")
+
+    def factor(step: int) -> float:
+        # The lesson counts from 0: its step i is our step i + 1.
+        if step <= warmup_steps:
+            return step / warmup_steps
+        if schedule == "constant":
+            return 1.0
+        done = min(1.0, (step - 1 - warmup_steps) / max(1, max_steps - warmup_steps))
+        shape = 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1 - done
+        return min_factor + (1 - min_factor) * shape
+
+    return factor

@@ -1,0 +1,133 @@
+"""The global order: which sequences make a step, whoever reads them.
+
+A step's content depends on (dataset, seed, epoch, step, seq_len, sequences per step) and on nothing else: not on
+world size, workers or micro-batches. The order of an epoch:
+
+1. blocks are permuted; block b holds (tokens_b - 1) // seq_len sequences;
+2. the permuted blocks are cut into windows of 8 and the sequences permuted within each window, so that neighbours
+   in the text are apart in training and each frame is still decompressed once;
+3. with G sequences per step, slot g of G owns a stretch of S = N // G positions; step s is the s-th of each slot.
+
+Random numbers are Philox's raw words, which NumPy promises never to change.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+WINDOW_BLOCKS = 8
+_LOW = np.uint64(0xFFFFFFFF)
+
+
+def permutation(n: int, seed: int, epoch: int, counter: tuple[int, int, int, int] = (0, 0, 0, 0)) -> np.ndarray:
+    """(n,) uint32: 0 … n - 1 in the order of n random words whose low halves are replaced by the index."""
+    bits = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64), counter=np.array(counter, dtype=np.uint64))
+    keys = bits.random_raw(n)
+    keys &= ~_LOW
+    keys |= np.arange(n, dtype=np.uint64)
+    keys.sort()
+    return (keys & _LOW).astype(np.uint32)
+
+
+class EpochOrder:
+    """All sequences of a split in the order of one epoch.
+
+    block_tokens: (B,) tokens of each block, the overlapping one included. `sequences` is N.
+    """
+
+    def __init__(self, block_tokens: np.ndarray, *, seq_len: int, seed: int, epoch: int):
+        self._seed, self._epoch = seed, epoch
+        self._blocks = permutation(len(block_tokens), seed, epoch)
+        per_block = ((block_tokens.astype(np.int64) - 1) // seq_len).astype(np.int32)[self._blocks]
+        self._per_block = per_block  # (B,) sequences of each block, in permuted order
+        edges = np.arange(0, len(per_block), WINDOW_BLOCKS)
+        sizes = np.add.reduceat(per_block, edges, dtype=np.int64) if len(edges) else np.zeros(0, dtype=np.int64)
+        self._window_starts = np.concatenate(([0], np.cumsum(sizes)))  # (windows + 1,) positions
+        self.sequences = int(self._window_starts[-1])
+
+    def windows(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Windows that positions start … start + length - 1 pass through, and the first position in each."""
+        first = np.searchsorted(self._window_starts, start, side="right") - 1
+        last = np.searchsorted(self._window_starts, start + length, side="left")
+        numbers = np.arange(first, last)
+        numbers = numbers[self._window_starts[numbers + 1] > self._window_starts[numbers]]
+        return numbers, np.maximum(self._window_starts[numbers], start)
+
+    def window_sequences(self, window: int, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions first … end - 1 of one window: (block number, sequence within the block), each (end - first,)."""
+        part = slice(window * WINDOW_BLOCKS, (window + 1) * WINDOW_BLOCKS)
+        counts, origin = self._per_block[part], int(self._window_starts[window])
+        chosen = permutation(int(counts.sum()), self._seed, self._epoch, (0, 0, 1, window))[
+            first - origin : end - origin
+        ]
+        ends = np.cumsum(counts)
+        place = np.searchsorted(ends, chosen, side="right")
+        return self._blocks[part][place], chosen - (ends - counts)[place]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the data a run is: the epoch, and what was taken of it as (sequences per step, steps) pairs.
+
+    One pair, unless the step's size was changed in mid-epoch.
+    """
+
+    epoch: int = 0
+    taken: tuple[tuple[int, int], ...] = ()
+
+
+class Slots:
+    """What each slot still has to read of an epoch.
+
+    After a change of the step's size, the unread rest of all slots and what no slot had are laid end to end and
+    cut again. `steps` is how many whole steps there are from here, `left_out` the sequences they do not reach.
+    """
+
+    def __init__(self, sequences: int, sequences_per_step: int, taken: tuple[tuple[int, int], ...] = ()):
+        starts, lengths = np.array([0]), np.array([sequences])
+        *earlier, (size, done) = taken or ((sequences_per_step, 0),)
+        if size != sequences_per_step:
+            earlier, done = [*earlier, (size, done)], 0
+        for size, steps in earlier:
+            starts, lengths = _rest(starts, lengths, size, steps)
+        self._starts, self._lengths, self._done = starts, lengths, done
+        total = int(lengths.sum())
+        self._per_slot = total // sequences_per_step
+        self.steps = self._per_slot - done
+        self.left_out = total - sequences_per_step * self._per_slot
+
+    def ranges(self, slot: int) -> Iterator[tuple[int, int]]:
+        """(start, length) of the positions a slot reads from here on, in order."""
+        yield from _ranges(self._starts, self._lengths, slot * self._per_slot + self._done, self.steps)
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray, at: int, count: int) -> Iterator[tuple[int, int]]:
+    """Real positions of `count` places from place `at`, when the intervals are laid end to end."""
+    ends = np.cumsum(lengths)
+    i = int(np.searchsorted(ends, at, side="right"))
+    while count > 0:
+        skip = at - int(ends[i] - lengths[i])
+        length = min(count, int(lengths[i]) - skip)
+        yield int(starts[i]) + skip, length
+        at, count, i = at + length, count - length, i + 1
+
+
+def _rest(starts: np.ndarray, lengths: np.ndarray, slots: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The intervals that remain when each of `slots` slots has read `steps` places."""
+    total = int(lengths.sum())
+    per_slot = total // slots
+    places = [(slot * per_slot + steps, per_slot - steps) for slot in range(slots)]
+    places.append((slots * per_slot, total - slots * per_slot))
+    ranges = [part for at, count in places for part in _ranges(starts, lengths, at, count)]
+    rest = np.array(ranges, dtype=np.int64).reshape(-1, 2)
+    return rest[:, 0], rest[:, 1]
+
+
+def rank_slots(slots: int, rank: int, world_size: int) -> range:
+    """The slots of one rank; the number of ranks need not divide the number of slots.
+
+    >>> [len(rank_slots(512, rank, 3)) for rank in range(3)]
+    [170, 171, 171]
+    """
+    return range(rank * slots // world_size, (rank + 1) * slots // world_size)

@@ -1,0 +1,90 @@
+"""A run directory: what a training run leaves behind, and how it is read back.
+
+    config.toml     the resolved configuration
+    run.json        facts that stay the same for the whole run: data, sizes, hardware
+    gpt.log         everything that was printed
+    log.txt         step train_loss val_loss hella_acc, one row per step, nan where not measured
+    metrics.jsonl   the same and more, one JSON object per step
+    checkpoints/    see checkpoint.py
+
+`log.txt` holds nothing that differs between two identical runs: no clock, no rates.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LOG_HEADER = "# step train_loss val_loss hella_acc\n"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` so that a reader sees the old or the new file, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)
+
+
+class RunDirectory:
+    """Paths and row files of one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.toml"
+        self.facts = self.path / "run.json"
+        self.printed = self.path / "gpt.log"
+        self.log = self.path / "log.txt"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+
+    def rewind(self, step: int) -> None:
+        """Drop all rows after `step` (and half-written ones): a resumed run writes them again.
+
+        A killed run may have logged steps that its last checkpoint does not have.
+        """
+        rows = [row for row in _whole_lines(self.log) if not row.startswith("#") and int(row.split()[0]) <= step]
+        objects = [line for line in _whole_lines(self.metrics) if json.loads(line)["step"] <= step]
+        write_atomically(self.log, LOG_HEADER + "".join(rows))
+        write_atomically(self.metrics, "".join(objects))
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        """Write one step's row to `log.txt` and its object to `metrics.jsonl`.
+
+        `metrics` needs "step"; "train_loss", "val_loss" and "hella_acc" go to both files.
+        Nine significant digits give a float32 back exactly.
+        """
+        columns = [metrics.get(name) for name in ("train_loss", "val_loss", "hella_acc")]
+        row = " ".join("nan" if value is None else f"{value:.9g}" for value in columns)
+        with self.log.open("a", encoding="utf-8") as f:
+            f.write(f"{metrics['step']} {row}\n")
+        with self.metrics.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(_without_nan(metrics), ensure_ascii=False) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All objects of `metrics.jsonl`, in order; a last line cut short by a kill is left out."""
+        return [json.loads(line) for line in _whole_lines(self.metrics)]
+
+    def read_facts(self) -> dict[str, Any]:
+        return json.loads(self.facts.read_text(encoding="utf-8")) if self.facts.exists() else {}
+
+
+def _whole_lines(path: Path) -> Iterator[str]:
+    if path.exists():
+        with path.open(encoding="utf-8", newline="\n") as f:
+            yield from (line for line in f if line.endswith("\n"))
+
+
+def _without_nan(value: Any) -> Any:
+    # JSON has no nan: null stands for a number that is none.
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(v) for v in value]
+    return value

@@ -1,0 +1,322 @@
+"""plan → tasks → shards → manifest, so that a kill at any moment loses and doubles nothing.
+
+A dataset directory in the making holds `plan.json` (what to do, fixed before anything is done), `receipts/` (one
+per finished task) and the shards. A task is a pure function of the plan. A shard is written under a temporary
+name and linked to its final one; its receipt follows. What has a receipt stays, what has none is done again.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from . import corpora, dataset, prompts, shards
+from .readers import Skipped
+from .rundir import write_atomically
+from .tokenizer import Tokenizer, load_tokenizer
+
+PLAN = "plan.json"
+COPY_OF_VALIDATION = "copy of a validation document"
+SAMPLE = "sample"  # --source sample: the examples that come with the package
+Progress = Callable[[int, int], None]  # documents and tokens since the last call
+
+
+def plan_corpus(
+    out: Path, request: dict[str, Any], make: Callable[[], corpora.Corpus], cut: corpora.Cut
+) -> dict[str, Any]:
+    """The plan of a token dataset: the one in `out` if there is one, else a new one.
+
+    request: what the user asked for and what decides content; a value of None was not given. Raises ValueError when
+    it contradicts the plan that is there.
+    """
+
+    def content() -> dict[str, Any]:
+        corpus = make()
+        _refuse_empty(corpus)
+        texts = (
+            text
+            for task in corpus.tasks
+            if task["shard"].startswith("val-")
+            for text in corpora.documents(corpus.sources, task, cut.text_column)
+        )
+        return {
+            "kind": dataset.TOKENS,
+            "corpus": {"name": corpus.name, "source": corpus.source, "revision": corpus.revision},
+            "text_column": cut.text_column,
+            "sources": corpus.sources,
+            "tasks": corpus.tasks,
+            "validation_texts": sorted({_text_hash(text) for text in texts if isinstance(text, str)}),
+        }
+
+    return _plan(out, request, content)
+
+
+def plan_multiple_choice(out: Path, source: str, limit_docs: int | None) -> dict[str, Any]:
+    """The plan of a multiple-choice dataset: one task that holds the examples' file."""
+
+    def content() -> dict[str, Any]:
+        sample = resources.files("gpt2wds") / "data" / "multiple_choice_sample.jsonl"
+        path = Path(str(sample)) if source == SAMPLE else Path(source).resolve()
+        if not path.is_file():
+            raise ValueError(f"hellaswag: expected a JSON-lines file for --source, got {source!r}, which is no file")
+        examples = sum(1 for _ in prompts.read_examples(path))
+        count = examples if limit_docs is None else min(limit_docs, examples)
+        # Only the whole validation set may be called by its name: published scores are scores on all of it.
+        whole = path.stem == "hellaswag_val" and count == 10_042
+        name = "HellaSwag" if whole else "sample" if source == SAMPLE else path.stem
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return {
+            "kind": dataset.MULTIPLE_CHOICE,
+            "corpus": {"name": name, "source": path.name, "revision": digest},
+            "sources": [{"name": path.name, "path": str(path), "size": path.stat().st_size}],
+            "tasks": [{"shard": "val-00000", "spans": [[0, 0, count]]}],
+            "validation_texts": [],
+        }
+
+    return _plan(out, {"corpus": "hellaswag", "source": source, "limit_docs": limit_docs}, content)
+
+
+def missing_tasks(out: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tasks without a receipt, or whose shard is not there with its receipt's size."""
+    missing = []
+    for task in plan["tasks"]:
+        receipt = _receipt_path(out, task["shard"])
+        if receipt.exists():
+            entry = json.loads(receipt.read_text())["shard"]
+            shard = out / entry["file"]
+            if shard.exists() and shard.stat().st_size == entry["bytes"]:
+                continue
+            # A damaged file must not be taken for one that another process committed first.
+            shard.unlink(missing_ok=True)
+            receipt.unlink()
+        missing.append(task)
+    if missing:
+        (out / "manifest.json").unlink(missing_ok=True)
+    return missing
+
+
+def run_task(out: Path, plan: dict[str, Any], task: dict[str, Any], progress: Progress) -> None:
+    """Documents of one task → one committed shard with its receipt."""
+    tokenizer = load_tokenizer()
+    write = _write_examples if plan["kind"] == dataset.MULTIPLE_CHOICE else _write_documents
+    final = out / f"{task['shard']}.tar.zst"
+    temporary = _temporary(final)
+    with temporary.open("wb") as file:
+        summary, facts = write(file, plan, task, tokenizer, progress)
+        file.flush()
+        os.fsync(file.fileno())
+    if not commit(temporary, final):
+        summary = _adopt(final, summary)
+    unit = plan["sources"][0].get("unit", "example")
+    entry = {
+        "file": final.name,
+        "bytes": summary.bytes,
+        "sha256": summary.sha256,
+        "tokens_sha256": summary.tokens_sha256,
+        "tokens": summary.tokens,
+        "documents": summary.documents,
+        "blocks": len(summary.rows),
+        **facts,
+        "spans": [{"source": plan["sources"][s]["name"], f"first_{unit}": a, "count": n} for s, a, n in task["spans"]],
+    }
+    receipt = {"shard": entry, "rows": base64.b64encode(summary.rows.tobytes()).decode()}
+    path = _receipt_path(out, task["shard"])
+    path.parent.mkdir(exist_ok=True)
+    temporary = _temporary(path)
+    _write_synced(temporary, (json.dumps(receipt) + "\n").encode())
+    commit(temporary, path)
+
+
+def finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Indices, then the manifest, then no temporary files. Needs every receipt; returns the manifest."""
+    entries: dict[str, list[dict[str, Any]]] = {split: [] for split in dataset.SPLITS}
+    rows: dict[str, list[np.ndarray]] = {split: [] for split in dataset.SPLITS}
+    for task in plan["tasks"]:
+        receipt = json.loads(_receipt_path(out, task["shard"]).read_text())
+        split = task["shard"].split("-")[0]
+        shard_rows = np.frombuffer(base64.b64decode(receipt["rows"]), dtype=shards.BLOCK_ROW).copy()
+        shard_rows["shard"] = len(entries[split])
+        entries[split].append(receipt["shard"])
+        rows[split].append(shard_rows)
+    if not any(entry["documents"] for split in entries.values() for entry in split):
+        reasons = sorted({reason for split in entries.values() for entry in split for reason in entry["skipped"]})
+        raise ValueError(f"corpus: expected at least one document with text, got none ({', '.join(reasons)})")
+    for split in dataset.SPLITS:
+        temporary = _temporary(out / f"{split}.blocks.npy")
+        with temporary.open("wb") as file:
+            np.save(file, np.concatenate([*rows[split], np.empty(0, dtype=shards.BLOCK_ROW)]), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(out / f"{split}.blocks.npy")
+    manifest = {
+        "format_version": dataset.FORMAT_VERSION,
+        "kind": plan["kind"],
+        "dataset_id": dataset.dataset_id(entries),
+        "corpus": plan["corpus"],
+        "tokenizer": plan["tokenizer"],
+        "parameters": {k: v for k, v in plan["request"].items() if v is not None},
+        "versions": plan["versions"],
+        "shards": entries,
+    }
+    write_atomically(out / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    _sync_directory(out)
+    for stray in [*out.glob(".*.tmp"), *(out / "receipts").glob(".*.tmp")]:
+        stray.unlink(missing_ok=True)
+    return manifest
+
+
+def _plan(out: Path, request: dict[str, Any], content: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    tokenizer = load_tokenizer().identity()
+    path = out / PLAN
+    if not path.exists():
+        if (out / "manifest.json").exists():
+            raise ValueError(f"{out}: expected a directory of this command's own, got a dataset without its plan.json")
+        plan = {"request": request, "tokenizer": tokenizer, "versions": shards.shard_versions(), **content()}
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        _write_synced(temporary, (json.dumps(plan, indent=1, ensure_ascii=False) + "\n").encode())
+        commit(temporary, path)
+    # Read back, so that of two that start together both follow the one plan that won.
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in request.items():
+        if value is not None and value != plan["request"].get(name):
+            raise ValueError(
+                f"{out}: its plan has {name} = {plan['request'].get(name)!r}, this command {value!r}; "
+                "repeat the first command, or choose another --out"
+            )
+    for name, value in tokenizer.items():
+        if value != plan["tokenizer"][name]:
+            raise ValueError(
+                f"{out}: its plan was made with {name} = {plan['tokenizer'][name]}, here it is {value}; "
+                f"ids would differ: pip install tiktoken=={plan['tokenizer']['tiktoken']}"
+            )
+    return plan
+
+
+def _refuse_empty(corpus: corpora.Corpus) -> None:
+    if not corpus.tasks:
+        raise ValueError(f"corpus {corpus.source}: expected at least one document, got none")
+    if not any(task["shard"].startswith("train-") for task in corpus.tasks):
+        raise ValueError(
+            f"corpus {corpus.source}: all of its documents went to validation, none is left to train on; "
+            "lower --val-docs (0 for no validation), or give more text"
+        )
+
+
+def _write_documents(
+    file: BinaryIO, plan: dict[str, Any], task: dict[str, Any], tokenizer: Tokenizer, progress: Progress
+) -> tuple[shards.ShardSummary, dict[str, Any]]:
+    training = task["shard"].startswith("train-")
+    validation_texts = frozenset(plan["validation_texts"]) if training else frozenset()
+    skipped: dict[str, list[int]] = {}
+    text_bytes = 0
+
+    def encoded() -> Iterator[np.ndarray]:
+        nonlocal text_bytes
+        for ordinal, text in enumerate(corpora.documents(plan["sources"], task, plan["text_column"])):
+            if isinstance(text, str) and _text_hash(text) in validation_texts:
+                text = Skipped(COPY_OF_VALIDATION)
+            if isinstance(text, str):
+                try:
+                    tokens = tokenizer.encode_document(text)
+                except ValueError as error:
+                    text = Skipped(str(error))
+            if isinstance(text, Skipped):
+                skipped.setdefault(text.reason, []).append(ordinal)
+                progress(1, 0)
+                continue
+            text_bytes += len(text.encode("utf-8", "surrogatepass"))
+            progress(1, len(tokens))
+            yield tokens
+
+    summary = shards.write_token_shard(file, task["shard"], encoded())
+    return summary, {"text_bytes": text_bytes, "skipped": skipped}
+
+
+def _write_examples(
+    file: BinaryIO, plan: dict[str, Any], task: dict[str, Any], tokenizer: Tokenizer, progress: Progress
+) -> tuple[shards.ShardSummary, dict[str, Any]]:
+    ((_, _, count),) = task["spans"]
+    writer, digest = shards.FrameWriter(file), hashlib.sha256()
+    frame: list[bytes] = []
+    frame_tokens = frame_examples = tokens = text_bytes = 0
+    for number, example in zip(range(count), prompts.read_examples(Path(plan["sources"][0]["path"])), strict=False):
+        key = shards.block_key(task["shard"], number)
+        record = json.dumps(example, ensure_ascii=False).encode()
+        frame.append(shards.tar_member(f"{key}.json", record))
+        for mode in prompts.MODES:
+            prompt = prompts.prompt_tokens(example, mode, tokenizer)
+            frame.append(shards.tar_member(f"{key}.{mode}.npy", shards.npy_bytes(prompt)))
+            digest.update(prompt.tobytes())
+            frame_tokens += len(prompt)
+        frame_examples += 1
+        text_bytes += len(record)
+        progress(1, 0)
+        # One frame for a small set: a frame of a single example would compress far worse.
+        if number + 1 == count or sum(map(len, frame)) >= 1 << 24:
+            writer.add(b"".join(frame), tokens=frame_tokens, documents=frame_examples)
+            tokens += frame_tokens
+            frame, frame_tokens, frame_examples = [], 0, 0
+    summary = writer.finish(tokens_sha256=digest.hexdigest(), tokens=tokens, documents=count)
+    return summary, {"text_bytes": text_bytes, "skipped": {}}
+
+
+def _adopt(final: Path, ours: shards.ShardSummary) -> shards.ShardSummary:
+    """Describe the shard that another process committed first: same tokens, perhaps another zstd's bytes."""
+    with final.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest == ours.sha256:
+            return ours
+        frames = shards.read_seek_table(file)[:-1]
+    if len(frames) != len(ours.rows) or (frames["checksum"] != ours.rows["checksum"]).any():
+        raise ValueError(f"{final}: another process wrote other tokens for this task; delete the file and run again")
+    rows = ours.rows.copy()
+    rows["offset"], rows["length"] = frames["offset"], frames["length"]
+    return shards.ShardSummary(final.stat().st_size, digest, ours.tokens_sha256, ours.tokens, ours.documents, rows)
+
+
+def commit(temporary: Path, final: Path) -> bool:
+    """Give a finished file its final name unless that is taken; False when another was there first."""
+    try:
+        os.link(temporary, final)
+        first = True
+    except FileExistsError:
+        first = False
+    temporary.unlink()
+    _sync_directory(final.parent)
+    return first
+
+
+def _temporary(final: Path) -> Path:
+    return final.with_name(f".{final.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def _receipt_path(out: Path, shard: str) -> Path:
+    return out / "receipts" / f"{shard}.json"
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -1,0 +1,278 @@
+"""One shard: tar members in independent zstd frames, with a seek table. The bytes, and nothing else.
+
+Four standards put together, so that other people's tools read a shard as it is:
+
+* POSIX ustar with WebDataset names: the members of one sample share the name up to the first dot;
+* zstd, one frame per run of whole samples, with content size and checksum; a last frame holds tar's end;
+* zstd's seekable format: a skippable frame at the end lists all frames, so that one can be read by byte range;
+* NumPy's npy 1.0 for tokens: `<u2`, one dimension.
+
+A token shard has one block per frame: 65,536 tokens and the one that follows, so that consecutive blocks overlap
+by one and every sequence finds its inputs and targets within one block.
+"""
+
+import hashlib
+import io
+import struct
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import zstandard
+
+BLOCK_TOKENS = 65_536
+COMPRESSION_LEVEL = 3
+MAX_FRAME_BYTES = 1 << 26  # no writer of ours makes a larger one: a reader refuses to allocate more
+
+# One row of a block index. `documents` start in the block; `checksum` is the frame's last 4 bytes: the low half
+# of XXH64 of its content, which zstd itself checks.
+BLOCK_ROW = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("offset", "<u8"),
+        ("length", "<u4"),
+        ("tokens", "<u4"),
+        ("documents", "<u4"),
+        ("checksum", "<u4"),
+    ]
+)
+
+_SEEK_TABLE_MAGIC, _SEEK_FOOTER_MAGIC, _CHECKSUM_FLAG = 0x184D2A5E, 0x8F92EAB1, 0x80
+_TAR_END = bytes(1024)
+_NPY_HEADER_BYTES = 128
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What was written: totals, hashes (hex SHA-256 of the file and of its tokens) and the index rows."""
+
+    bytes: int
+    sha256: str
+    tokens_sha256: str
+    tokens: int
+    documents: int
+    rows: np.ndarray  # (blocks,) BLOCK_ROW, `shard` left 0
+
+
+def tar_member(name: str, payload: bytes) -> bytes:
+    """Header, payload and padding of one regular file; the same bytes for the same input, always."""
+    assert len(name) < 100
+    header = bytearray(512)
+    for offset, field in (
+        (0, name.encode()),
+        (100, b"0000644\0"),  # mode
+        (108, b"0000000\0"),  # uid
+        (116, b"0000000\0"),  # gid
+        (124, b"%011o\0" % len(payload)),
+        (136, b"%011o\0" % 0),  # mtime
+        (148, b" " * 8),  # the checksum counts itself as blanks
+        (156, b"0"),  # a regular file
+        (257, b"ustar\0" + b"00"),
+    ):
+        header[offset : offset + len(field)] = field
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + payload + bytes(-len(payload) % 512)
+
+
+def npy_bytes(tokens: np.ndarray) -> bytes:
+    """(tokens,) uint16 as an npy 1.0 file."""
+    out = io.BytesIO()
+    np.lib.format.write_array(out, np.ascontiguousarray(tokens, dtype="<u2"), version=(1, 0), allow_pickle=False)
+    return out.getvalue()
+
+
+def npy_tokens(data: bytes) -> np.ndarray:
+    """The (tokens,) uint16 of an npy file, without a copy. Raises ValueError for anything but a row of `<u2`."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("expected npy format 1.0")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype != np.dtype("<u2") or len(shape) != 1:
+        raise ValueError(f"expected one dimension of <u2, got {dtype} of shape {shape}")
+    if len(data) - file.tell() != 2 * shape[0]:
+        raise ValueError(f"expected {shape[0]} tokens, got {len(data) - file.tell()} bytes")
+    return np.frombuffer(data, dtype="<u2", offset=file.tell())
+
+
+def token_frame_bytes(tokens: int) -> int:
+    """Decompressed size of a block's frame: a tar header, and an npy file padded to 512 bytes."""
+    payload = _NPY_HEADER_BYTES + 2 * tokens
+    return 512 + payload + -payload % 512
+
+
+class FrameWriter:
+    """Writes frames to an open binary file, then tar's end and the seek table."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._compressor = zstandard.ZstdCompressor(
+            level=COMPRESSION_LEVEL, write_checksum=True, write_content_size=True
+        )
+        self._sha256 = hashlib.sha256()
+        self._offset = 0
+        self._seek_entries: list[bytes] = []
+        self._rows: list[tuple[int, ...]] = []
+
+    def add(self, content: bytes, *, tokens: int, documents: int) -> None:
+        """Write one frame of whole samples."""
+        offset = self._offset
+        length, checksum = self._frame(content)
+        self._rows.append((0, offset, length, tokens, documents, checksum))
+
+    def finish(self, *, tokens_sha256: str, tokens: int, documents: int) -> ShardSummary:
+        self._frame(_TAR_END)
+        table = b"".join(self._seek_entries)
+        footer = struct.pack("<IBI", len(self._seek_entries), _CHECKSUM_FLAG, _SEEK_FOOTER_MAGIC)
+        self._write(struct.pack("<II", _SEEK_TABLE_MAGIC, len(table) + len(footer)) + table + footer)
+        rows = np.array(self._rows, dtype=BLOCK_ROW)
+        return ShardSummary(self._offset, self._sha256.hexdigest(), tokens_sha256, tokens, documents, rows)
+
+    def _frame(self, content: bytes) -> tuple[int, int]:
+        assert len(content) <= MAX_FRAME_BYTES
+        frame = self._compressor.compress(content)
+        checksum = int.from_bytes(frame[-4:], "little")
+        self._seek_entries.append(struct.pack("<III", len(frame), len(content), checksum))
+        self._write(frame)
+        return len(frame), checksum
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sha256.update(data)
+        self._offset += len(data)
+
+
+def block_key(shard: str, block: int) -> str:
+    """WebDataset key of a block, unique in the dataset.
+
+    >>> block_key("train-00000", 7)
+    'train-00000-000007'
+    """
+    return f"{shard}-{block:06d}"
+
+
+def write_token_shard(file: BinaryIO, shard: str, documents: Iterable[np.ndarray]) -> ShardSummary:
+    """Write one token shard; `documents` are (tokens,) uint16 arrays that each begin with `<|endoftext|>`.
+
+    Memory holds one document and one block, whatever the shard's size.
+    """
+    writer = FrameWriter(file)
+    digest = hashlib.sha256()
+    starts = _Starts()
+
+    def counted() -> Iterator[np.ndarray]:
+        for document in documents:
+            digest.update(document.astype("<u2", copy=False).tobytes())
+            starts.add(len(document))
+            yield document
+
+    for number, block in enumerate(_blocks(counted())):
+        name = f"{block_key(shard, number)}.tokens.npy"
+        writer.add(tar_member(name, npy_bytes(block)), tokens=len(block), documents=starts.in_block(number))
+    return writer.finish(tokens_sha256=digest.hexdigest(), tokens=starts.tokens, documents=starts.documents)
+
+
+class _Starts:
+    """Counts the documents that start in each block: a start at token t belongs to block t // 65,536."""
+
+    def __init__(self) -> None:
+        self.tokens = self.documents = 0
+        self._counts: dict[int, int] = {}
+
+    def add(self, tokens: int) -> None:
+        block = self.tokens // BLOCK_TOKENS
+        self._counts[block] = self._counts.get(block, 0) + 1
+        self.tokens += tokens
+        self.documents += 1
+
+    def in_block(self, number: int) -> int:
+        return self._counts.pop(number, 0)
+
+
+def _blocks(documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Blocks of 65,537 tokens that overlap by one; ceil((T - 1) / 65,536) of them, at least one if T > 0."""
+    parts: list[np.ndarray] = []
+    held, first = 0, True
+    for document in documents:
+        parts.append(document)
+        held += len(document)
+        if held > BLOCK_TOKENS:
+            tokens, at = np.concatenate(parts), 0
+            while held - at > BLOCK_TOKENS:
+                yield tokens[at : at + BLOCK_TOKENS + 1]
+                at, first = at + BLOCK_TOKENS, False
+            parts, held = [tokens[at:].copy()], held - at
+    # After a block one token is always held: the overlap, no block of its own.
+    if held > (0 if first else 1):
+        yield np.concatenate(parts)
+
+
+def read_seek_table(file: BinaryIO) -> np.ndarray:
+    """All frames of a shard from its seek table: (frames,) of BLOCK_ROW's offset, length and checksum.
+
+    The last row is tar's end. Raises ValueError when the file does not end in a seek table.
+    """
+    size = file.seek(0, io.SEEK_END)
+    if size < 17:
+        raise ValueError(f"expected a zstd seek table at its end, got a file of {size} bytes")
+    file.seek(size - 9)
+    frames, flags, magic = struct.unpack("<IBI", file.read(9))
+    start = size - 9 - 12 * frames - 8
+    if magic != _SEEK_FOOTER_MAGIC or flags != _CHECKSUM_FLAG or start < 0:
+        raise ValueError("expected a zstd seek table at its end: the file is truncated or no shard")
+    file.seek(start)
+    if struct.unpack("<II", file.read(8)) != (_SEEK_TABLE_MAGIC, 12 * frames + 9):
+        raise ValueError("its seek table is damaged")
+    entries = np.frombuffer(file.read(12 * frames), dtype=[("length", "<u4"), ("content", "<u4"), ("checksum", "<u4")])
+    rows = np.zeros(frames, dtype=BLOCK_ROW)
+    rows["length"], rows["checksum"] = entries["length"], entries["checksum"]
+    rows["offset"][1:] = np.cumsum(entries["length"].astype(np.uint64))[:-1]
+    if int(rows["length"].sum(dtype=np.uint64)) != start:
+        raise ValueError("its seek table does not cover the file")
+    return rows
+
+
+def decompress_frame(frame: bytes, row: np.void, expected_bytes: int | None) -> bytes:
+    """Content of one frame, held to its index row. `expected_bytes` is the content's size where it is known.
+
+    Raises ValueError, saying what is wrong, before anything large is allocated.
+    """
+    if len(frame) != row["length"]:
+        raise ValueError(f"expected {row['length']} bytes at {row['offset']}, got {len(frame)}: the file is truncated")
+    if int.from_bytes(frame[-4:], "little") != row["checksum"]:
+        raise ValueError("its checksum is not the index's")
+    try:
+        declared = zstandard.get_frame_parameters(frame).content_size
+        if declared > MAX_FRAME_BYTES or (expected_bytes is not None and declared != expected_bytes):
+            raise ValueError(f"expected {expected_bytes or 'at most 64 MiB'} decompressed bytes, got {declared}")
+        return zstandard.ZstdDecompressor().decompress(frame)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"it does not decompress ({error})") from None
+
+
+def read_members(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names and payloads of the tar members in one frame."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                if file is not None:
+                    yield member.name, file.read()
+    except tarfile.TarError as error:
+        raise ValueError(f"it holds no tar members ({error})") from None
+
+
+def checked_tokens(key: str, payload: bytes, expected_key: str, expected_tokens: int) -> np.ndarray:
+    """A block's tokens, (tokens,) uint16, once its key and count are the index's. Raises ValueError."""
+    if key != expected_key:
+        raise ValueError(f"expected sample {expected_key}, got {key}")
+    tokens = npy_tokens(payload)
+    if len(tokens) != expected_tokens:
+        raise ValueError(f"expected {expected_tokens} tokens, got {len(tokens)}")
+    return tokens
+
+
+def shard_versions() -> dict[str, str]:
+    """Library versions that decide a shard's bytes."""
+    return {"zstd": ".".join(map(str, zstandard.ZSTD_VERSION)), "zstandard": zstandard.__version__}

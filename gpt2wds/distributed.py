@@ -60,14 +60,14 @@ def join_world(device: str) -> Iterator[World]:
 def _device(wanted: str, local_rank: int) -> torch.device:
     kind = wanted.partition(":")[0]
     if kind == "auto":
-        kind = wanted = (
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        kind = wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if kind not in ("cpu", "cuda", "mps"):
         raise ValueError(f"run.device: expected auto, cpu, cuda or mps, got {wanted!r}")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"run.device: expected a CUDA device, this torch ({torch.__version__}) sees none; use auto")
+            raise ValueError(
+                f"run.device: expected a CUDA device, this torch ({torch.__version__}) sees none; use auto"
+            )
         number = int(wanted.partition(":")[2] or local_rank)
         if number >= torch.cuda.device_count():
             raise ValueError(f"run.device: expected one of {torch.cuda.device_count()} CUDA devices, got cuda:{number}")

@@ -181,19 +181,26 @@ def _bounds(part: range) -> tuple[int, int]:
 
 
 def validation_sequences(
-    dataset: Dataset, *, seq_len: int, max_tokens: int, batch_sequences: int, rank: int = 0, world_size: int = 1
+    dataset: Dataset,
+    *,
+    seq_len: int,
+    max_tokens: int,
+    batch_sequences: int,
+    rank: int = 0,
+    world_size: int = 1,
+    split: str = "val",
 ) -> Iterator[np.ndarray]:
-    """The first `max_tokens` tokens of `val` in storage order: (≤ batch_sequences, seq_len + 1) uint16 arrays.
+    """The first `max_tokens` tokens of a split in storage order: (≤ batch_sequences, seq_len + 1) uint16 arrays.
 
     All ranks together give each sequence once. Raises ValueError when there is not one sequence.
     """
-    tokens = dataset.blocks["val"]["tokens"].astype(np.int64)
+    tokens = dataset.blocks[split]["tokens"].astype(np.int64)
     per_block = np.maximum(tokens - 1, 0) // seq_len
     total = min(int(per_block.sum()), max_tokens // seq_len)
     if not total:
         raise ValueError(
-            f"dataset {dataset.path}: expected a validation text of more than seq_len = {seq_len} tokens, got "
-            f"{dataset.total('val', 'tokens')} tokens of which eval.val_tokens = {max_tokens} are used"
+            f"dataset {dataset.path}: expected a {split} text of more than seq_len = {seq_len} tokens, got "
+            f"{dataset.total(split, 'tokens')} tokens of which eval.val_tokens = {max_tokens} are used"
         )
     mine = rank_slots(total, rank, world_size)
     starts = np.cumsum(per_block) - per_block
@@ -202,7 +209,7 @@ def validation_sequences(
         first, end = max(mine.start, int(starts[block])), min(mine.stop, int(starts[block] + per_block[block]))
         if first >= end:
             continue
-        values = dataset.read_tokens("val", block)
+        values = dataset.read_tokens(split, block)
         for i in range(first - int(starts[block]), end - int(starts[block])):
             batch.append(values[i * seq_len : (i + 1) * seq_len + 1])
             if len(batch) == batch_sequences:

@@ -4,6 +4,7 @@ Parameter names are OpenAI's. Shapes in comments: B sequences, T positions, C = 
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,6 +173,13 @@ class GPT2(nn.Module):
                 if value.shape != target.shape:
                     raise ValueError(f"weights: {name} must be {tuple(target.shape)}, got {tuple(value.shape)}")
                 target.copy_(value)
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
+    """Matrix products in `dtype` ("float32" or "bfloat16"), everything else as it is."""
+    if dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def hf_config(config: GPT2Config) -> dict[str, Any]:

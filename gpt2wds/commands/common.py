@@ -37,10 +37,12 @@ def one_line_errors() -> Iterator[None]:
 class ProgressLine:
     """A progress bar on a terminal, a line every few seconds elsewhere; always on standard error."""
 
-    def __init__(self, label: str, total: float | None, unit: str):
+    def __init__(self, label: str, total: float | None, unit: str, done: float = 0):
         self._label, self._total, self._unit = label, total, unit
-        self._bar = tqdm(total=total, desc=label, unit=unit, unit_scale=True, file=sys.stderr, disable=None)
-        self._done, self._start, self._said = 0.0, time.monotonic(), time.monotonic()
+        self._bar = tqdm(
+            initial=done, total=total, desc=label, unit=unit, unit_scale=True, file=sys.stderr, disable=None
+        )
+        self._before, self._done, self._start, self._said = done, done, time.monotonic(), time.monotonic()
 
     def update(self, amount: float, note: str = "") -> None:
         self._done += amount
@@ -59,7 +61,7 @@ class ProgressLine:
         self._said = time.monotonic()
         of = "" if self._total is None else f" of {self._total:,.0f}"
         seconds = self._said - self._start
-        rate = f", {self._done / seconds:,.0f}/s" if seconds > 0 else ""
+        rate = f", {(self._done - self._before) / seconds:,.1f}/s" if seconds > 0 else ""
         print(
             f"{self._label}: {self._done:,.0f}{of} {self._unit}{rate}{note and ', ' + note}",
             file=sys.stderr,

@@ -1,0 +1,143 @@
+"""A checkpoint: a directory that is whole or not there.
+
+    model.safetensors, config.json   GPT-2 in Hugging Face layout: `transformers` opens the directory as it is
+    optimizer.safetensors            state tensors by parameter name
+    state.json                       step, position in the data, and what else an exact resume needs
+    SHA256SUMS                       of the four; `sha256sum -c` checks a checkpoint by hand
+
+Nothing in it is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from .model import GPT2, GPT2Config, hf_config
+
+WEIGHTS, CONFIG, OPTIMIZER, STATE, SUMS = (
+    "model.safetensors",
+    "config.json",
+    "optimizer.safetensors",
+    "state.json",
+    "SHA256SUMS",
+)
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: GPT2, optimizer_state: dict[str, torch.Tensor], state: dict[str, Any], *, keep: int
+) -> Path:
+    """Write `folder`/step-0000100 under a temporary name, rename it, and remove all but the newest `keep`.
+
+    Raises OSError when it cannot be written (disk full); then no part of it is left and the older ones stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:07d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    _clear(folder)
+    try:
+        temporary.mkdir()
+        save_file(model.hf_state_dict(), temporary / WEIGHTS, metadata={"format": "pt"})
+        (temporary / CONFIG).write_text(json.dumps(hf_config(model.config), indent=2) + "\n")
+        save_file({name: tensor.contiguous() for name, tensor in optimizer_state.items()}, temporary / OPTIMIZER)
+        (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=1) + "\n")
+        sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in (WEIGHTS, CONFIG, OPTIMIZER, STATE))
+        (temporary / SUMS).write_text(sums)
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if final.exists():
+        # A damaged one that a fall-back trained past again.
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync(folder)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose every byte is as it was written, or None when there is none at all.
+
+    Says through `warn` which it passes over. Raises ValueError when there are some and all are damaged: starting
+    from nothing is not what anybody would want then.
+    """
+    found = list_checkpoints(folder)
+    for path in reversed(found):
+        problem = _damage(path)
+        if problem is None:
+            return path
+        warn(f"WARNING: checkpoint {path} is damaged ({problem}); falling back to the one before")
+    if found:
+        raise ValueError(
+            f"{folder}: expected a sound checkpoint, all {len(found)} are damaged; "
+            "restore one, or remove the run directory to start from nothing"
+        )
+    return None
+
+
+def load_weights(path: Path) -> GPT2:
+    """A model from a directory in Hugging Face layout. Raises ValueError for what is no GPT-2."""
+    try:
+        config = json.loads((path / CONFIG).read_text())
+        tensors = load_file(path / WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model {path}: expected {CONFIG} and {WEIGHTS} in Hugging Face layout ({error})") from None
+    except Exception as error:
+        # safetensors has an exception class of its own, without a base that says so.
+        raise ValueError(f"model {path}: cannot read {WEIGHTS} ({error})") from None
+    if config.get("model_type") != "gpt2":
+        raise ValueError(f"model {path}: expected a GPT-2, got model_type {config.get('model_type')!r}")
+    shape = {name: config[name] for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
+    model = GPT2(GPT2Config(**shape))
+    model.load_hf_state_dict(tensors)
+    return model
+
+
+def restore(path: Path, model: GPT2) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Load a checkpoint's weights into `model`; returns its state and the optimizer's tensors."""
+    model.load_hf_state_dict(load_file(path / WEIGHTS))
+    return json.loads((path / STATE).read_text()), load_file(path / OPTIMIZER)
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        lines = (path / SUMS).read_text().splitlines()
+        sums = dict(reversed(line.split("  ", 1)) for line in lines)
+        for name in (WEIGHTS, CONFIG, OPTIMIZER, STATE):
+            if sums.get(name) != _sha256(path / name):
+                return f"{name} is not what was written"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _clear(folder: Path) -> None:
+    for stray in folder.glob(".step-*.tmp"):
+        shutil.rmtree(stray, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

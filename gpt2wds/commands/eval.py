@@ -1,0 +1,144 @@
+"""gpt2wds-eval: scores, losses, samples and reports of a trained model."""
+
+import json
+import math
+from pathlib import Path
+
+import click
+
+from .. import __version__, report
+from .. import hellaswag as multiple_choice
+from ..checkpoint import load_weights
+from ..dataset import SPLITS, Dataset
+from ..distributed import join_world
+from ..evaluation import generate, validation_loss
+from ..loader import validation_sequences
+from ..prompts import MODES
+from ..tokenizer import load_tokenizer
+from .common import Commands, print_json
+from .models import find_weights
+
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+DTYPE = click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Score, sample and report. MODEL is a run directory, a checkpoint, a Hugging Face directory or a Hub name."""
+
+
+@main.command()
+@click.argument("model")
+@click.option("--data", required=True, help="Dataset directory made by gpt2wds-shard hellaswag.")
+@click.option("--mode", type=click.Choice(MODES), default="completion", show_default=True, help="How prompts are made.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many examples.")
+@click.option("--per-example", type=click.Path(path_type=Path), help="Write one JSON object per example here.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@DEVICE
+@DTYPE
+def hellaswag(
+    model: str,
+    data: str,
+    mode: str,
+    limit: int | None,
+    per_example: Path | None,
+    as_json: bool,
+    device: str,
+    dtype: str,
+) -> None:
+    """Multiple-choice accuracy: acc, and acc_norm by tokens, characters and bytes."""
+    with join_world(device) as world:
+        gpt2 = load_weights(find_weights(model)).to(world.device).eval()
+        questions = multiple_choice.load_questions(Dataset(data), mode, gpt2.config.n_positions, limit)
+        sums = multiple_choice.ending_log_probabilities(gpt2, questions, world, dtype)
+        result = {"model": model, **multiple_choice.scores(questions, sums)}
+        if not world.is_main:
+            return
+    if per_example:
+        records = multiple_choice.per_example(questions, sums)
+        per_example.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    if as_json:
+        print_json(result)
+        return
+    print(f"{result['name']}, {result['mode']} mode, {result['examples']:,} examples, chance 0.25")
+    for score in ("acc", "acc_norm_tokens", "acc_norm_characters", "acc_norm_bytes"):
+        error = result[f"{score}_stderr"]
+        print(f"  {score:20} {result[score]:.4f}" + (f" ± {error:.4f}" if error is not None else ""))
+    if result["truncated"]:
+        print(f"  {result['truncated']:,} rows were longer than the model's positions and lost tokens on the left")
+
+
+@main.command()
+@click.argument("model")
+@click.option("--data", required=True, help="Dataset directory of tokens.")
+@click.option("--split", type=click.Choice(SPLITS), default="val", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@DEVICE
+@DTYPE
+def loss(model: str, data: str, split: str, as_json: bool, device: str, dtype: str) -> None:
+    """Loss on a split, in the model's whole context: nats per token and perplexity."""
+    with join_world(device) as world:
+        gpt2 = load_weights(find_weights(model)).to(world.device).eval()
+        dataset = Dataset(data)
+        seq_len = gpt2.config.n_positions
+        batches = validation_sequences(
+            dataset,
+            split=split,
+            seq_len=seq_len,
+            max_tokens=dataset.total(split, "tokens"),
+            batch_sequences=max(1, 8192 // seq_len),
+            rank=world.rank,
+            world_size=world.world_size,
+        )
+        value = validation_loss(gpt2, batches, world, dtype)
+        if not world.is_main:
+            return
+    if as_json:
+        print_json(
+            {"model": model, "corpus": dataset.corpus, "split": split, "loss": value, "perplexity": math.exp(value)}
+        )
+    else:
+        print(f"{dataset.corpus}, {split}: loss {value:.4f} nats per token, perplexity {math.exp(value):,.2f}")
+
+
+@main.command()
+@click.argument("model")
+@click.option("--prompt", "prompts", multiple=True, default=["Hello, I'm a language model,"], show_default=True)
+@click.option("--tokens", type=click.IntRange(1), default=100, show_default=True, help="At most so many per sample.")
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="0: always the likeliest."
+)
+@click.option("--top-k", type=click.IntRange(0), default=50, show_default=True, help="0: all tokens.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@DEVICE
+def sample(
+    model: str, prompts: tuple[str, ...], tokens: int, temperature: float, top_k: int, seed: int, device: str
+) -> None:
+    """Text that the model makes of a prompt; several prompts with --prompt … --prompt …."""
+    tokenizer = load_tokenizer()
+    with join_world(device) as world:
+        gpt2 = load_weights(find_weights(model)).to(world.device).eval()
+        for number, prompt in enumerate(prompts):
+            if number:
+                print("---")
+            print(
+                generate(
+                    gpt2,
+                    tokenizer,
+                    prompt,
+                    tokens=tokens,
+                    temperature=temperature,
+                    top_k=top_k,
+                    seed=seed,
+                    device=world.device,
+                )
+            )
+
+
+@main.command(name="report")
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="HTML file to write; RUN_DIR/report.html if not given.")
+def report_command(run_dir: Path, out: Path | None) -> None:
+    """One self-contained HTML page with a run's curves, scores, samples and configuration."""
+    print(report.write_report(run_dir, out))

@@ -1,0 +1,26 @@
+"""MODEL on a command line → a directory with weights."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from ..checkpoint import CONFIG, WEIGHTS, newest_sound_checkpoint
+from ..rundir import RunDirectory
+
+
+def find_weights(model: str) -> Path:
+    """A run directory (its newest checkpoint), a checkpoint, a directory in Hugging Face layout, or a Hub name."""
+    path = Path(model)
+    if path.is_dir():
+        if (path / CONFIG).exists():
+            return path
+        newest = newest_sound_checkpoint(RunDirectory(path).checkpoints, print)
+        if newest is None:
+            raise ValueError(f"model {model}: expected a run directory with a checkpoint or {CONFIG}, found neither")
+        return newest
+    try:
+        return Path(snapshot_download(model, allow_patterns=[CONFIG, WEIGHTS]))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"model {model}: expected a directory, or a name that the Hub knows ({reason})") from None

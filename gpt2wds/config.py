@@ -1,0 +1,105 @@
+"""TOML and `section.key=value` → a frozen dataclass of frozen dataclasses. Knows no field by name."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+Schema = TypeVar("Schema")
+
+
+def load_config(path: Path, overrides: list[str], schema: type[Schema]) -> Schema:
+    """Read a configuration file, apply overrides such as `train.max_steps=100`, and fill in defaults.
+
+    A value after `=` is read as TOML, or as a string where it is none: `model.size=gpt2-medium` needs no quotes.
+    Raises ValueError for an unknown key (naming the nearest) and for a value of another type.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"configuration {path}: expected a TOML file ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"configuration {path}: expected TOML ({error})") from None
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        section, dot, name = key.partition(".")
+        if not separator or not dot:
+            raise ValueError(f"expected section.key=value, got {override!r}; for example train.max_steps=100")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        values.setdefault(section, {})
+        if isinstance(values[section], dict):
+            values[section][name] = value
+    return _build(values, schema, str(path), "")
+
+
+def dump_config(config: Any) -> str:
+    """The configuration as TOML, every value written out."""
+    lines = []
+    for section in dataclasses.fields(config):
+        lines.append(f"[{section.name}]")
+        for name, value in vars(getattr(config, section.name)).items():
+            lines.append(f"{name} = {_toml(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`section.key: old → new` for every value that is not the same in two configurations as plain dicts.
+
+    >>> differences({"run": {"seed": 1}}, {"run": {"seed": 2}})
+    ['run.seed: 1 → 2']
+    """
+    keys = [(section, name) for section in (*new, *old) for name in (*new.get(section, {}), *old.get(section, {}))]
+    return [
+        f"{section}.{name}: {old.get(section, {}).get(name)!r} → {new.get(section, {}).get(name)!r}"
+        for section, name in dict.fromkeys(keys)
+        if old.get(section, {}).get(name) != new.get(section, {}).get(name)
+    ]
+
+
+def _build(values: dict[str, Any], schema: type[Any], source: str, prefix: str) -> Any:
+    hints = typing.get_type_hints(schema)
+    built = {}
+    for name, value in values.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1, cutoff=0)
+            raise ValueError(f"configuration {source}: unknown key {prefix}{name}; did you mean {prefix}{near[0]}?")
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise ValueError(f"configuration {source}: expected a section [{name}], got {name} = {value!r}")
+            built[name] = _build(value, typing.cast(type, hint), source, f"{prefix}{name}.")
+        else:
+            built[name] = _checked(value, hint, f"configuration {source}: {prefix}{name}")
+    return schema(**built)
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    kind = origin or hint
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    good = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    if good and isinstance(hint, types.GenericAlias):
+        good = all(isinstance(item, typing.get_args(hint)[0]) for item in value)
+    if not good:
+        name = str(hint) if origin else hint.__name__
+        raise ValueError(f"{where}: expected {name}, got {value!r}")
+    return value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value)

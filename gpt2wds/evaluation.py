@@ -1,0 +1,76 @@
+"""Validation loss and samples."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from .distributed import World
+from .model import GPT2, autocast
+from .tokenizer import END_OF_TEXT, Tokenizer
+
+
+@torch.no_grad()
+def validation_loss(model: GPT2, batches: Iterable[np.ndarray], world: World, dtype: str) -> float:
+    """Mean loss in nats per token over all ranks' batches of (B, T + 1) uint16 sequences."""
+    total = torch.zeros(2, dtype=torch.float64 if world.device.type != "mps" else torch.float32, device=world.device)
+    for batch in batches:
+        tokens = torch.from_numpy(batch.astype(np.int64)).to(world.device)
+        with autocast(world.device, dtype):
+            loss = model(tokens[:, :-1], tokens[:, 1:], torch.ones(len(tokens), device=world.device))
+        total[0] += loss
+        total[1] += len(tokens)
+    loss_sum, sequences = world.sum(total).tolist()
+    return loss_sum / sequences
+
+
+def unigram_entropy(tokens: Iterable[np.ndarray]) -> float:
+    """Entropy in nats of the tokens' own frequencies: what knowing only how common each token is would cost."""
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for part in tokens:
+        counts += np.bincount(part, minlength=1 << 16)
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+@torch.no_grad()
+def generate(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 50,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> str:
+    """The prompt and what the model makes of it: at most `tokens` more tokens, or until `<|endoftext|>`.
+
+    temperature 0 always takes the likeliest token; top_k 0 considers all. The same seed gives the same text. A
+    text longer than the model's positions goes on from its last half.
+    """
+    device = device or torch.device("cpu")
+    generator = torch.Generator().manual_seed(seed)
+    ids = tokenizer.encode(prompt).tolist() or [END_OF_TEXT]
+    made: list[int] = []
+    past, fresh = None, ids
+    for _ in range(tokens):
+        if past is None or past[0][0].shape[2] + 1 > model.config.n_positions:
+            past, fresh = None, (ids + made)[-model.config.n_positions // 2 if past else -model.config.n_positions :]
+        hidden, past = model.hidden(torch.tensor([fresh], device=device), past)
+        token = _choose(model.logits(hidden[0, -1]).float().cpu(), temperature, top_k, generator)
+        if token == END_OF_TEXT:
+            break
+        made.append(token)
+        fresh = [token]
+    return prompt + tokenizer.decode(np.array(made, dtype=np.uint16))
+
+
+def _choose(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    if top_k:
+        threshold = logits.topk(min(top_k, len(logits))).values[-1]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    return int(torch.multinomial(torch.softmax(logits / temperature, dim=0), 1, generator=generator))

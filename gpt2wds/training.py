@@ -1,0 +1,277 @@
+"""The training loop: from a rank's batches to a run directory.
+
+Reads from top to bottom: `Trainer.train` steps, saves, evaluates and logs; the rest are its named parts.
+A row "step s" tells of update s: its loss (before the update), and what was measured after it.
+"""
+
+import contextlib
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from .checkpoint import save_checkpoint
+from .distributed import World
+from .loader import StepBatches
+from .model import GPT2, autocast
+from .optim import Optimizers
+from .rundir import RunDirectory
+
+SYNC_STEPS = 10  # losses are fetched from the device, and signals agreed on, once in so many steps
+
+Evaluate = Callable[[GPT2], dict[str, Any]]  # a model → metrics such as {"val_loss": 5.1}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a loop does, apart from the objects it works on. Steps count updates."""
+
+    max_steps: int
+    micro_batch_sequences: int
+    grad_clip: float
+    dtype: str  # of the matrix products: "float32" or "bfloat16"
+    compile: bool
+    learning_rate: float
+    learning_rate_factor: Callable[[int], float]
+    eval_every_steps: int
+    checkpoint_every_steps: int
+    checkpoint_keep: int
+
+
+@dataclass
+class Signals:
+    """What the outside asked for: SIGTERM and SIGINT save and stop, SIGUSR1 saves."""
+
+    stop: int = 0
+    save: bool = False
+    _old: dict[int, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> "Signals":
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        if number == signal.SIGUSR1:
+            self.save = True
+        else:
+            self.stop = number
+            # Who asks twice does not want to wait.
+            signal.signal(number, self._old[number])
+
+    def agree(self, world: World) -> tuple[bool, bool]:
+        """(save, stop), the same on every rank."""
+        stop, save = world.any(bool(self.stop)), world.any(self.save or bool(self.stop))
+        self.save = False
+        if stop and not self.stop:
+            self.stop = signal.SIGTERM
+        return save, stop
+
+
+class Trainer:
+    """One rank's training: the objects it works on, and the loop.
+
+    state: {"step": updates done, "row": that step's metrics}, from a checkpoint or for a fresh run.
+    """
+
+    def __init__(
+        self,
+        model: GPT2,
+        optimizers: Optimizers,
+        batches: StepBatches,
+        evaluate: Evaluate,
+        recipe: Recipe,
+        *,
+        run: RunDirectory,
+        world: World,
+        say: Say,
+        progress: Callable[[int, str], None],
+    ):
+        self.model, self.optimizers, self.batches, self.evaluate = model, optimizers, batches, evaluate
+        self.recipe, self.run, self.world, self.say, self.progress = recipe, run, world, say, progress
+        self._forward, self._no_sync = self._prepare_forward()
+        self._pending: list[Pending] = []
+        self._clock = 0.0
+
+    def train(self, state: dict[str, Any]) -> int:
+        """Train from `state` to `recipe.max_steps`; returns the signal that stopped it, or 0.
+
+        The checkpoint of a step is written before its evaluation, and its row after: a run killed in between does
+        the evaluation again, and no step is logged twice.
+        """
+        recipe, world = self.recipe, self.world
+        first, row = state["step"], state["row"]
+        if world.is_main:
+            self.run.rewind(first - 1)
+        sequences = iter(self.batches)
+        self._clock = time.perf_counter()
+        with Signals() as signals:
+            for step in count(first):
+                last = step >= recipe.max_steps
+                evaluate = step % recipe.eval_every_steps == 0 or last
+                save = step > first and (step % recipe.checkpoint_every_steps == 0 or last)
+                sync = world.world_size == 1 or step % SYNC_STEPS == 0
+                asked, stop = signals.agree(world) if sync else (False, False)
+                save = save or (asked and step > first)
+
+                if self._pending and (evaluate or save or step % SYNC_STEPS == 0):
+                    *earlier, row = self._fetch()
+                    self._log(*earlier)
+                    if not (evaluate or save):
+                        self._log(row)
+                if save:
+                    self._save(step, row, step - first)
+                if stop:
+                    self.say(f"step {step}: stopped by {signal.Signals(signals.stop).name}; the same command goes on")
+                    return signals.stop
+                if evaluate:
+                    row = {**row, **self.evaluate(self.model)}
+                    self.say(f"step {step}: {_describe(row)}")
+                if evaluate or save or step == first > 0:
+                    self._log(row)
+                    self._clock = time.perf_counter()
+                if last:
+                    return 0
+                self._pending.append(self._step(step + 1, next(sequences)))
+        raise AssertionError("the loop returns")
+
+    def _step(self, step: int, sequences: np.ndarray) -> "Pending":
+        """One update from this rank's sequences, (slots, T + 1) uint16. Nobody waits for the device here."""
+        total, world = self.batches.sequences_per_step, self.world
+        parts = list(micro_batches(sequences, total, world, self.recipe.micro_batch_sequences))
+        loss = torch.zeros((), device=world.device)
+        for number, (tokens, weights) in enumerate(parts):
+            # Gradients add up here and are exchanged between ranks once, with the last micro-step.
+            with self._no_sync() if number < len(parts) - 1 else contextlib.nullcontext():
+                with autocast(world.device, self.recipe.dtype):
+                    part = self._forward(tokens[:, :-1], tokens[:, 1:], weights) / total
+                # DistributedDataParallel divides by the ranks; the loss is a mean over sequences, not over ranks.
+                (part * world.world_size).backward()
+            loss += part.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
+        factor = self.recipe.learning_rate_factor(step)
+        self.optimizers.step(factor)
+        tokens_so_far = step * total * self.batches.seq_len
+        row = {"step": step, "tokens": tokens_so_far, "learning_rate": self.recipe.learning_rate * factor}
+        return Pending(row, loss, norm)
+
+    def _fetch(self) -> list[dict[str, Any]]:
+        """Rows of the steps since the last fetch; the one place where the host waits for the device."""
+        pending, self._pending = self._pending, []
+        losses = self.world.sum(torch.stack([p.loss for p in pending])).tolist()
+        norms = torch.stack([p.norm for p in pending]).tolist()
+        seconds = (time.perf_counter() - self._clock) / len(pending)
+        rate = self.batches.sequences_per_step * self.batches.seq_len / seconds
+        rows = [
+            {**p.row, "train_loss": loss, "grad_norm": norm, "seconds": seconds, "tokens_per_second": rate}
+            for p, loss, norm in zip(pending, losses, norms, strict=True)
+        ]
+        for row in rows:
+            if not math.isfinite(row["train_loss"]):
+                raise ValueError(
+                    f"step {row['step']}: expected a finite loss, got {row['train_loss']}; nothing was saved since the "
+                    'last checkpoint: lower train.learning_rate or use train.dtype = "float32"'
+                )
+        self.progress(len(rows), _describe(rows[-1]))
+        self._clock = time.perf_counter()
+        return rows
+
+    def _save(self, step: int, row: dict[str, Any], steps_taken: int) -> None:
+        if self.world.is_main:
+            position = self.batches.position_after(steps_taken)
+            state = {
+                "row": row,
+                "epoch": position.epoch,
+                "taken": position.taken,
+                "dataset_id": self.batches.dataset.id,
+                "seed": self.batches.seed,
+                "seq_len": self.batches.seq_len,
+            }
+            tensors = self.optimizers.state(self.model)
+            keep = self.recipe.checkpoint_keep
+            path = save_checkpoint(self.run.checkpoints, step, self.model, tensors, state, keep=keep)
+            self.say(f"step {step}: saved {path}")
+        self.world.barrier()
+
+    def _log(self, *rows: dict[str, Any]) -> None:
+        if self.world.is_main:
+            for row in rows:
+                self.run.append(row)
+
+    def _prepare_forward(self) -> tuple[Callable[..., torch.Tensor], Callable[[], AbstractContextManager[Any]]]:
+        """The model as a micro-step calls it (its gradients exchanged between ranks, compiled where asked), and the
+        context in which gradients are not exchanged."""
+        forward: torch.nn.Module = self.model
+        no_sync: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+        if self.world.world_size > 1:
+            device_ids = [self.world.device.index] if self.world.device.type == "cuda" else None
+            forward = DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
+            no_sync = forward.no_sync
+        if not self.recipe.compile:
+            return forward, no_sync
+        if self.world.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+            self.say("train.compile: no C++ compiler here, going on without it (the same mathematics, slower)")
+            return forward, no_sync
+        return torch.compile(forward, dynamic=False), no_sync
+
+
+@dataclass
+class Pending:
+    """A step whose loss and gradient norm are still on the device."""
+
+    row: dict[str, Any]
+    loss: torch.Tensor  # this rank's share of the mean
+    norm: torch.Tensor
+
+
+def micro_batches(
+    sequences: np.ndarray, total: int, world: World, at_most: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """This rank's sequences in equal parts: (B, T + 1) int64 tokens and (B,) weights, 0 for padding.
+
+    Every rank gets the same number of parts of the same size, whether or not the ranks divide the step: as few
+    parts as `at_most` sequences each allow.
+    """
+    most = math.ceil(total / world.world_size)  # sequences of the rank that has most
+    parts = math.ceil(most / at_most)
+    size = math.ceil(most / parts)
+    padded = np.zeros((parts * size, sequences.shape[1]), dtype=np.uint16)
+    padded[: len(sequences)] = sequences
+    tokens = torch.from_numpy(padded)
+    weights = torch.from_numpy((np.arange(parts * size) < len(sequences)).astype(np.float32))
+    if world.device.type == "cuda":
+        # Pinned, so that the copy goes on while the step before is still computed.
+        tokens, weights = tokens.pin_memory(), weights.pin_memory()
+    tokens = tokens.to(world.device, non_blocking=True)
+    weights = weights.to(world.device, non_blocking=True)
+    for part in range(parts):
+        rows = slice(part * size, (part + 1) * size)
+        yield tokens[rows].long(), weights[rows]
+
+
+def _describe(row: dict[str, Any]) -> str:
+    parts = []
+    for key, form in (
+        ("train_loss", "loss {:.4f}"),
+        ("val_loss", "validation loss {:.4f}"),
+        ("hella_acc", "accuracy {:.4f}"),
+        ("grad_norm", "norm {:.2f}"),
+        ("tokens_per_second", "{:,.0f} tokens/s"),
+    ):
+        if row.get(key) is not None:
+            parts.append(form.format(row[key]))
+    return ", ".join(parts)

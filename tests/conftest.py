@@ -1,0 +1,44 @@
+"""Data and datasets that several tests use; made once per session."""
+
+from pathlib import Path
+
+import pytest
+
+from gpt2wds import corpora, dataset, sharding
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def shared_file(name: str) -> Path:
+    """A file of the shared test data; the test is skipped where it is absent."""
+    path = SHARED_DATA / name
+    if not path.exists():
+        pytest.skip(f"needs {path}")
+    return path
+
+
+def shard(out: Path, plan: dict) -> dataset.Dataset:
+    """Run all tasks of a plan here, as gpt2wds-shard does."""
+    for task in sharding.missing_tasks(out, plan):
+        sharding.run_task(out, plan, task, lambda documents, tokens: None)
+    sharding.finish(out, plan)
+    return dataset.Dataset(out)
+
+
+def shard_plays(out: Path, **cut: int) -> dataset.Dataset:
+    options = corpora.Cut(**cut)
+    request = {"corpus": "shakespeare", "source": "plays", **cut}
+    return shard(out, sharding.plan_corpus(out, request, lambda: corpora.shakespeare("plays", options, out), options))
+
+
+@pytest.fixture(scope="session")
+def plays(tmp_path_factory: pytest.TempPathFactory) -> dataset.Dataset:
+    """Shakespeare's plays: three training shards and one for validation. Read it, do not change it."""
+    return shard_plays(tmp_path_factory.mktemp("plays") / "data", docs_per_shard=12)
+
+
+@pytest.fixture(scope="session")
+def choices(tmp_path_factory: pytest.TempPathFactory) -> dataset.Dataset:
+    """The packaged sample of multiple-choice examples. Read it, do not change it."""
+    out = tmp_path_factory.mktemp("choices") / "data"
+    return shard(out, sharding.plan_multiple_choice(out, sharding.SAMPLE, None))

@@ -1,0 +1,47 @@
+# make demo        Shakespeare → shards → training → score → sample → report, in a few minutes on two CPU cores
+# make test        install what the tests need and run them
+# make lint        ruff and mypy
+# make clean-demo  remove what the demo made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_OVERRIDES ?=
+
+.PHONY: demo test lint clean-demo
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/demo-is-installed
+	@echo "[1/6] shards: Shakespeare's plays → demo/plays"
+	@$(BIN)/gpt2wds-shard shakespeare --source plays --docs-per-shard 12 --out demo/plays
+	@echo "[2/6] shards: 36 multiple-choice examples → demo/choices"
+	@$(BIN)/gpt2wds-shard hellaswag --source sample --out demo/choices
+	@echo "[3/6] training, configs/demo.toml → demo/run"
+	@$(BIN)/gpt2wds-train configs/demo.toml $(DEMO_OVERRIDES)
+	@echo "[4/6] scoring the multiple-choice examples"
+	@$(BIN)/gpt2wds-eval hellaswag demo/run --data demo/choices
+	@echo "[5/6] a sample"
+	@$(BIN)/gpt2wds-eval sample demo/run --prompt '**ROMEO**' --tokens 200
+	@echo "[6/6] report"
+	@$(BIN)/gpt2wds-eval report demo/run
+
+test: $(VENV)/dev-is-installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev-is-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean-demo:
+	rm -rf demo
+
+# An installation that was cut short is not trusted: the next one starts from an empty environment.
+$(VENV)/%-is-installed: pyproject.toml constraints.txt
+	@if [ -e $(VENV).installing ] || [ ! -x $(BIN)/pip ]; then rm -rf $(VENV); fi
+	@touch $(VENV).installing
+	@echo "installing into $(VENV) (a minute or two)"
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@rm $(VENV).installing
+	@touch $@

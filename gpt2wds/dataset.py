@@ -11,7 +11,7 @@ The directory is local or any fsspec URL (s3://…, hf://…, https://…).
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,20 @@ from . import shards
 FORMAT_VERSION = "1.0"
 SPLITS = ("train", "val")
 TOKENS, MULTIPLE_CHOICE = "tokens", "multiple-choice"  # what a dataset's samples are
+REPAIR = "delete the file and run its gpt2wds-shard command again: only what is missing is made"
+
+_MANIFEST_FIELDS = {"kind": str, "dataset_id": str, "corpus": dict, "tokenizer": dict, "shards": dict}
+_SHARD_FIELDS = {
+    "file": str,
+    "bytes": int,
+    "sha256": str,
+    "tokens_sha256": str,
+    "tokens": int,
+    "documents": int,
+    "blocks": int,
+    "text_bytes": int,
+    "skipped": dict,
+}
 
 
 def dataset_id(splits: dict[str, list[dict[str, Any]]]) -> str:
@@ -45,7 +59,7 @@ class Dataset:
     def __init__(self, path: str | Path):
         self.path = str(path).rstrip("/")
         try:
-            self.manifest: dict[str, Any] = json.loads(self._read("manifest.json"))
+            manifest = json.loads(self._read("manifest.json"))
         except (FileNotFoundError, NotADirectoryError):
             started = self._exists("plan.json")
             raise ValueError(
@@ -53,16 +67,20 @@ class Dataset:
                 + ("got one in the making: run its gpt2wds-shard command again" if started else "found none")
                 + ("" if started else "; make one with gpt2wds-shard")
             ) from None
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"dataset {self.path}: manifest.json is no JSON ({error}); make the dataset again"
-            ) from None
-        version = str(self.manifest.get("format_version"))
+        except ValueError as error:
+            raise ValueError(f"dataset {self.path}: manifest.json is no JSON ({error}); {REPAIR}") from None
+        _check_fields(self.path, manifest, {"format_version": str})
+        version = manifest["format_version"]
         if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
             raise ValueError(f"dataset {self.path}: expected format {FORMAT_VERSION}, got {version}; update gpt2wds")
+        _check_fields(self.path, manifest, _MANIFEST_FIELDS)
+        _check_fields(self.path, manifest["shards"], {split: list for split in SPLITS})
+        for shard in [shard for split in SPLITS for shard in manifest["shards"][split]]:
+            _check_fields(self.path, shard, _SHARD_FIELDS)
+        self.manifest: dict[str, Any] = manifest
         self.kind: str = self.manifest["kind"]
         self.id: str = self.manifest["dataset_id"]
-        self.corpus: str = self.manifest["corpus"]["name"]
+        self.corpus: str = self.manifest["corpus"].get("name", "corpus without a name")
         self.blocks = {split: self._index(split) for split in SPLITS}
         self._first_block = {s: np.cumsum([0] + [shard["blocks"] for shard in self.shards(s)]) for s in SPLITS}
 
@@ -102,7 +120,9 @@ class Dataset:
 
     def read_tokens(self, split: str, block: int) -> np.ndarray:
         """(tokens,) uint16 of one block, the overlapping last token included."""
-        ((name, payload),) = shards.read_members(self.read_frame(split, block))
+        frame = self.read_frame(split, block)
+        with self.naming(split, block):
+            ((name, payload),) = shards.read_members(frame)
         return self.check_tokens(split, block, name.removesuffix(".tokens.npy"), payload)
 
     def iterate_tokens(self, split: str, shard: int) -> Iterator[np.ndarray]:
@@ -115,9 +135,10 @@ class Dataset:
     def examples(self, split: str) -> Iterator[dict[str, Any]]:
         """Multiple-choice samples in order: the example's own fields, and under each prompt mode its tokens."""
         for block in range(len(self.blocks[split])):
+            frame = self.read_frame(split, block)
             with self.naming(split, block):
                 example: dict[str, Any] = {}
-                for name, payload in shards.read_members(self.read_frame(split, block)):
+                for name, payload in shards.read_members(frame):
                     member = name.partition(".")[2]
                     if member == "json":
                         if example:
@@ -145,11 +166,25 @@ class Dataset:
                 index = np.load(io.BytesIO(self._read(name)), allow_pickle=False)
             else:
                 index = np.load(f"{self.path}/{name}", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged header goes through Python's tokenizer: SyntaxError, TokenError, …
             raise ValueError(f"dataset {self.path}: cannot read {name} ({error}); {REPAIR}") from None
-        expected = sum(shard["blocks"] for shard in self.shards(split))
-        if len(index) != expected:
-            raise ValueError(f"dataset {self.path}: {name} has {len(index)} blocks, the manifest {expected}; {REPAIR}")
+        if index.ndim != 1 or not all(column in index.dtype.descr for column in shards.BLOCK_ROW.descr):
+            raise ValueError(
+                f"dataset {self.path}: expected {name} with columns {', '.join(shards.BLOCK_ROW.names or ())}, "
+                f"got {index.dtype} of shape {index.shape}; {REPAIR}"
+            )
+        blocks = np.array([shard["blocks"] for shard in self.shards(split)], dtype=np.int64)
+        if len(index) != blocks.sum():
+            raise ValueError(
+                f"dataset {self.path}: {name} has {len(index)} blocks, the manifest {blocks.sum()}; {REPAIR}"
+            )
+        sizes = np.repeat(np.array([shard["bytes"] for shard in self.shards(split)], dtype=np.uint64), blocks)
+        if (
+            (index["shard"] != np.repeat(np.arange(len(blocks)), blocks)).any()
+            or (index["offset"] > sizes).any()
+            or (index["length"] > sizes).any()
+        ):
+            raise ValueError(f"dataset {self.path}: {name} has blocks outside the manifest's shards; {REPAIR}")
         return index
 
     def _read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -169,54 +204,61 @@ class Dataset:
         Raises nothing for damage, so that one call reports all of it.
         """
         entry = self.shards(split)[shard]
+        if not self._exists(entry["file"]):
+            return [f"{entry['file']}: the file is missing; {REPAIR}"]
         start = int(self._first_block[split][shard])
         problems: list[str] = []
-        digest, documents = hashlib.sha256(), 0
+        digest, counts = hashlib.sha256(), {"documents": 0, "tokens": 0}
         for block in range(start, start + entry["blocks"]):
             try:
                 if self.kind == MULTIPLE_CHOICE:
-                    documents += len(
-                        {name.split(".")[0] for name, _ in shards.read_members(self.read_frame(split, block))}
-                    )
-                    continue
-                tokens = self.read_tokens(split, block)
-                body = tokens if block == start + entry["blocks"] - 1 else tokens[:-1]
-                digest.update(body.tobytes())
-                starts = int((body == 50256).sum())
-                documents += starts
-                if starts != self.blocks[split]["documents"][block]:
-                    expected = self.blocks[split]["documents"][block]
-                    problems.append(
-                        f"{entry['file']} block {block - start}: expected {expected} documents, got {starts}"
-                    )
+                    members = list(shards.read_members(self.read_frame(split, block)))
+                    pieces = [shards.npy_tokens(payload) for name, payload in members if name.endswith(".npy")]
+                    documents = len({name.split(".")[0] for name, _ in members})
+                else:
+                    tokens = self.read_tokens(split, block)
+                    pieces = [tokens if block == start + entry["blocks"] - 1 else tokens[:-1]]
+                    documents = int((pieces[0] == 50256).sum())
             except ValueError as error:
                 problems.append(str(error).removeprefix(self.path + "/"))
+                continue
+            for piece in pieces:
+                digest.update(piece.tobytes())
+                counts["tokens"] += len(piece)
+            counts["documents"] += documents
+            expected = self.blocks[split]["documents"][block]
+            if documents != expected:
+                problems.append(
+                    f"{entry['file']} block {block - start}: expected {expected} documents, got {documents}"
+                )
         problems += self._verify_file(split, shard)
-        if not problems and self.kind == TOKENS and digest.hexdigest() != entry["tokens_sha256"]:
+        if not problems and digest.hexdigest() != entry["tokens_sha256"]:
             problems.append(f"{entry['file']}: its tokens are not the manifest's (SHA-256 differs)")
-        if not problems and documents != entry["documents"]:
-            problems.append(f"{entry['file']}: expected {entry['documents']} documents, got {documents}")
+        for name, count in counts.items():
+            if not problems and count != entry[name]:
+                problems.append(f"{entry['file']}: expected {entry[name]} {name}, got {count}")
         return problems
 
     def _verify_file(self, split: str, shard: int) -> list[str]:
         entry = self.shards(split)[shard]
-        try:
-            with fsspec.open(f"{self.path}/{entry['file']}", "rb") as file:
-                size = file.seek(0, io.SEEK_END)
-                if size != entry["bytes"]:
-                    return [f"{entry['file']}: expected {entry['bytes']} bytes, got {size}; {REPAIR}"]
-                file.seek(0)
-                digest = hashlib.sha256()
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-                if digest.hexdigest() != entry["sha256"]:
-                    return [f"{entry['file']}: expected SHA-256 {entry['sha256']}, got {digest.hexdigest()}; {REPAIR}"]
-        except FileNotFoundError:
-            return [f"{entry['file']}: the file is missing; {REPAIR}"]
+        with fsspec.open(f"{self.path}/{entry['file']}", "rb") as file:
+            size = file.seek(0, io.SEEK_END)
+            if size != entry["bytes"]:
+                return [f"{entry['file']}: expected {entry['bytes']} bytes, got {size}; {REPAIR}"]
+            file.seek(0)
+            digest = hashlib.sha256()
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        if digest.hexdigest() != entry["sha256"]:
+            return [f"{entry['file']}: expected SHA-256 {entry['sha256']}, got {digest.hexdigest()}; {REPAIR}"]
         return []
 
 
-REPAIR = "delete the file and run its gpt2wds-shard command again: only what is missing is made"
+def _check_fields(path: str, found: Any, fields: Mapping[str, type]) -> None:
+    """Raise ValueError unless a part of the manifest has these fields, of these types."""
+    for name, kind in fields.items():
+        if not isinstance(found, dict) or not isinstance(found.get(name), kind):
+            raise ValueError(f"dataset {path}: manifest.json is damaged, it lacks a {kind.__name__} {name!r}; {REPAIR}")
 
 
 @lru_cache(maxsize=8)

@@ -51,6 +51,8 @@ class StepBatches:
             raise ValueError(f"dataset {dataset.path}: expected tokens to train on, got {dataset.kind}")
         if not 1 <= seq_len <= BLOCK_TOKENS:
             raise ValueError(f"seq_len: expected 1 to {BLOCK_TOKENS}, got {seq_len}")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"run.seed: expected 0 to 2^64 - 1, got {seed}")
         if world_size > sequences_per_step:
             raise ValueError(
                 f"tokens_per_step: expected at least one sequence per rank, got {sequences_per_step} sequences "
@@ -100,9 +102,12 @@ class StepBatches:
         # Each worker gives its slots of a step; the loader takes turns, so a step is one part from each.
         loader = DataLoader(dataset, batch_size=None, num_workers=self.num_workers, prefetch_factor=4)
         parts = iter(loader)
-        while step := [part.numpy() for _, part in zip(range(self.num_workers), parts, strict=False)]:
+        while step := [part for _, part in zip(range(self.num_workers), parts, strict=False)]:
             assert len(step) == self.num_workers
-            yield np.concatenate(step)
+            problems = [part for part in step if isinstance(part, str)]
+            if problems:
+                raise ValueError(problems[0])
+            yield np.concatenate([part.numpy() for part in step])
 
 
 class EpochSequences(IterableDataset):
@@ -114,7 +119,7 @@ class EpochSequences(IterableDataset):
         self._dataset, self._seq_len, self._sequences_per_step = dataset, seq_len, sequences_per_step
         self._seed, self._slots, self._position = seed, slots, position
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         slots = self._slots
         if worker is not None:
@@ -129,7 +134,7 @@ class EpochSequences(IterableDataset):
             group_by_keys,
             lambda samples: self._steps(samples, order, visits, plan.steps),
         )
-        return iter(pipeline)
+        return iter(pipeline) if worker is None else _error_as_item(pipeline)
 
     def _frames(self, order: EpochOrder, visits: list[np.ndarray]) -> Iterator[dict[str, Any]]:
         # In the order in which _steps will ask for them: by step, and within a step by slot.
@@ -163,6 +168,14 @@ class EpochSequences(IterableDataset):
     def _tokens(self, sample: dict[str, Any], block: int) -> np.ndarray:
         assert sample["__url__"] == str(block)
         return self._dataset.check_tokens("train", block, sample["__key__"], sample[SAMPLE_MEMBER])
+
+
+def _error_as_item(steps: Iterable[np.ndarray]) -> Iterator[np.ndarray | str]:
+    """In a worker what goes wrong is its last item: DataLoader would wrap an exception into a page of traceback."""
+    try:
+        yield from steps
+    except ValueError as error:
+        yield str(error)
 
 
 def _visits(order: EpochOrder, plan: Slots, slot: int) -> np.ndarray:

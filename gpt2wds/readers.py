@@ -96,7 +96,10 @@ class Parquet:
                 column = batch.column(0)[skip : skip + count]
                 skip = max(0, skip - batch.num_rows)
                 count -= len(column)
-                yield from (_document(value) for value in column.to_pylist())
+                try:
+                    yield from map(_document, column.to_pylist())
+                except UnicodeDecodeError:  # before the first is given out: all are converted at once
+                    yield from map(_decode, column.cast(pa.large_binary()).to_pylist())
 
 
 class JSONLines:
@@ -132,7 +135,7 @@ class JSONLines:
             line = file.readline().strip()
         try:
             record = json.loads(line) if line else {text_column: ""}
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
             raise ValueError(f"{path}: expected one JSON object per line, got {line[:40]!r}")
@@ -220,9 +223,9 @@ def _document(value: Any) -> Document:
     return value if value else Skipped("empty text")
 
 
-def _decode(data: bytes) -> Document:
+def _decode(data: bytes | None) -> Document:
     try:
-        return _document(data.decode("utf-8"))
+        return _document(None if data is None else data.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Skipped(f"not UTF-8 (byte {error.start} of the document)")
 

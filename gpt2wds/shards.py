@@ -88,7 +88,10 @@ def npy_tokens(data: bytes) -> np.ndarray:
     file = io.BytesIO(data)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("expected npy format 1.0")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    try:
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # a damaged header goes through Python's tokenizer: SyntaxError, TokenError, …
+        raise ValueError(f"its npy header is damaged ({error})") from None
     if dtype != np.dtype("<u2") or len(shape) != 1:
         raise ValueError(f"expected one dimension of <u2, got {dtype} of shape {shape}")
     if len(data) - file.tell() != 2 * shape[0]:

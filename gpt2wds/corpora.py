@@ -50,7 +50,7 @@ class Corpus:
 
 def files(paths: list[str], cut: Cut) -> Corpus:
     """Local files: .parquet, .jsonl, .txt; sorted by name, bytewise. Raises ValueError for what cannot be read."""
-    sources = []
+    sources: list[dict[str, Any]] = []
     for name in sorted(paths, key=lambda name: str(name).encode()):
         path = Path(name).resolve()
         if not path.is_file():
@@ -136,18 +136,21 @@ def _tasks(corpus: Corpus, cut: Cut, default_val_docs: int | None = None) -> lis
     val_docs = _val_docs(parts, cut, default_val_docs)
 
     # As many first documents of each file as come out even, the earlier files giving what is over.
-    val, taken = [], 0
+    val: list[tuple[int, int, int | None]] = []
+    train: list[tuple[int, int, int | None]] = []
+    taken = 0
     for number, path, reader in parts:
         end, found = reader.after(path, 0, val_docs // len(parts) + (number < val_docs % len(parts)))
-        val.append((0, end))
+        val.append((0, end, found))
         taken += found
-    train, left = [], None if cut.limit_docs is None else cut.limit_docs - taken
-    for (_, path, reader), (_, start) in zip(parts, val, strict=True):
-        end = reader.size(path)
-        if left is not None:
+    left = None if cut.limit_docs is None else cut.limit_docs - taken
+    for (_, path, reader), (_, start, _) in zip(parts, val, strict=True):
+        if left is None:
+            train.append((start, reader.size(path), None))
+        else:
             end, found = reader.after(path, start, left)
             left -= found
-        train.append((start, end))
+            train.append((start, end, found))
     return [
         {"shard": f"{split}-{number:05d}", "spans": spans}
         for split, ranges in (("val", val), ("train", train))
@@ -166,24 +169,33 @@ def _val_docs(parts: list[tuple[int, Path, Reader]], cut: Cut, default: int | No
 
 
 def _fill(
-    parts: list[tuple[int, Path, Reader]], ranges: list[tuple[int, int]], cut: Cut
+    parts: list[tuple[int, Path, Reader]], ranges: list[tuple[int, int, int | None]], cut: Cut
 ) -> Iterator[list[tuple[int, int, int]]]:
-    """Cut the range of each file into spans (source, first, count) and give them out, one shard's worth at a time."""
+    """Cut the range of each file into spans (source, first, count) and give them out, one shard's worth at a time.
+
+    ranges: of each file (start, end, documents), None where all the rest of the file is meant and nobody counted.
+    """
     spans: list[tuple[int, int, int]] = []
     filled = 0
-    for (number, path, reader), (at, end) in zip(parts, ranges, strict=True):
+    for (number, path, reader), (at, end, left) in zip(parts, ranges, strict=True):
+        if at >= end:
+            continue
+        if spans and not reader.may_share:
+            yield spans
+            spans, filled = [], 0
         by_documents = cut.docs_per_shard or (DOCS_PER_SHARD if reader.unit == "row" and not cut.bytes_per_shard else 0)
-        while at < end:
+        while at < end and left != 0:
             if by_documents:
-                stop, found = reader.after(path, at, by_documents - filled)
+                wanted = by_documents - filled
+                stop, found = reader.after(path, at, wanted if left is None else min(wanted, left))
                 filled += found
+                left = None if left is None else left - found
                 full = filled >= by_documents
             else:
                 limit = cut.bytes_per_shard or BYTES_PER_SHARD
-                stop = reader.after_bytes(path, at, limit - filled)
+                stop = min(end, reader.after_bytes(path, at, limit - filled))
                 filled += stop - at
                 full = reader.unit == "row" or filled >= limit
-            stop = min(stop, end)
             spans.append((number, at, stop - at))
             at = stop
             if full:

@@ -2,41 +2,68 @@
 
 Four scores, because "accuracy" alone says little: endings compared by the sum of their log-probabilities (`acc`),
 and by that sum per token, per character (what EleutherAI's harness calls acc_norm) and per byte.
+
+The four endings of an example have one context, so the model reads it once: a row is the context and behind it the
+endings, each of which counts its positions from the context's end and sees the context and itself, not the others.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from . import prompts
 from .dataset import MULTIPLE_CHOICE, Dataset
 from .distributed import World
-from .model import GPT2, autocast
+from .model import GPT2, Attention, Block, autocast
 from .tokenizer import END_OF_TEXT
 
 NORMS = ("tokens", "characters", "bytes")
+SCORES = ("acc", *(f"acc_norm_{norm}" for norm in NORMS))
 BATCH_TOKENS = 8192  # padded tokens of one forward pass
-HEAD_POSITIONS = 1024  # positions whose logits exist at a time: 200 MB in float32
+HEAD_POSITIONS = 256  # positions whose logits exist at a time: 51 MB in float32
+CONTEXT, PADDING = -1, -2  # segments of a row that are no ending
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the model reads at once: T tokens, a context and one or more endings without their last tokens.
+
+    The P tokens of those endings are what is predicted: `targets[i]` by the row's position `predictors[i]`, for the
+    ending `owners[i]` of the set (ending k of example e is 4 e + k).
+    """
+
+    tokens: np.ndarray  # (T,)
+    positions: np.ndarray  # (T,)
+    segments: np.ndarray  # (T,) CONTEXT, or the ending's number in this row
+    predictors: np.ndarray  # (P,)
+    targets: np.ndarray  # (P,)
+    owners: np.ndarray  # (P,)
 
 
 @dataclass(frozen=True)
 class Questions:
-    """A set made ready for one prompt mode. E examples give 4 E rows, those of an example together."""
+    """A set of E examples made ready for one prompt mode."""
 
     name: str
     mode: str
-    rows: list[np.ndarray]  # context and ending, at most n_positions + 1 tokens
-    ending_tokens: np.ndarray  # (4 E,) how many of a row's last tokens are its ending
+    rows: list[Row]
     lengths: dict[str, np.ndarray]  # by norm: (E, 4)
     labels: np.ndarray  # (E,)
     inds: list[int]
-    truncated: int  # rows that lost tokens on the left
+    truncated: int  # endings whose context lost tokens on the left, to fit the model's positions
 
 
 def load_questions(dataset: Dataset, mode: str, n_positions: int, limit: int | None = None) -> Questions:
-    """Read a multiple-choice dataset. Raises ValueError for another kind of dataset or an unknown mode."""
+    """Read a multiple-choice dataset, or its first `limit` examples.
+
+    Raises ValueError for another kind of dataset, an unknown mode, and an ending that the model cannot hold.
+    """
     if dataset.kind != MULTIPLE_CHOICE:
         raise ValueError(
             f"dataset {dataset.path}: expected multiple-choice examples, got {dataset.kind}; "
@@ -44,7 +71,8 @@ def load_questions(dataset: Dataset, mode: str, n_positions: int, limit: int | N
         )
     if mode not in prompts.MODES:
         raise ValueError(f"mode: expected {' or '.join(prompts.MODES)}, got {mode!r}")
-    rows, ending_tokens, labels, inds, truncated = [], [], [], [], 0
+    rows: list[Row] = []
+    labels, inds, truncated = [], [], 0
     lengths: dict[str, list[list[int]]] = {norm: [] for norm in NORMS}
     for example in dataset.examples("val"):
         if limit is not None and len(labels) >= limit:
@@ -52,76 +80,108 @@ def load_questions(dataset: Dataset, mode: str, n_positions: int, limit: int | N
         context, endings = prompts.split_prompt(example["prompts"][mode])
         if not len(context):
             context = np.array([END_OF_TEXT], dtype=np.uint16)
-        for ending in endings:
-            if not 0 < len(ending) <= n_positions:
-                raise ValueError(
-                    f"dataset {dataset.path}: example {example['ind']} has an ending of {len(ending)} tokens, "
-                    f"expected 1 to {n_positions}, the model's n_positions"
-                )
-            row = np.concatenate((context, ending))
-            truncated += len(row) > n_positions + 1
-            rows.append(row[-(n_positions + 1) :])
-            ending_tokens.append(len(ending))
+        longest = max(map(len, endings))
+        if longest > n_positions:
+            raise ValueError(
+                f"dataset {dataset.path}: example {example['ind']} has an ending of {longest} tokens, expected at most "
+                f"{n_positions}, the model's n_positions; leave the example out, or score a model that holds it"
+            )
+        truncated += sum(len(context) + len(ending) > n_positions + 1 for ending in endings)
+        rows += _rows(context, endings, prompts.ENDINGS * len(labels), n_positions)
         texts = prompts.ending_lengths(example, mode)
         lengths["tokens"].append([len(ending) for ending in endings])
-        lengths["characters"].append([max(1, characters) for characters, _ in texts])
-        lengths["bytes"].append([max(1, size) for _, size in texts])
+        lengths["characters"].append([characters for characters, _ in texts])
+        lengths["bytes"].append([size for _, size in texts])
         labels.append(example["label"])
         inds.append(example["ind"])
     arrays = {norm: np.array(values) for norm, values in lengths.items()}
-    return Questions(dataset.corpus, mode, rows, np.array(ending_tokens), arrays, np.array(labels), inds, truncated)
+    return Questions(dataset.corpus, mode, rows, arrays, np.array(labels), inds, truncated)
 
 
 @torch.no_grad()
-def ending_log_probabilities(model: GPT2, questions: Questions, world: World, dtype: str) -> np.ndarray:
+def ending_log_probabilities(
+    model: GPT2,
+    questions: Questions,
+    world: World,
+    dtype: str,
+    progress: Callable[[int], None] = lambda endings: None,
+) -> np.ndarray:
     """(E, 4) sums of the endings' log-probabilities in nats, the same on every rank.
 
-    Rows are sorted by length and padded on the right, which is exact under causal attention; only the positions
-    that predict an ending go through the head.
+    Each rank scores every world_size-th row; `progress` hears of the endings it has done. Rows go in order of their
+    length and are padded on the right, which nobody sees; only positions that predict something go through the head.
+    Raises ValueError for a model with another vocabulary than GPT-2's.
     """
-    order = np.argsort([len(row) for row in questions.rows], kind="stable")[world.rank :: world.world_size]
-    sums = torch.zeros(len(questions.rows), device=world.device)
-    for batch in _batches(order, questions.rows):
-        longest = len(questions.rows[batch[-1]]) - 1
-        tokens = np.full((len(batch), longest + 1), END_OF_TEXT, dtype=np.int64)
-        predicts = np.zeros((len(batch), longest), dtype=bool)
-        for i, row in enumerate(batch):
-            length = len(questions.rows[row])
-            tokens[i, :length] = questions.rows[row]
-            predicts[i, length - 1 - questions.ending_tokens[row] : length - 1] = True
-        inputs = torch.from_numpy(tokens).to(world.device)  # (B, T + 1)
-        mask = torch.from_numpy(predicts).to(world.device)  # (B, T)
+    _check_vocabulary(model)
+    by_length = np.argsort([len(row.tokens) for row in questions.rows], kind="stable")
+    mine = [questions.rows[i] for i in by_length[world.rank :: world.world_size]]
+    log_p, owners = [torch.zeros(0, device=world.device)], [np.zeros(0, dtype=np.int64)]
+    for batch in _batches(mine):
         with autocast(world.device, dtype):
-            hidden = model.hidden(inputs[:, :-1])[0][mask]  # (positions, C)
-            targets = inputs[:, 1:][mask]
-            log_p = torch.cat(
-                [
-                    torch.log_softmax(model.logits(h).float(), dim=-1).gather(1, t[:, None])[:, 0]
-                    for h, t in zip(hidden.split(HEAD_POSITIONS), targets.split(HEAD_POSITIONS), strict=True)
-                ]
-            )
-        owners = torch.from_numpy(np.repeat(batch, questions.ending_tokens[batch])).to(world.device)
-        sums.index_add_(0, owners, log_p)
-    return world.sum(sums).cpu().numpy().reshape(-1, prompts.ENDINGS)
+            log_p.append(_target_log_probabilities(model, batch, world.device))
+        owners += [row.owners for row in batch]
+        progress(sum(int(row.segments.max()) + 1 for row in batch))
+    # Added up here and in order: the same digits every time, which a GPU's index_add_ does not promise.
+    here = torch.cat(log_p).double().cpu() if world.device.type != "mps" else torch.cat(log_p).cpu().double()
+    sums = np.bincount(np.concatenate(owners), here.numpy(), minlength=prompts.ENDINGS * len(questions.labels))
+    total = world.sum(torch.from_numpy(sums).float().to(world.device))
+    return total.cpu().numpy().astype(np.float64).reshape(-1, prompts.ENDINGS)
 
 
 def scores(questions: Questions, sums: np.ndarray) -> dict[str, Any]:
     """The result as it is printed and logged: four accuracies with their standard errors, and what was scored."""
-    predicted = predictions(questions, sums)
     result: dict[str, Any] = {"name": questions.name, "mode": questions.mode, "examples": len(questions.labels)}
-    for score, chosen in predicted.items():
-        right = (chosen == questions.labels).astype(np.float64)
+    for score, right in _right(questions, sums).items():
         result[score] = float(right.mean())
-        result[f"{score}_stderr"] = float(right.std(ddof=1) / np.sqrt(len(right))) if len(right) > 1 else None
+        result[f"{score}_stderr"] = _standard_error(right)
     result["truncated"] = questions.truncated
     return result
 
 
+def compare(questions: Questions, first: np.ndarray, second: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Two models' (E, 4) sums on the same examples, by score: who is right more often, and could that be chance?
+
+    `difference` is the second's accuracy minus the first's, `p` McNemar's exact test: the probability of so uneven a
+    split of the examples on which just one is right, if either were equally likely to be that one.
+    """
+    rights = zip(_right(questions, first).items(), _right(questions, second).values(), strict=True)
+    result: dict[str, dict[str, Any]] = {}
+    for (score, a), b in rights:
+        only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+        gain = b.astype(np.float64) - a
+        result[score] = {
+            "difference": float(gain.mean()),
+            "difference_stderr": _standard_error(gain),
+            "only_first_right": only_first,
+            "only_second_right": only_second,
+            "p": mcnemar(only_first, only_second),
+        }
+    return result
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """McNemar's exact two-sided p of two counts of examples.
+
+    >>> mcnemar(1, 5)  # 2 × (1 + 6) / 2⁶
+    0.21875
+    >>> mcnemar(3, 3)
+    1.0
+    """
+    n = only_first + only_second
+    term = tail = 1  # ways to choose k of n; and k or fewer
+    for k in range(min(only_first, only_second)):
+        term = term * (n - k) // (k + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**n)
+
+
 def predictions(questions: Questions, sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Chosen ending of each example, (E,), by score."""
+    """Chosen ending of each example, (E,), by score; the first of equals."""
     chosen = {"acc": sums.argmax(axis=1)}
-    for norm in NORMS:
-        chosen[f"acc_norm_{norm}"] = (sums / questions.lengths[norm]).argmax(axis=1)
+    # An ending that a mode leaves without any text has no mean: -inf, never chosen, as in the harness.
+    with np.errstate(divide="ignore"):
+        for norm in NORMS:
+            chosen[f"acc_norm_{norm}"] = (sums / questions.lengths[norm]).argmax(axis=1)
     return chosen
 
 
@@ -132,7 +192,7 @@ def per_example(questions: Questions, sums: np.ndarray) -> list[dict[str, Any]]:
         {
             "ind": questions.inds[i],
             "label": int(questions.labels[i]),
-            "log_probabilities": [float(value) for value in sums[i]],
+            "log_probabilities": sums[i].tolist(),
             **{norm: questions.lengths[norm][i].tolist() for norm in NORMS},
             "predicted": {score: int(chosen[i]) for score, chosen in predicted.items()},
         }
@@ -140,11 +200,112 @@ def per_example(questions: Questions, sums: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def _batches(order: np.ndarray, rows: list[np.ndarray]) -> list[np.ndarray]:
-    """Cut rows in ascending length into batches of at most BATCH_TOKENS padded tokens."""
-    batches, start = [], 0
-    for i in range(1, len(order) + 1):
-        if i == len(order) or (i + 1 - start) * (len(rows[order[i]]) - 1) > BATCH_TOKENS:
-            batches.append(order[start:i])
-            start = i
+def padding_share(questions: Questions) -> float:
+    """Share of padding in all that one rank's forward passes read."""
+    rows = sorted(questions.rows, key=lambda row: len(row.tokens))
+    read = sum(len(batch) * len(batch[-1].tokens) for batch in _batches(rows))
+    return 1 - sum(len(row.tokens) for row in rows) / read
+
+
+def _rows(context: np.ndarray, endings: list[np.ndarray], first_owner: int, n_positions: int) -> list[Row]:
+    """One row for an example, or one for each ending where they leave the context different room."""
+    contexts = [context[-(n_positions + 1 - len(ending)) :] for ending in endings]
+    if all(len(cut) == len(context) for cut in contexts):
+        return [_row(context, endings, first_owner)]
+    return [
+        _row(cut, [ending], first_owner + k) for k, (cut, ending) in enumerate(zip(contexts, endings, strict=True))
+    ]
+
+
+def _row(context: np.ndarray, endings: list[np.ndarray], first_owner: int) -> Row:
+    tokens, positions, segments = [context], [np.arange(len(context))], [np.full(len(context), CONTEXT)]
+    predictors, at = [], len(context)
+    for k, ending in enumerate(endings):
+        read = len(ending) - 1  # nothing is predicted from an ending's last token
+        tokens.append(ending[:read])
+        positions.append(len(context) + np.arange(read))
+        segments.append(np.full(read, k))
+        predictors += [np.array([len(context) - 1]), at + np.arange(read)]
+        at += read
+    return Row(
+        tokens=np.concatenate(tokens),
+        positions=np.concatenate(positions),
+        segments=np.concatenate(segments),
+        predictors=np.concatenate(predictors),
+        targets=np.concatenate(endings),
+        owners=np.repeat(first_owner + np.arange(len(endings)), [len(ending) for ending in endings]),
+    )
+
+
+def _batches(rows: list[Row]) -> list[list[Row]]:
+    """Cut rows in ascending length into batches of at most BATCH_TOKENS padded tokens, or one row."""
+    batches: list[list[Row]] = []
+    for row in rows:
+        if batches and (len(batches[-1]) + 1) * len(row.tokens) <= BATCH_TOKENS:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
     return batches
+
+
+def _target_log_probabilities(model: GPT2, batch: list[Row], device: torch.device) -> Tensor:
+    """(P,) log-probabilities in nats of the targets of all rows, B of them, the last being the longest."""
+    longest = len(batch[-1].tokens)
+    tokens = np.full((len(batch), longest), END_OF_TEXT, dtype=np.int64)
+    positions, segments = np.zeros_like(tokens), np.full_like(tokens, PADDING)
+    for i, row in enumerate(batch):
+        tokens[i, : len(row.tokens)] = row.tokens
+        positions[i, : len(row.tokens)] = row.positions
+        segments[i, : len(row.tokens)] = row.segments
+    predictors = np.concatenate([i * longest + row.predictors for i, row in enumerate(batch)])
+    targets = np.concatenate([row.targets for row in batch]).astype(np.int64)
+
+    segment = torch.from_numpy(segments).to(device)
+    # (B, 1, T, T): a position sees what comes before it in the context and in its own ending.
+    visible = (segment[:, None, :] == CONTEXT) | (segment[:, None, :] == segment[:, :, None])
+    visible = visible.tril()[:, None]
+    hidden = _hidden(model, torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), visible)
+    hidden = hidden.flatten(0, 1)[torch.from_numpy(predictors).to(device)]  # (P, C)
+    target = torch.from_numpy(targets).to(device)
+    parts = []
+    for h, t in zip(hidden.split(HEAD_POSITIONS), target.split(HEAD_POSITIONS), strict=True):
+        logits = model.logits(h).float()  # (positions, V)
+        parts.append(logits.gather(1, t[:, None])[:, 0] - logits.logsumexp(dim=1))
+    return torch.cat(parts)
+
+
+def _hidden(model: GPT2, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+    """`model.hidden` where each token has a position of its own, (B, T), and sees what `visible`, (B, 1, T, T), says."""
+    x = model.wte(tokens) + model.wpe(positions)  # (B, T, C)
+    for block in model.h:
+        assert isinstance(block, Block)
+        x = x + _attend(block.attn, block.ln_1(x), visible)
+        x = x + block.mlp(block.ln_2(x))
+    return model.ln_f(x)
+
+
+def _attend(attention: Attention, x: Tensor, visible: Tensor) -> Tensor:
+    q, k, v = (part.unflatten(2, (attention.n_head, -1)).transpose(1, 2) for part in attention.c_attn(x).chunk(3, dim=2))
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)  # (B, n_head, T, C / n_head)
+    return attention.c_proj(y.transpose(1, 2).flatten(2))
+
+
+def _check_vocabulary(model: GPT2) -> None:
+    vocab_size, gpt2 = model.config.vocab_size, END_OF_TEXT + 1
+    # Some publish a model with the rows that pad its vocabulary in memory; more than that is another vocabulary.
+    padded = math.ceil(gpt2 / 128) * 128
+    if not gpt2 <= vocab_size <= padded:
+        raise ValueError(
+            f"model: expected GPT-2's vocabulary, {gpt2:,} tokens (padded: at most {padded:,}), got {vocab_size:,}; "
+            "the examples are stored as GPT-2's tokens, score a model that was trained on them"
+        )
+
+
+def _right(questions: Questions, sums: np.ndarray) -> dict[str, np.ndarray]:
+    """(E,) of bool by score: whether the chosen ending is the true one."""
+    return {score: chosen == questions.labels for score, chosen in predictions(questions, sums).items()}
+
+
+def _standard_error(values: np.ndarray) -> float | None:
+    """Of the mean of (E,) values; None for a single one, which says nothing of it."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None

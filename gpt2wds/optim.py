@@ -27,7 +27,7 @@ class Optimizers:
 
     def state(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """All state tensors by parameter name: {"h.0.attn.c_attn.weight:exp_avg": …}."""
-        names = {parameter: name for name, parameter in model.named_parameters()}
+        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         return {
             f"{names[parameter]}:{key}": value
             for optimizer in self.all
@@ -57,7 +57,9 @@ def make_optimizers(
     """
     if kind not in OPTIMIZERS:
         raise ValueError(f"train.optimizer: expected {' or '.join(OPTIMIZERS)}, got {kind!r}")
-    hidden, matrices, vectors = [], [], []
+    hidden: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
             vectors.append(parameter)

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,6 +31,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("model")
+@click.argument("other", required=False, metavar="[MODEL]")
 @click.option("--data", required=True, help="Dataset directory made by gpt2wds-shard hellaswag.")
 @click.option("--mode", type=click.Choice(MODES), default="completion", show_default=True, help="How prompts are made.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many examples.")
@@ -39,6 +41,7 @@ def main() -> None:
 @DTYPE
 def hellaswag(
     model: str,
+    other: str | None,
     data: str,
     mode: str,
     limit: int | None,
@@ -47,21 +50,44 @@ def hellaswag(
     device: str,
     dtype: str,
 ) -> None:
-    """Multiple-choice accuracy: acc, and acc_norm by tokens, characters and bytes."""
+    """Multiple-choice accuracy: acc, and acc_norm by tokens, characters and bytes.
+
+    A second MODEL is compared with the first on the same examples: differences, and McNemar's exact p-values.
+    """
+    if per_example and not per_example.parent.is_dir():
+        raise ValueError(f"--per-example: expected a file in a directory that exists, got {per_example}")
+    results, records, predicted = [], [], []
     with join_world(device) as world:
-        gpt2 = load_weights(find_weights(model)).to(world.device).eval()
-        questions = multiple_choice.load_questions(Dataset(data), mode, gpt2.config.n_positions, limit)
-        sums = multiple_choice.ending_log_probabilities(gpt2, questions, world, dtype)
-        result = {"model": model, **multiple_choice.scores(questions, sums)}
+        dataset = Dataset(data)
+        for name in (model, other) if other else (model,):
+            gpt2 = load_weights(find_weights(name)).to(world.device).eval()
+            questions = multiple_choice.load_questions(dataset, mode, gpt2.config.n_positions, limit)
+            sums = multiple_choice.ending_log_probabilities(gpt2, questions, world, dtype)
+            results.append({"model": name, **multiple_choice.scores(questions, sums)})
+            records += [{"model": name, **record} for record in multiple_choice.per_example(questions, sums)]
+            predicted.append(multiple_choice.predictions(questions, sums))
         if not world.is_main:
             return
     if per_example:
-        records = multiple_choice.per_example(questions, sums)
         per_example.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    comparison = multiple_choice.compare(questions.labels, *predicted) if other else {}
     if as_json:
-        print_json(result)
+        print_json({"models": results, "comparison": comparison} if other else results[0])
         return
-    print(f"{result['name']}, {result['mode']} mode, {result['examples']:,} examples, chance 0.25")
+    for result in results:
+        _print_scores(result, heading=str(result["model"]) if other else "")
+    if other:
+        print(f"{other} less {model}, McNemar's exact two-sided p")
+    for score, pair in comparison.items():
+        only = f"only the first right {pair['only_first']:,}, only the second {pair['only_second']:,}"
+        print(f"  {score:20} {pair['difference']:+.4f}, p = {pair['p']:.4g} ({only})")
+
+
+def _print_scores(result: dict[str, Any], heading: str) -> None:
+    print(
+        f"{heading}{heading and ': '}{result['name']}, {result['mode']} mode, "
+        f"{result['examples']:,} examples, chance 0.25"
+    )
     for score in ("acc", "acc_norm_tokens", "acc_norm_characters", "acc_norm_bytes"):
         error = result[f"{score}_stderr"]
         print(f"  {score:20} {result[score]:.4f}" + (f" ± {error:.4f}" if error is not None else ""))

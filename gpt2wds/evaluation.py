@@ -44,27 +44,28 @@ def generate(
     top_k: int = 50,
     seed: int = 0,
     device: torch.device | None = None,
+    use_cache: bool = True,
 ) -> str:
     """The prompt and what the model makes of it: at most `tokens` more tokens, or until `<|endoftext|>`.
 
-    temperature 0 always takes the likeliest token; top_k 0 considers all. The same seed gives the same text. A
-    text longer than the model's positions goes on from its last half.
+    temperature 0 always takes the likeliest token; top_k 0 considers all. The same seed gives the same text, with
+    and without the cache of keys and values. When the model's positions are full, it goes on from the last half.
     """
-    device = device or torch.device("cpu")
     generator = torch.Generator().manual_seed(seed)
     ids = tokenizer.encode(prompt).tolist() or [END_OF_TEXT]
-    made: list[int] = []
-    past, fresh = None, ids
+    given, positions = len(ids), model.config.n_positions
+    start, past = max(0, given - positions), None
     for _ in range(tokens):
-        if past is None or past[0][0].shape[2] + 1 > model.config.n_positions:
-            past, fresh = None, (ids + made)[-model.config.n_positions // 2 if past else -model.config.n_positions :]
-        hidden, past = model.hidden(torch.tensor([fresh], device=device), past)
+        if len(ids) - start > positions:
+            start, past = len(ids) - max(1, positions // 2), None
+        fresh = ids[start:] if past is None else ids[-1:]
+        hidden, present = model.hidden(torch.tensor([fresh], device=device), past)
+        past = present if use_cache else None
         token = _choose(model.logits(hidden[0, -1]).float().cpu(), temperature, top_k, generator)
         if token == END_OF_TEXT:
             break
-        made.append(token)
-        fresh = [token]
-    return prompt + tokenizer.decode(np.array(made, dtype=np.uint16))
+        ids.append(token)
+    return prompt + tokenizer.decode(np.array(ids[given:], dtype=np.uint16))
 
 
 def _choose(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:

@@ -212,9 +212,7 @@ def _rows(context: np.ndarray, endings: list[np.ndarray], first_owner: int, n_po
     contexts = [context[-(n_positions + 1 - len(ending)) :] for ending in endings]
     if all(len(cut) == len(context) for cut in contexts):
         return [_row(context, endings, first_owner)]
-    return [
-        _row(cut, [ending], first_owner + k) for k, (cut, ending) in enumerate(zip(contexts, endings, strict=True))
-    ]
+    return [_row(cut, [ending], first_owner + k) for k, (cut, ending) in enumerate(zip(contexts, endings, strict=True))]
 
 
 def _row(context: np.ndarray, endings: list[np.ndarray], first_owner: int) -> Row:
@@ -285,7 +283,9 @@ def _hidden(model: GPT2, tokens: Tensor, positions: Tensor, visible: Tensor) -> 
 
 
 def _attend(attention: Attention, x: Tensor, visible: Tensor) -> Tensor:
-    q, k, v = (part.unflatten(2, (attention.n_head, -1)).transpose(1, 2) for part in attention.c_attn(x).chunk(3, dim=2))
+    q, k, v = (
+        part.unflatten(2, (attention.n_head, -1)).transpose(1, 2) for part in attention.c_attn(x).chunk(3, dim=2)
+    )
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)  # (B, n_head, T, C / n_head)
     return attention.c_proj(y.transpose(1, 2).flatten(2))
 

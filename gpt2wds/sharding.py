@@ -26,6 +26,7 @@ from .tokenizer import Tokenizer, load_tokenizer
 PLAN = "plan.json"
 COPY_OF_VALIDATION = "copy of a validation document"
 SAMPLE = "sample"  # --source sample: the examples that come with the package
+HUB = "hub"
 Progress = Callable[[int, int], None]  # documents and tokens since the last call
 
 
@@ -60,11 +61,17 @@ def plan_corpus(
 
 
 def plan_multiple_choice(out: Path, source: str, limit_docs: int | None) -> dict[str, Any]:
-    """The plan of a multiple-choice dataset: one task that holds the examples' file."""
+    """The plan of a multiple-choice dataset: one task that holds the examples' file.
+
+    source: "hub" (HellaSwag's validation split, from the Hub), "sample", or a path.
+    """
 
     def content() -> dict[str, Any]:
-        sample = resources.files("gpt2wds") / "data" / "multiple_choice_sample.jsonl"
-        path = Path(str(sample)) if source == SAMPLE else Path(source).resolve()
+        if source == HUB:
+            path, revision = corpora.download_hellaswag(out)
+        else:
+            sample = resources.files("gpt2wds") / "data" / "multiple_choice_sample.jsonl"
+            path, revision = Path(str(sample)) if source == SAMPLE else Path(source).resolve(), ""
         if not path.is_file():
             raise ValueError(f"hellaswag: expected a JSON-lines file for --source, got {source!r}, which is no file")
         examples = sum(1 for _ in prompts.read_examples(path))
@@ -72,10 +79,10 @@ def plan_multiple_choice(out: Path, source: str, limit_docs: int | None) -> dict
         # Only the whole validation set may be called by its name: published scores are scores on all of it.
         whole = path.stem == "hellaswag_val" and count == 10_042
         name = "HellaSwag" if whole else "sample" if source == SAMPLE else path.stem
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        revision = revision or hashlib.sha256(path.read_bytes()).hexdigest()
         return {
             "kind": dataset.MULTIPLE_CHOICE,
-            "corpus": {"name": name, "source": path.name, "revision": digest},
+            "corpus": {"name": name, "source": path.name, "revision": revision},
             "sources": [{"name": path.name, "path": str(path), "size": path.stat().st_size}],
             "tasks": [{"shard": "val-00000", "spans": [[0, 0, count]]}],
             "validation_texts": [],

@@ -146,7 +146,9 @@ def test_text_files_fill_shards_together(tmp_path):
 def test_validation_is_the_first_documents_of_each_file(tmp_path):
     paths = [str(write_jsonl(tmp_path / f"{name}.jsonl", texts(name, 10))) for name in "abc"]
     corpus = corpora.files(paths, Cut(val_docs=7))
-    assert flat(documents(corpus, "val")) == [t for path, n in zip(whole(paths), (3, 2, 2), strict=True) for t in path[:n]]
+    assert flat(documents(corpus, "val")) == [
+        t for path, n in zip(whole(paths), (3, 2, 2), strict=True) for t in path[:n]
+    ]
 
 
 @pytest.mark.parametrize("limit", [1, 60, 61, 200, 1 << 20])

@@ -23,14 +23,14 @@ from gpt2wds.commands import eval as eval_command
 from gpt2wds.commands import shard as shard_command
 from gpt2wds.dataset import Dataset
 from gpt2wds.distributed import World
-from gpt2wds.hellaswag import Questions, ending_log_probabilities, load_questions, mcnemar_p, per_example, scores
+from gpt2wds.hellaswag import Questions, ending_log_probabilities, load_questions, mcnemar, per_example, scores
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.tokenizer import load_tokenizer
 
 ALONE = World(0, 1, torch.device("cpu"))
 REAL = "hellaswag_val_1000.jsonl"
 SAMPLE = Path(sharding.__file__).parent / "data" / "multiple_choice_sample.jsonl"
-SCORES = ("acc", "acc_norm_tokens", "acc_norm_characters", "acc_norm_bytes")
+SCORES = ("acc", "acc_norm_tokens", "acc_norm_characters", "acc_norm_bytes")  # firm: other tools read them
 
 
 def opinionated(n_positions: int = 1024, *, seed: int = 0, vocab_size: int = 50257) -> GPT2:
@@ -88,18 +88,19 @@ def lesson(model: GPT2, example: dict[str, Any]) -> tuple[list[float], list[floa
     sums, means = [], []
     for text in example["endings"]:
         ending = encode(" " + text).tolist()
-        tokens = torch.tensor([context + ending])  # (1, T)
-        mask = torch.tensor([0] * len(context) + [1] * len(ending))
-        logits = model.logits(model.hidden(tokens)[0])
-        losses = F.cross_entropy(logits[0, :-1], tokens[0, 1:], reduction="none") * mask[1:]
+        # What is too long for the model loses tokens on the left: the lesson has no such example, lm-eval does it.
+        tokens = torch.tensor([context + ending])[:, -model.config.n_positions - 1 :]  # (1, T + 1)
+        mask = torch.tensor([0] * len(context) + [1] * len(ending))[-tokens.shape[1] :]
+        logits = model.logits(model.hidden(tokens[:, :-1])[0])
+        losses = F.cross_entropy(logits[0], tokens[0, 1:], reduction="none") * mask[1:]
         sums.append(losses.sum().item())
         means.append((losses.sum() / mask[1:].sum()).item())
     return sums, means
 
 
-def assert_as_the_lesson(dataset: Dataset, source: Path, count: int) -> None:
-    model = opinionated()
-    questions = load_questions(dataset, "completion", 1024)
+def assert_as_the_lesson(dataset: Dataset, source: Path, count: int, n_positions: int = 1024) -> None:
+    model = opinionated(n_positions)
+    questions = load_questions(dataset, "completion", n_positions)
     log_p = ending_log_probabilities(model, questions, ALONE, "float32")
     records = per_example(questions, log_p)
     examples = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:count]]
@@ -205,10 +206,7 @@ def hand_made() -> tuple[Questions, np.ndarray]:
         "characters": np.array([[1, 8, 4, 4]] * 3),
         "bytes": np.array([[1, 4, 4, 80]] * 3),
     }
-    empty = [np.zeros(2, dtype=np.uint16)] * 12
-    questions = Questions(
-        "set", "completion", empty, np.ones(12, dtype=int), lengths, np.array([0, 1, 1]), [7, 8, 9], 2
-    )
+    questions = Questions("set", "completion", [], lengths, np.array([0, 1, 1]), [7, 8, 9], 2)
     return questions, np.array([[-2.0, -3.0, -4.0, -8.0]] * 3)
 
 
@@ -237,7 +235,7 @@ def test_the_standard_error_of_the_whole_set() -> None:
     # 0.45 points at 10,042 examples and an accuracy near 0.29.
     n = 10_042
     lengths = {norm: np.ones((n, 4)) for norm in hellaswag.NORMS}
-    questions = Questions("set", "completion", [], np.array([]), lengths, (np.arange(n) > 0.29 * n).astype(int), [], 0)
+    questions = Questions("set", "completion", [], lengths, (np.arange(n) > 0.29 * n).astype(int), [], 0)
     result = scores(questions, np.tile([0.0, -1, -2, -3], (n, 1)))
     assert result["acc_stderr"] == pytest.approx(0.0045, abs=5e-5)
 
@@ -259,20 +257,21 @@ def test_any_batch_size_gives_the_same(choices: Dataset, monkeypatch: pytest.Mon
 
 def test_batches_keep_to_their_budget(choices: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hellaswag, "BATCH_TOKENS", 1000)
-    shapes = []
-    model, questions = opinionated(), load_questions(choices, "completion", 1024)
-    hidden = model.hidden
+    lengths: list[list[int]] = []
+    inner = hellaswag._target_log_probabilities
 
-    def watched(tokens: torch.Tensor) -> Any:
-        shapes.append(tuple(tokens.shape))
-        return hidden(tokens)
+    def watched(model: GPT2, batch: list[hellaswag.Row], device: torch.device) -> torch.Tensor:
+        lengths.append([len(row.tokens) for row in batch])
+        return inner(model, batch, device)
 
-    monkeypatch.setattr(model, "hidden", watched)
-    ending_log_probabilities(model, questions, ALONE, "float32")
-    assert sum(rows for rows, _ in shapes) == 4 * 36
-    assert all(rows * length <= 1000 for rows, length in shapes)
-    real_tokens = sum(len(row) - 1 for row in questions.rows)
-    assert sum(rows * length for rows, length in shapes) < 1.1 * real_tokens  # sorted: little padding
+    monkeypatch.setattr(hellaswag, "_target_log_probabilities", watched)
+    questions = load_questions(choices, "completion", 1024)
+    ending_log_probabilities(opinionated(), questions, ALONE, "float32")
+    assert all(len(batch) * max(batch) <= 1000 for batch in lengths)
+    read, padded = sum(map(sum, lengths)), sum(len(batch) * max(batch) for batch in lengths)
+    assert read == sum(len(row.tokens) for row in questions.rows)
+    assert hellaswag.padding_share(questions) == pytest.approx(1 - read / padded)
+    assert 0 < padded - read < 0.1 * read  # in order of length, so there is little padding
 
 
 def run_ranks(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -383,34 +382,38 @@ def test_a_thousand_real_examples_through_the_commands(model_path: Path, tmp_pat
 
 
 def test_long_prompts_lose_tokens_on_the_left_and_are_counted(choices: Dataset, tmp_path: Path) -> None:
-    full, cut = load_questions(choices, "completion", 1024), load_questions(choices, "completion", 40)
-    assert full.truncated == 0
-    long = [len(row) > 41 for row in full.rows]
-    assert cut.truncated == sum(long) > 0
-    for before, after in zip(full.rows, cut.rows, strict=True):
-        np.testing.assert_array_equal(after, before[-41:])  # 40 inputs and the last target
-    assert (cut.ending_tokens == full.ending_tokens).all()
-    output = command(saved(tmp_path, opinionated(40)), "--data", choices.path)
-    assert output.splitlines()[-1].startswith(f"  {sum(long)} rows were longer than the model's positions")
+    encode = load_tokenizer().encode
+    count = 0
+    for example in map(json.loads, SAMPLE.open(encoding="utf-8")):
+        context = len(encode(example["ctx"]))
+        count += sum(context + len(encode(" " + ending)) > 41 for ending in example["endings"])  # 40 and a last target
+    assert 0 < count < 4 * 36
+    assert load_questions(choices, "completion", 40).truncated == count
+    assert load_questions(choices, "completion", 1024).truncated == 0
+    assert_as_the_lesson(choices, SAMPLE, 36, n_positions=40)
+    path = saved(tmp_path, opinionated(40))
+    assert json.loads(command(path, "--data", choices.path, "--json"))["truncated"] == count
+    assert command(path, "--data", choices.path).splitlines()[-1].startswith(f"  {count} endings had a context longer")
 
 
 def test_an_ending_that_does_not_fit(choices: Dataset, tmp_path: Path) -> None:
     message = failure(saved(tmp_path, opinionated(8)), "--data", choices.path)
-    assert "expected 1 to 8, the model's n_positions" in message
+    assert "expected at most 8, the model's n_positions" in message
 
 
 def test_a_smaller_vocabulary(choices: Dataset, tmp_path: Path) -> None:
     message = failure(saved(tmp_path, opinionated(vocab_size=300)), "--data", choices.path)
-    assert "expected a vocabulary with token" in message and "got vocab_size 300" in message
-    # Its padding rows (300 … 383) are no tokens either: every rank says so, whichever rows it has.
+    assert "expected GPT-2's vocabulary, 50,257 tokens" in message and "got 300" in message
+
+
+@pytest.mark.parametrize("vocab_size", [50_256, 50_305])
+def test_another_vocabulary(choices: Dataset, vocab_size: int) -> None:
     questions = load_questions(choices, "completion", 1024, limit=1)
-    highest = max(int(row.max()) for row in questions.rows)
-    for rank in range(5):
-        with pytest.raises(ValueError, match=f"token {highest}"):
+    for rank in range(2):  # the ranks fail together
+        with pytest.raises(ValueError, match=f"got {vocab_size:,}"):
             ending_log_probabilities(
-                opinionated(vocab_size=highest), questions, World(rank, 5, ALONE.device), "float32"
+                opinionated(vocab_size=vocab_size), questions, _Silent(rank, 2, ALONE.device), "float32"
             )
-    ending_log_probabilities(opinionated(vocab_size=highest + 1), questions, ALONE, "float32")
 
 
 def test_tokens_are_no_examples(plays: Dataset, model_path: Path) -> None:
@@ -439,14 +442,14 @@ def test_an_unknown_mode(choices: Dataset) -> None:
     ],
 )
 def test_mcnemar_by_hand(only_first: int, only_second: int, p: float) -> None:
-    assert mcnemar_p(only_first, only_second) == p
+    assert mcnemar(only_first, only_second) == p
 
 
 def test_mcnemar_of_large_counts() -> None:
     # The normal approximation with continuity correction, which is close here.
     z = (abs(2700 - 2500) - 1) / math.sqrt(5200)
-    assert mcnemar_p(2500, 2700) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-2)
-    assert mcnemar_p(0, 10_042) == 0
+    assert mcnemar(2500, 2700) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-2)
+    assert mcnemar(0, 10_042) == 0
 
 
 def test_two_models_on_the_same_examples(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
@@ -461,16 +464,19 @@ def test_two_models_on_the_same_examples(choices: Dataset, model_path: Path, tmp
     for score, pair in result["comparison"].items():
         right = [record["predicted"][score] == record["label"] for record in records]
         pairs = list(zip(right[:36], right[36:], strict=True))
-        assert (pair["only_first"], pair["only_second"]) == (pairs.count((True, False)), pairs.count((False, True)))
+        assert (pair["only_first_right"], pair["only_second_right"]) == (
+            pairs.count((True, False)),
+            pairs.count((False, True)),
+        )
         first, second = (model[score] for model in result["models"])
         assert pair["difference"] == pytest.approx(second - first)
-        assert pair["p"] == mcnemar_p(pair["only_first"], pair["only_second"])
-    assert any(pair["only_first"] != pair["only_second"] for pair in result["comparison"].values())
+        assert pair["p"] == mcnemar(pair["only_first_right"], pair["only_second_right"])
+    assert any(pair["only_first_right"] != pair["only_second_right"] for pair in result["comparison"].values())
     lines = command(model_path, other, "--data", choices.path).splitlines()
     assert [line for line in lines if not line.startswith("  ")] == [
         f"{model_path}: sample, completion mode, 36 examples, chance 0.25",
         f"{other}: sample, completion mode, 36 examples, chance 0.25",
-        f"{other} less {model_path}, McNemar's exact two-sided p",
+        f"{other} less {model_path}, with McNemar's exact two-sided p",
     ]
     assert sum(" p = " in line for line in lines) == 4
 
@@ -478,4 +484,4 @@ def test_two_models_on_the_same_examples(choices: Dataset, model_path: Path, tmp
 def test_a_model_against_itself(choices: Dataset, model_path: Path) -> None:
     result = json.loads(command(model_path, model_path, "--data", choices.path, "--json"))
     for pair in result["comparison"].values():
-        assert pair == {"difference": 0, "only_first": 0, "only_second": 0, "p": 1}
+        assert pair == {"difference": 0, "difference_stderr": 0, "only_first_right": 0, "only_second_right": 0, "p": 1}

@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from .. import __version__, report
 from .. import hellaswag as multiple_choice
 from ..checkpoint import load_weights
 from ..dataset import SPLITS, Dataset
-from ..distributed import join_world
+from ..distributed import World, join_world
 from ..evaluation import generate, validation_loss
 from ..loader import validation_sequences
-from ..prompts import MODES
+from ..model import GPT2
+from ..prompts import ENDINGS, MODES
 from ..tokenizer import load_tokenizer
-from .common import Commands, print_json
+from .common import Commands, ProgressLine, print_json
 from .models import find_weights
 
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
@@ -56,43 +58,56 @@ def hellaswag(
     """
     if per_example and not per_example.parent.is_dir():
         raise ValueError(f"--per-example: expected a file in a directory that exists, got {per_example}")
-    results, records, predicted = [], [], []
+    results, records, sums = [], [], []
     with join_world(device) as world:
         dataset = Dataset(data)
         for name in (model, other) if other else (model,):
             gpt2 = load_weights(find_weights(name)).to(world.device).eval()
             questions = multiple_choice.load_questions(dataset, mode, gpt2.config.n_positions, limit)
-            sums = multiple_choice.ending_log_probabilities(gpt2, questions, world, dtype)
-            results.append({"model": name, **multiple_choice.scores(questions, sums)})
-            records += [{"model": name, **record} for record in multiple_choice.per_example(questions, sums)]
-            predicted.append(multiple_choice.predictions(questions, sums))
+            sums.append(_score(gpt2, questions, world, dtype))
+            results.append({"model": name, **multiple_choice.scores(questions, sums[-1])})
+            records += [{"model": name, **record} for record in multiple_choice.per_example(questions, sums[-1])]
         if not world.is_main:
             return
     if per_example:
         per_example.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    comparison = multiple_choice.compare(questions.labels, *predicted) if other else {}
+    comparison = multiple_choice.compare(questions, *sums) if other else {}
     if as_json:
         print_json({"models": results, "comparison": comparison} if other else results[0])
         return
     for result in results:
-        _print_scores(result, heading=str(result["model"]) if other else "")
+        _print_scores(result, heading=f"{result['model']}: " if other else "")
     if other:
-        print(f"{other} less {model}, McNemar's exact two-sided p")
+        print(f"{other} less {model}, with McNemar's exact two-sided p")
     for score, pair in comparison.items():
-        only = f"only the first right {pair['only_first']:,}, only the second {pair['only_second']:,}"
-        print(f"  {score:20} {pair['difference']:+.4f}, p = {pair['p']:.4g} ({only})")
+        only = f"only the first right {pair['only_first_right']:,}, only the second {pair['only_second_right']:,}"
+        print(f"  {score:20} {pair['difference']:+.4f}{_error(pair['difference_stderr'])}, p = {pair['p']:.4g}, {only}")
+
+
+def _score(model: GPT2, questions: multiple_choice.Questions, world: World, dtype: str) -> np.ndarray:
+    endings = len(questions.labels) * ENDINGS
+    if not world.is_main:
+        return multiple_choice.ending_log_probabilities(model, questions, world, dtype)
+    progress = ProgressLine("scoring", endings, " endings")
+    # The ranks go at about the same pace, so this one's share stands for all.
+    sums = multiple_choice.ending_log_probabilities(
+        model, questions, world, dtype, progress=lambda done: progress.update(done * world.world_size)
+    )
+    progress.close()
+    return sums
 
 
 def _print_scores(result: dict[str, Any], heading: str) -> None:
-    print(
-        f"{heading}{heading and ': '}{result['name']}, {result['mode']} mode, "
-        f"{result['examples']:,} examples, chance 0.25"
-    )
-    for score in ("acc", "acc_norm_tokens", "acc_norm_characters", "acc_norm_bytes"):
-        error = result[f"{score}_stderr"]
-        print(f"  {score:20} {result[score]:.4f}" + (f" ± {error:.4f}" if error is not None else ""))
+    kind = f"{result['name']}, {result['mode']} mode, {result['examples']:,} examples"
+    print(f"{heading}{kind}, chance {1 / ENDINGS}")
+    for score in multiple_choice.SCORES:
+        print(f"  {score:20} {result[score]:.4f}{_error(result[f'{score}_stderr'])}")
     if result["truncated"]:
-        print(f"  {result['truncated']:,} rows were longer than the model's positions and lost tokens on the left")
+        print(f"  {result['truncated']:,} endings had a context longer than the model's positions, cut on the left")
+
+
+def _error(standard_error: float | None) -> str:
+    return "" if standard_error is None else f" ± {standard_error:.4f}"
 
 
 @main.command()
@@ -103,7 +118,7 @@ def _print_scores(result: dict[str, Any], heading: str) -> None:
 @DEVICE
 @DTYPE
 def loss(model: str, data: str, split: str, as_json: bool, device: str, dtype: str) -> None:
-    """Loss on a split, in the model's whole context: nats per token and perplexity."""
+    """Loss on a split, in the model's whole context: nats per token, perplexity and bits per byte of text."""
     with join_world(device) as world:
         gpt2 = load_weights(find_weights(model)).to(world.device).eval()
         dataset = Dataset(data)
@@ -120,12 +135,22 @@ def loss(model: str, data: str, split: str, as_json: bool, device: str, dtype: s
         value = validation_loss(gpt2, batches, world, dtype)
         if not world.is_main:
             return
+    tokens_per_byte = dataset.total(split, "tokens") / dataset.total(split, "text_bytes")
+    result = {
+        "model": model,
+        "corpus": dataset.corpus,
+        "split": split,
+        "loss": value,
+        "perplexity": math.exp(value),
+        "bits_per_byte": value * tokens_per_byte / math.log(2),
+    }
     if as_json:
-        print_json(
-            {"model": model, "corpus": dataset.corpus, "split": split, "loss": value, "perplexity": math.exp(value)}
-        )
-    else:
-        print(f"{dataset.corpus}, {split}: loss {value:.4f} nats per token, perplexity {math.exp(value):,.2f}")
+        print_json(result)
+        return
+    print(
+        f"{dataset.corpus}, {split}: loss {value:.4f} nats per token, perplexity {result['perplexity']:,.2f}, "
+        f"{result['bits_per_byte']:.4f} bits per byte"
+    )
 
 
 @main.command()

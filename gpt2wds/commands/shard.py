@@ -69,10 +69,15 @@ def files(paths: tuple[str, ...], out: Path, text_column: str, **cut_options: An
 
 @main.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset directory to make.")
-@click.option("--source", required=True, help="hellaswag_val.jsonl, or sample: 36 examples that come with gpt2wds.")
+@click.option(
+    "--source",
+    default=sharding.HUB,
+    show_default=True,
+    help="hub (Rowan/hellaswag), hellaswag_val.jsonl or another file, or sample: 36 examples that come with gpt2wds.",
+)
 @click.option("--limit-docs", type=click.IntRange(1), help="Use only the first so many examples.")
 def hellaswag(out: Path, source: str, limit_docs: int | None) -> None:
-    """Multiple-choice examples in HellaSwag's schema (JSON lines)."""
+    """HellaSwag's validation split, or any multiple-choice examples in its schema (JSON lines)."""
     _run(out, sharding.plan_multiple_choice(out, source, limit_docs))
 
 

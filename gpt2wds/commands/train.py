@@ -138,19 +138,7 @@ def _train(settings: Config, world: World, dry_run: bool) -> int:
         _refuse_other_mathematics(run, settings)
     say = _printer(run, world, to_file=not dry_run)
 
-    state: dict[str, Any] = {"step": 0, "row": {"step": 0, "tokens": 0}}
-    tensors: dict[str, torch.Tensor] = {}
-    checkpoint = None if dry_run else newest_sound_checkpoint(run.checkpoints, say)
-    if checkpoint is None:
-        model = _model(settings)
-    else:
-        model, state, tensors = restore(checkpoint)
-        if state["dataset_id"] != dataset.id:
-            raise ValueError(
-                f"{run.path}: was trained on dataset {state['dataset_id']}, data.path = {settings.data.path} is "
-                f"{dataset.id}; give the first one, or choose another run.dir"
-            )
-    model.to(world.device)
+    model = _model(settings).to(world.device)
     optimizers = make_optimizers(
         model,
         settings.train.optimizer,
@@ -158,7 +146,16 @@ def _train(settings: Config, world: World, dry_run: bool) -> int:
         weight_decay=settings.train.weight_decay,
         muon_learning_rate=settings.train.muon_learning_rate,
     )
-    optimizers.load_state(model, tensors)
+    state: dict[str, Any] = {"step": 0, "row": {"step": 0, "tokens": 0}}
+    checkpoint = None if dry_run else newest_sound_checkpoint(run.checkpoints, say)
+    if checkpoint is not None:
+        state, tensors = restore(checkpoint, model)
+        optimizers.load_state(model, tensors)
+        if state["dataset_id"] != dataset.id:
+            raise ValueError(
+                f"{run.path}: was trained on dataset {state['dataset_id']}, data.path = {settings.data.path} is "
+                f"{dataset.id}; give the first one, or choose another run.dir"
+            )
     batches = StepBatches(
         dataset,
         seq_len=settings.data.seq_len,

@@ -26,7 +26,7 @@ ENDINGS = 4
 def read_examples(path: Path) -> Iterator[dict[str, Any]]:
     """Examples of a JSON-lines file in HellaSwag's schema. Raises ValueError that names the line."""
     count = 0
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 count += 1
@@ -79,17 +79,22 @@ def harness_text(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
-def _checked(line: str, where: str) -> dict[str, Any]:
+def _checked(line: bytes, where: str) -> dict[str, Any]:
     try:
-        example = json.loads(line)
-    except ValueError:
-        raise ValueError(f"{where}: expected a JSON object in HellaSwag's schema, got {line[:40]!r}") from None
+        example = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        start = line.strip()[:40].decode("utf-8", "backslashreplace")
+        raise ValueError(f"{where}: expected a JSON object in HellaSwag's schema, got {start!r}") from None
     kinds = {"ind": int, "activity_label": str, "ctx_a": str, "ctx_b": str, "ctx": str, "endings": list, "label": int}
     for name, kind in kinds.items():
-        if not isinstance(example, dict) or not isinstance(example.get(name), kind):
+        if not isinstance(example, dict) or type(example.get(name)) is not kind:
             raise ValueError(f"{where}: expected {name!r} to be {kind.__name__}, as in HellaSwag's schema")
     if len(example["endings"]) != ENDINGS or not all(isinstance(e, str) and e.strip() for e in example["endings"]):
         raise ValueError(f"{where}: expected {ENDINGS} endings with text, got {str(example['endings'])[:80]}")
     if not 0 <= example["label"] < ENDINGS:
         raise ValueError(f"{where}: expected a label from 0 to {ENDINGS - 1}, got {example['label']}")
+    try:
+        json.dumps(example, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: expected text, got half of a surrogate pair") from None
     return {name: example[name] for name in kinds}

@@ -117,12 +117,16 @@ class JSONLines:
         return lines if len(head) == self.size(path) else lines * self.size(path) // len(head)
 
     def after(self, path: Path, first: int, documents: int) -> tuple[int, int]:
-        found = 0
+        found, end = 0, first
         with path.open("rb") as file:
             file.seek(first)
-            while found < documents and (line := file.readline()):
-                found += bool(line.strip())
-            return file.tell(), found
+            for line in file:
+                if line.strip():
+                    if found == documents:
+                        break
+                    found += 1
+                end += len(line)  # blank lines go with what is before them, so that no part has only such
+        return end, found
 
     def after_bytes(self, path: Path, first: int, count: int) -> int:
         with path.open("rb") as file:

@@ -20,8 +20,7 @@ import numpy as np
 
 from . import corpora, dataset, prompts, shards
 from .readers import Skipped
-from .rundir import write_atomically
-from .tokenizer import Tokenizer, load_tokenizer
+from .tokenizer import EngineError, Tokenizer, load_tokenizer
 
 PLAN = "plan.json"
 COPY_OF_VALIDATION = "copy of a validation document"
@@ -94,6 +93,7 @@ def plan_multiple_choice(out: Path, source: str, limit_docs: int | None) -> dict
 def missing_tasks(out: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
     """Tasks without a receipt, or whose shard is not there with its receipt's size."""
     missing = []
+    finished = (out / "manifest.json").exists()  # asked first: another process may finish meanwhile
     for task in plan["tasks"]:
         receipt = _receipt_path(out, task["shard"])
         if receipt.exists():
@@ -103,11 +103,16 @@ def missing_tasks(out: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
                 continue
             # A damaged file must not be taken for one that another process committed first.
             shard.unlink(missing_ok=True)
-            receipt.unlink()
+            receipt.unlink(missing_ok=True)
         missing.append(task)
-    if missing:
+    if missing and finished:
         (out / "manifest.json").unlink(missing_ok=True)
     return missing
+
+
+def prepare_tokenizer(differing: str | None) -> None:
+    """In each process before its first task: use the fast engine as far as it was proven (see Tokenizer)."""
+    load_tokenizer().use_fast_engine(differing)
 
 
 def run_task(out: Path, plan: dict[str, Any], task: dict[str, Any], progress: Progress) -> None:
@@ -122,7 +127,7 @@ def run_task(out: Path, plan: dict[str, Any], task: dict[str, Any], progress: Pr
         os.fsync(file.fileno())
     if not commit(temporary, final):
         summary = _adopt(final, summary)
-    unit = plan["sources"][0].get("unit", "example")
+    spans = [(plan["sources"][number], first, count) for number, first, count in task["spans"]]
     entry = {
         "file": final.name,
         "bytes": summary.bytes,
@@ -132,7 +137,7 @@ def run_task(out: Path, plan: dict[str, Any], task: dict[str, Any], progress: Pr
         "documents": summary.documents,
         "blocks": len(summary.rows),
         **facts,
-        "spans": [{"source": plan["sources"][s]["name"], f"first_{unit}": a, "count": n} for s, a, n in task["spans"]],
+        "spans": [{"source": s["name"], f"first_{s.get('unit', 'example')}": a, "count": n} for s, a, n in spans],
     }
     receipt = {"shard": entry, "rows": base64.b64encode(summary.rows.tobytes()).decode()}
     path = _receipt_path(out, task["shard"])
@@ -162,7 +167,7 @@ def finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
             np.save(file, np.concatenate([*rows[split], np.empty(0, dtype=shards.BLOCK_ROW)]), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(out / f"{split}.blocks.npy")
+        _replace(temporary, out / f"{split}.blocks.npy")
     manifest = {
         "format_version": dataset.FORMAT_VERSION,
         "kind": plan["kind"],
@@ -173,7 +178,9 @@ def finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
         "versions": plan["versions"],
         "shards": entries,
     }
-    write_atomically(out / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    temporary = _temporary(out / "manifest.json")
+    _write_synced(temporary, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+    _replace(temporary, out / "manifest.json")
     _sync_directory(out)
     for stray in [*out.glob(".*.tmp"), *(out / "receipts").glob(".*.tmp")]:
         stray.unlink(missing_ok=True)
@@ -234,6 +241,8 @@ def _write_documents(
             if isinstance(text, str):
                 try:
                     tokens = tokenizer.encode_document(text)
+                except EngineError as error:
+                    raise ValueError(f"{task['shard']} document {ordinal}: {error}") from None
                 except ValueError as error:
                     text = Skipped(str(error))
             if isinstance(text, Skipped):
@@ -255,7 +264,12 @@ def _write_examples(
     writer, digest = shards.FrameWriter(file), hashlib.sha256()
     frame: list[bytes] = []
     frame_tokens = frame_examples = tokens = text_bytes = 0
-    for number, example in zip(range(count), prompts.read_examples(Path(plan["sources"][0]["path"])), strict=False):
+    path = Path(plan["sources"][0]["path"])
+    if hashlib.sha256(path.read_bytes()).hexdigest() != plan["corpus"]["revision"]:
+        raise ValueError(
+            f"source {path}: the file changed since the plan was made; put it back, or plan again in an empty directory"
+        )
+    for number, example in zip(range(count), prompts.read_examples(path), strict=False):
         key = shards.block_key(task["shard"], number)
         record = json.dumps(example, ensure_ascii=False).encode()
         frame.append(shards.tar_member(f"{key}.json", record))
@@ -278,13 +292,19 @@ def _write_examples(
 
 def _adopt(final: Path, ours: shards.ShardSummary) -> shards.ShardSummary:
     """Describe the shard that another process committed first: same tokens, perhaps another zstd's bytes."""
-    with final.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest == ours.sha256:
-            return ours
-        frames = shards.read_seek_table(file)[:-1]
-    if len(frames) != len(ours.rows) or (frames["checksum"] != ours.rows["checksum"]).any():
-        raise ValueError(f"{final}: another process wrote other tokens for this task; delete the file and run again")
+    try:
+        with final.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest == ours.sha256:
+                return ours
+            frames = shards.read_seek_table(file)[:-1]
+            if len(frames) != len(ours.rows) or (frames["checksum"] != ours.rows["checksum"]).any():
+                raise ValueError("it has other tokens than this task")
+            for row in frames:
+                file.seek(int(row["offset"]))
+                shards.decompress_frame(file.read(int(row["length"])), row, None)
+    except ValueError as error:
+        raise ValueError(f"{final}: {error}; delete the file and run again") from None
     rows = ours.rows.copy()
     rows["offset"], rows["length"] = frames["offset"], frames["length"]
     return shards.ShardSummary(final.stat().st_size, digest, ours.tokens_sha256, ours.tokens, ours.documents, rows)
@@ -297,9 +317,22 @@ def commit(temporary: Path, final: Path) -> bool:
         first = True
     except FileExistsError:
         first = False
-    temporary.unlink()
+    except FileNotFoundError:
+        if not final.exists():  # else another process finished all, and removed what it took for a stray
+            raise
+        first = False
+    temporary.unlink(missing_ok=True)
     _sync_directory(final.parent)
     return first
+
+
+def _replace(temporary: Path, final: Path) -> None:
+    """As Path.replace; but two that finish at once say the same, and the first may have removed our file."""
+    try:
+        temporary.replace(final)
+    except FileNotFoundError:
+        if not final.exists():
+            raise
 
 
 def _temporary(final: Path) -> Path:

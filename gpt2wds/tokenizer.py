@@ -4,9 +4,11 @@ A document is token 50256 (`<|endoftext|>`) followed by the byte-pair encoding o
 inside a document is plain text, so 50256 occurs only where a document begins and boundaries can be found again.
 """
 
+import base64
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -33,14 +35,32 @@ class Tokenizer:
     ['Hello world', 'Hi']
     """
 
+    CHECK_EVERY = 512  # documents: so often a fast engine's ids are compared with tiktoken's during a run
+
     def __init__(self, encoding: tiktoken.Encoding):
         self._encoding = encoding
+        self._fast: Callable[[str], bytes] | None = None
+        self._uncertain: re.Pattern[str] | None = None
+        self._encoded = 0
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text`, (tokens,) uint16, special tokens in it being plain text.
 
-        Lone surrogates become U+FFFD, as in tiktoken. Raises ValueError for a text that tiktoken cannot take.
+        Lone surrogates become U+FFFD, as in tiktoken. Raises ValueError for a text that tiktoken cannot take, and
+        EngineError when a fast engine was found to disagree with tiktoken.
         """
+        if self._fast is None or (self._uncertain and self._uncertain.search(text)):
+            return self._reference(text)
+        try:
+            ids = np.frombuffer(self._fast(text), dtype="<u4").astype(np.uint16)
+        except UnicodeEncodeError:
+            return self._reference(text)
+        self._encoded += 1
+        if self._encoded % self.CHECK_EVERY == 1 and not np.array_equal(ids, self._reference(text)):
+            raise EngineError("the fast tokenizer engine disagrees with tiktoken; pip uninstall splintr-rs")
+        return ids
+
+    def _reference(self, text: str) -> np.ndarray:
         try:
             ids = self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
         except UnicodeEncodeError:
@@ -51,6 +71,27 @@ class Tokenizer:
                 raise
             raise ValueError(f"tiktoken cannot encode the text ({str(error)[:100]!r})") from None
         return ids.astype(np.uint16)
+
+    def prove_fast_engine(self) -> str | None:
+        """Characters on which the fast engine (the package splintr-rs) differs from tiktoken, "" if there are none.
+
+        None where the package is not installed. Compares ids over all Unicode code points, as `fingerprint` does.
+        """
+        fast = _splintr(self._encoding)
+        if fast is None:
+            return None
+        differing = []
+        for (text, points), ids in zip(_all_code_points(), self._code_point_ids, strict=True):
+            if fast(text) == ids.astype("<u4").tobytes():
+                continue
+            probes = ((c, _probe(c)) for c in points)
+            differing += [c for c, probe in probes if fast(probe) != self._reference(probe).astype("<u4").tobytes()]
+        return "".join(differing)
+
+    def use_fast_engine(self, differing: str | None) -> None:
+        """Encode with the fast engine from now on, but for texts with a character in `differing`; None: do not."""
+        self._fast = _splintr(self._encoding) if differing is not None else None
+        self._uncertain = re.compile(f"[{re.escape(differing)}]") if differing else None
 
     def encode_document(self, text: str) -> np.ndarray:
         """`<|endoftext|>` and the ids of `text`: (tokens,) uint16."""
@@ -83,11 +124,11 @@ class Tokenizer:
         between its versions. Each code point is encoded before `'s`, which splits differently after a
         letter than after a symbol, and before a digit.
         """
-        digest = hashlib.sha256()
-        for start in range(0, 0x110000, 0x1000):
-            points = (chr(c) for c in range(start, start + 0x1000) if not 0xD800 <= c <= 0xDFFF)
-            digest.update(self.encode("".join(f" {c}'s {c}1\n" for c in points)).tobytes())
-        return digest.hexdigest()
+        return hashlib.sha256(np.concatenate(self._code_point_ids).tobytes()).hexdigest()
+
+    @cached_property
+    def _code_point_ids(self) -> list[np.ndarray]:
+        return [self._reference(text) for text, _ in _all_code_points()]
 
     def identity(self) -> dict[str, str]:
         """What must be the same for two machines to give the same ids."""
@@ -97,6 +138,32 @@ class Tokenizer:
             "tiktoken": tiktoken.__version__,
             "ids_sha256": self.fingerprint,
         }
+
+
+class EngineError(Exception):
+    """A fast engine gave other ids than tiktoken."""
+
+
+def _all_code_points() -> Iterator[tuple[str, list[str]]]:
+    """Texts that together probe every code point, and the characters in each."""
+    for start in range(0, 0x110000, 0x1000):
+        points = [chr(c) for c in range(start, start + 0x1000) if not 0xD800 <= c <= 0xDFFF]
+        yield "".join(map(_probe, points)), points
+
+
+def _probe(character: str) -> str:
+    return f" {character}'s {character}1\n"
+
+
+def _splintr(encoding: tiktoken.Encoding) -> Callable[[str], bytes] | None:
+    """Text → little-endian uint32 ids, by splintr-rs with tiktoken's own ranks; None where it is not installed."""
+    try:
+        import splintr
+    except ImportError:
+        return None
+    ranks = encoding._mergeable_ranks
+    vocabulary = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+    return splintr.Tokenizer.from_bytes(vocabulary, splintr.GPT2_PATTERN, None).encode_flat
 
 
 @lru_cache(maxsize=1)

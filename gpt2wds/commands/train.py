@@ -133,7 +133,7 @@ def _train(settings: Config, world: World, dry_run: bool) -> int:
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, dtype=_dtype(settings, world)))
     run = RunDirectory(settings.run.dir)
     dataset = Dataset(settings.data.path)
-    recipe = _recipe(settings)
+    recipe, sequences_per_step = _recipe(settings), _sequences_per_step(settings)
     if not dry_run:
         _refuse_other_mathematics(run, settings)
     say = _printer(run, world, to_file=not dry_run)
@@ -159,7 +159,7 @@ def _train(settings: Config, world: World, dry_run: bool) -> int:
     batches = StepBatches(
         dataset,
         seq_len=settings.data.seq_len,
-        sequences_per_step=_sequences_per_step(settings),
+        sequences_per_step=sequences_per_step,
         seed=settings.run.seed,
         rank=world.rank,
         world_size=world.world_size,
@@ -276,6 +276,8 @@ def _dtype(settings: Config, world: World) -> str:
 
 def _sequences_per_step(settings: Config) -> int:
     tokens, seq_len = settings.train.tokens_per_step, settings.data.seq_len
+    if seq_len < 1:
+        raise ValueError(f"data.seq_len: expected at least 1, got {seq_len}")
     if tokens < seq_len or tokens % seq_len:
         below, above = tokens // seq_len * seq_len, (tokens // seq_len + 1) * seq_len
         near = f"{below} or {above}" if below else str(above)

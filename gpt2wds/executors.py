@@ -1,0 +1,104 @@
+"""Where tasks run: in this process, or in several processes of this machine.
+
+Workers are plain processes with a pipe each: no shared memory, no semaphores, no lock files, so nothing is left
+behind however they end. A task's result is on disk when it is done; the pipe carries only progress.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+Run = Callable[[Any, Callable[[int, int], None]], None]  # task, progress → done
+Report = Callable[[int, int, bool], None]  # documents, tokens, whether a task is done
+
+
+def run_tasks(tasks: Iterable[Any], run: Run, report: Report, *, workers: int, prepare: Callable[[], None]) -> None:
+    """Run all tasks; `run` and `prepare` (called once in each worker) must be picklable when workers > 1.
+
+    Raises what a task raised first, or ValueError when a worker was killed; the other workers are stopped then.
+    """
+    todo = list(tasks)
+    if min(workers, len(todo)) <= 1:
+        if todo:
+            prepare()
+        for task in todo:
+            run(task, lambda documents, tokens: report(documents, tokens, False))
+            report(0, 0, True)
+        return
+    # Not forked: a fork would copy the threads' locks of libraries that this process already uses.
+    context = multiprocessing.get_context("spawn")
+    busy: dict[Connection, Any] = {}
+    processes = []
+    try:
+        for _ in range(min(workers, len(todo))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, run, prepare), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            busy[ours] = todo.pop(0)
+            ours.send(busy[ours])
+        while busy:
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection)
+                _receive(pipe, busy, todo, report)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _receive(pipe: Connection, busy: dict[Connection, Any], todo: list[Any], report: Report) -> None:
+    try:
+        message = pipe.recv()
+    except EOFError:
+        raise ValueError(
+            f"a worker was killed while it made {busy[pipe].get('shard', busy[pipe])} (out of memory?); "
+            "the same command goes on, perhaps with fewer --workers"
+        ) from None
+    if isinstance(message, BaseException):
+        raise message
+    documents, tokens, done = message
+    report(documents, tokens, done)
+    if done and todo:
+        busy[pipe] = todo.pop(0)
+        pipe.send(busy[pipe])
+    elif done:
+        del busy[pipe]
+        pipe.close()
+
+
+def _work(pipe: Connection, run: Run, prepare: Callable[[], None]) -> None:
+    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        prepare()
+        while True:
+            task, progress = pipe.recv(), _Batched(pipe)
+            run(task, progress.add)
+            progress.send(done=True)
+    except (EOFError, BrokenPipeError):
+        pass  # the parent is gone or needs nothing more
+    except Exception as error:
+        pipe.send(error if isinstance(error, (ValueError, OSError)) else ValueError(f"{type(error).__name__}: {error}"))
+
+
+class _Batched:
+    """Sends progress once in so many documents: a message per document would cost more than tokenising it."""
+
+    DOCUMENTS = 64
+
+    def __init__(self, pipe: Connection):
+        self._pipe, self._documents, self._tokens = pipe, 0, 0
+
+    def add(self, documents: int, tokens: int) -> None:
+        self._documents, self._tokens = self._documents + documents, self._tokens + tokens
+        if self._documents >= self.DOCUMENTS:
+            self.send(done=False)
+
+    def send(self, done: bool) -> None:
+        self._pipe.send((self._documents, self._tokens, done))
+        self._documents = self._tokens = 0

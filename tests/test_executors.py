@@ -1,0 +1,55 @@
+"""Tasks in several processes."""
+
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+
+from gpt2wds.executors import run_tasks
+
+
+def note(folder, task, progress):
+    (folder / task["shard"]).write_text(str(os.getpid()))
+    progress(task["documents"], 10)
+    if task.get("fails"):
+        raise ValueError("this one fails")
+    if task.get("dies"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+
+
+def nothing():
+    pass
+
+
+def tasks(count, **special):
+    return [{"shard": f"train-{i:05d}", "documents": i, **special.get(f"task{i}", {})} for i in range(count)]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_every_task_runs_once_and_all_progress_arrives(tmp_path, workers):
+    reports = []
+    run_tasks(tasks(7), partial(note, tmp_path), lambda *r: reports.append(r), workers=workers, prepare=nothing)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [t["shard"] for t in tasks(7)]
+    assert sum(r[0] for r in reports) == sum(range(7)) and sum(r[1] for r in reports) == 70
+    assert sum(r[2] for r in reports) == 7
+    assert len({p.read_text() for p in tmp_path.iterdir()}) <= workers
+
+
+def test_what_a_task_raises_arrives(tmp_path):
+    with pytest.raises(ValueError, match="this one fails"):
+        run_tasks(tasks(4, task2={"fails": True}), partial(note, tmp_path), lambda *_: None, workers=2, prepare=nothing)
+
+
+def test_a_killed_worker_is_named_and_no_process_stays(tmp_path):
+    with pytest.raises(ValueError, match="killed while it made train-00001"):
+        run_tasks(tasks(4, task1={"dies": True}), partial(note, tmp_path), lambda *_: None, workers=2, prepare=nothing)
+    for path in tmp_path.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.read_text()), 0)
+
+
+def test_no_tasks_is_no_work(tmp_path):
+    run_tasks([], partial(note, tmp_path), lambda *_: pytest.fail("a report"), workers=2, prepare=nothing)

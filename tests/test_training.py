@@ -1,0 +1,416 @@
+"""Training: the same numbers as a plain loop, whatever interrupts it and however many ranks share it."""
+
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import shard_plays
+from torch.nn import functional as F
+
+from gpt2wds.checkpoint import list_checkpoints
+from gpt2wds.commands.train import main
+from gpt2wds.dataset import Dataset
+from gpt2wds.distributed import World
+from gpt2wds.loader import StepBatches
+from gpt2wds.model import GPT2, GPT2Config
+from gpt2wds.optim import learning_rate_factor, make_optimizers
+from gpt2wds.rundir import RunDirectory
+from gpt2wds.training import Recipe, Trainer, micro_batches
+
+PROGRAMS = Path(sys.executable).parent
+# 8 sequences a step, which three ranks do not divide. Small, but for the vocabulary.
+CONFIG = """
+[run]
+device = "cpu"
+[data]
+seq_len = 32
+[model]
+n_layer = 1
+n_head = 2
+n_embd = 32
+[train]
+tokens_per_step = 256
+micro_batch_sequences = 8
+max_steps = 12
+learning_rate = 1e-2
+min_learning_rate = 1e-3
+warmup_steps = 2
+dtype = "float32"
+compile = false
+[eval]
+every_steps = 5
+val_tokens = 512
+sample_prompts = []
+[checkpoint]
+every_steps = 4
+keep = 2
+"""
+
+
+def arguments(run: Path, dataset: Dataset, *overrides: str) -> list[str]:
+    path = run.with_suffix(".toml")
+    path.write_text(CONFIG, encoding="utf-8")
+    return [str(path), f"run.dir={run}", f"data.path={dataset.path}", *overrides]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"} | changes
+
+
+def start(run: Path, dataset: Dataset, *overrides: str, ranks: int = 1, **changes: str) -> subprocess.Popen[str]:
+    command = [str(PROGRAMS / "gpt2wds-train"), *arguments(run, dataset, *overrides)]
+    if ranks > 1:
+        launcher = [str(PROGRAMS / "torchrun"), "--standalone", f"--nproc-per-node={ranks}", "--no-python"]
+        command = [*launcher, *command]
+    return subprocess.Popen(
+        command, env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str], expected: int = 0) -> str:
+    """The rest of what it says; it must end as expected."""
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == expected, said
+    return said
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    """Read what it says until a line has `text`; all that was read."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if text in line:
+            return said
+    raise AssertionError(f"expected {text!r}, got {said}")
+
+
+def in_process(run: Path, dataset: Dataset, *overrides: str) -> tuple[int, str]:
+    """Exit code and output of gpt2wds-train, called here: faster than a new process."""
+    result = CliRunner().invoke(main, arguments(run, dataset, *overrides))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def rows(run: Path) -> np.ndarray:
+    """(steps, 4) of log.txt."""
+    return np.loadtxt(run / "log.txt", ndmin=2)
+
+
+@pytest.fixture(scope="module")
+def whole(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps that nothing interrupted. Read it, do not change it."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(run, plays))
+    return run
+
+
+def test_a_run_directory_is_what_it_should_be(whole: Path) -> None:
+    assert (whole / "log.txt").read_text().startswith("# step train_loss val_loss hella_acc\n0 nan ")
+    steps, losses, validation, accuracy = rows(whole).T
+    assert steps.tolist() == list(range(13))
+    assert np.flatnonzero(~np.isnan(validation)).tolist() == [0, 5, 10, 12]
+    assert np.isnan(accuracy).all()
+    assert losses[12] < losses[1] - 1
+    assert validation[12] < validation[0] - 1
+    assert [path.name for path in list_checkpoints(whole / "checkpoints")] == ["step-0000008", "step-0000012"]
+    metrics = RunDirectory(whole).read_metrics()
+    assert [row["step"] for row in metrics] == steps.tolist()
+    assert [row["tokens"] for row in metrics] == [256 * step for step in range(13)]
+    assert (whole / "gpt.log").read_text().count("saved") == 3
+
+
+# (a) the same numbers as a plain loop
+
+STEPS, RATE, LOWEST, WARMUP, DECAY = 20, 1e-2, 1e-3, 4, 0.5
+
+
+def plain_rate(step: int) -> float:
+    """Linear warm-up and cosine, counted from 0 as the lesson does."""
+    if step < WARMUP:
+        return RATE * (step + 1) / WARMUP
+    return LOWEST + 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP))) * (RATE - LOWEST)
+
+
+def batches_of(dataset: Dataset, world: World) -> StepBatches:
+    options = {"seq_len": 32, "sequences_per_step": 8, "seed": 3}
+    return StepBatches(dataset, rank=world.rank, world_size=world.world_size, **options)
+
+
+@pytest.fixture(scope="module")
+def plain(plays: Dataset) -> list[tuple[float, float]]:
+    """Loss and gradient norm of 20 steps of a straightforward loop in PyTorch's own words."""
+    model = GPT2(GPT2Config(2, 2, 32, n_positions=32), seed=3)
+    decaying = [p for p in model.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p.dim() != 2]
+    groups = [{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), eps=1e-8)
+    found = []
+    for step, sequences in enumerate(islice(batches_of(plays, World(0, 1, torch.device("cpu"))), STEPS)):
+        tokens = torch.from_numpy(sequences.astype(np.int64))
+        logits = model.logits(model.hidden(tokens[:, :-1])[0])
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = plain_rate(step)
+        optimizer.step()
+        found.append((loss.item(), norm.item()))
+    return found
+
+
+@pytest.mark.parametrize("micro_batch_sequences", [1, 3, 8])
+def test_losses_are_a_plain_loops(
+    plays: Dataset, tmp_path: Path, plain: list[tuple[float, float]], micro_batch_sequences: int
+) -> None:
+    world = World(0, 1, torch.device("cpu"))
+    model = GPT2(GPT2Config(2, 2, 32, n_positions=32), seed=3)
+    rates = {"learning_rate": RATE, "weight_decay": DECAY, "muon_learning_rate": 0.0}
+    recipe = Recipe(
+        max_steps=STEPS,
+        micro_batch_sequences=micro_batch_sequences,
+        grad_clip=1.0,
+        dtype="float32",
+        compile=False,
+        learning_rate=RATE,
+        learning_rate_factor=learning_rate_factor(
+            "cosine", warmup_steps=WARMUP, max_steps=STEPS, min_factor=LOWEST / RATE
+        ),
+        eval_every_steps=100,
+        checkpoint_every_steps=100,
+        checkpoint_keep=1,
+    )
+    run = RunDirectory(tmp_path)
+    trainer = Trainer(
+        model,
+        make_optimizers(model, "adamw", **rates),
+        batches_of(plays, world),
+        lambda model: {},
+        recipe,
+        run=run,
+        world=world,
+        say=lambda text: None,
+        progress=lambda steps, note: None,
+    )
+    assert trainer.train({"step": 0, "row": {"step": 0, "tokens": 0}}) == 0
+    metrics = run.read_metrics()[1:]
+    expected_losses, expected_norms = np.array(plain).T
+    assert max(expected_norms) > 1 > min(expected_norms)  # some were clipped, some not
+    np.testing.assert_allclose([row["train_loss"] for row in metrics], expected_losses, rtol=0, atol=1e-4)
+    np.testing.assert_allclose([row["grad_norm"] for row in metrics], expected_norms, rtol=2e-3)
+    rates_used = [row["learning_rate"] for row in metrics]
+    np.testing.assert_allclose(rates_used, [plain_rate(step) for step in range(STEPS)], rtol=1e-12)
+
+
+@pytest.mark.parametrize("at_most", [1, 3, 5, 8, 100])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_micro_batches_hold_every_sequence_once(world_size: int, at_most: int) -> None:
+    step = np.arange(8 * 5, dtype=np.uint16).reshape(8, 5)
+    sizes, found = set(), []
+    for rank in range(world_size):
+        mine = step[rank * 8 // world_size : (rank + 1) * 8 // world_size]
+        parts = list(micro_batches(mine, 8, World(rank, world_size, torch.device("cpu")), at_most))
+        sizes.add((len(parts), *{len(tokens) for tokens, _ in parts}))
+        found += [tokens[weights == 1].numpy() for tokens, weights in parts]
+        assert all(set(weights.tolist()) <= {0.0, 1.0} for _, weights in parts)
+    ((_, size),) = sizes  # every rank has as many parts, all of one size
+    assert size <= at_most
+    np.testing.assert_array_equal(np.concatenate(found), step)
+
+
+# (b) killed at any moment
+
+
+def kill_moments(rng: random.Random, seconds: float) -> Iterator[tuple[str, float]]:
+    """(text of a line, seconds after it): random moments of the training, and the most delicate ones."""
+    yield "precision:", rng.uniform(0, seconds)
+    yield "step 4: saved", 0.0  # a checkpoint is there, its row is not
+    yield "precision:", rng.uniform(0, seconds)
+    yield "step 8: saved", 0.0
+    yield "precision:", rng.uniform(0, seconds / 3)
+
+
+def test_killed_at_any_moment_it_gives_the_same_log(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    seed = random.randrange(10**6)
+    run = tmp_path / "run"
+    history = [f"seed {seed}"]
+    for text, seconds in kill_moments(random.Random(seed), 3.0):
+        process = start(run, plays)
+        for line in process.stdout:
+            history.append(line)
+            if text in line:
+                time.sleep(seconds)
+                process.kill()
+        process.wait()
+        history.append(f"killed {seconds:.3f} s after {text!r}: {process.returncode}")
+    history.append(finish(start(run, plays)))
+    assert (run / "log.txt").read_text() == (whole / "log.txt").read_text(), "\n".join(history)
+    assert [row["step"] for row in RunDirectory(run).read_metrics()] == list(range(13)), "\n".join(history)
+    assert str(history).count("killed 0.000 s after 'step") == 2
+    # The finished run has the same weights too, bit for bit.
+    one, other = (path / "checkpoints" / "step-0000012" / "model.safetensors" for path in (run, whole))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_finished_run_stays_as_it_is(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    code, _ = in_process(tmp_path / "run", plays)
+    assert code == 0
+    assert (tmp_path / "run" / "log.txt").read_text() == (whole / "log.txt").read_text()
+
+
+def test_a_damaged_checkpoint_costs_steps_and_nothing_else(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "checkpoints" / "step-0000012" / "optimizer.safetensors").write_bytes(b"")
+    said = finish(start(run, plays))
+    assert re.search(r"WARNING: checkpoint \S+step-0000012 is damaged", said)
+    assert "resuming from" in said
+    assert (run / "log.txt").read_text() == (whole / "log.txt").read_text()
+
+
+# (c) signals
+
+
+def test_usr1_saves_and_term_saves_and_stops(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(run, plays, "checkpoint.every_steps=1000")
+    wait_for(process, "step 0: validation loss")
+    process.send_signal(signal.SIGUSR1)
+    saved = wait_for(process, "saved")
+    process.send_signal(signal.SIGTERM)
+    said = finish(process, 128 + signal.SIGTERM)
+    steps = [int(step) for step in re.findall(r"step (\d+): saved", saved + said)]
+    assert len(steps) == 2
+    assert 0 < steps[0] < steps[1] < 12
+    assert f"step {steps[1]}: stopped by SIGTERM" in said
+    assert rows(run)[-1, 0] <= steps[1]
+    said = finish(start(run, plays, "checkpoint.every_steps=1000"))
+    assert f"step-{steps[1]:07d}" in said
+    assert (run / "log.txt").read_text() == (whole / "log.txt").read_text()
+
+
+# (d) several ranks
+
+
+def test_ranks_share_a_step_that_they_do_not_divide(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    finish(start(tmp_path / "run", plays, "train.micro_batch_sequences=2", ranks=3))
+    np.testing.assert_allclose(rows(tmp_path / "run"), rows(whole), rtol=0, atol=2e-4)
+
+
+def test_a_run_of_two_ranks_goes_on_with_one(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(run, plays, "checkpoint.every_steps=1000", ranks=2)
+    wait_for(process, "step 0: validation loss")
+    process.send_signal(signal.SIGTERM)  # torchrun hands it on to its ranks
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "step 10: stopped by SIGTERM" in said
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-0000010"]
+    said = finish(start(run, plays))
+    assert "step-0000010" in said
+    np.testing.assert_allclose(rows(run), rows(whole), rtol=0, atol=2e-4)
+
+
+# (e) another configuration
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("train.learning_rate=2e-2", "train.learning_rate: 0.01 → 0.02"),
+        ("run.seed=1", "run.seed: 1337 → 1"),
+        ("train.tokens_per_step=512", "train.tokens_per_step: 256 → 512"),
+        ("train.optimizer=muon", "train.optimizer: 'adamw' → 'muon'"),
+        ("train.max_steps=13", "train.max_steps: 12 → 13"),
+        ("data.seq_len=64", "data.seq_len: 32 → 64"),
+        ("model.n_layer=2", "model.n_layer: 1 → 2"),
+        ("train.dtype=bfloat16", "train.dtype: 'float32' → 'bfloat16'"),
+    ],
+)
+def test_other_mathematics_is_refused(
+    plays: Dataset, whole: Path, monkeypatch: pytest.MonkeyPatch, override: str, difference: str
+) -> None:
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)  # of the other tests here
+    before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file()}
+    code, said = in_process(whole, plays, override)
+    assert code == 1
+    assert f"holds a run of another configuration ({difference})" in said
+    assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
+
+
+def test_what_changes_no_number_is_accepted(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints" / "step-0000012")
+    said = finish(start(run, plays, "eval.every_steps=3", "checkpoint.every_steps=2", "train.micro_batch_sequences=3"))
+    assert "resuming from" in said
+    got, expected = rows(run), rows(whole)
+    np.testing.assert_allclose(got[:, :2], expected[:, :2], rtol=0, atol=1e-4)
+    # Up to the checkpoint the old rhythm, from there the new one.
+    assert np.flatnonzero(~np.isnan(got[:, 2])).tolist() == [0, 5, 9, 12]
+
+
+def test_another_dataset_is_refused(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    other = shard_plays(tmp_path / "other", docs_per_shard=1, limit_docs=2, val_docs=1)
+    code, said = in_process(tmp_path / "run", other)
+    assert code == 1
+    assert f"was trained on dataset {plays.id}, data.path = {other.path} is {other.id}" in said
+    # The same data in another place are the same data.
+    shutil.copytree(plays.path, tmp_path / "copy")
+    code, _ = in_process(tmp_path / "run", Dataset(tmp_path / "copy"))
+    assert code == 0
+
+
+def test_a_mistake_that_was_corrected_is_no_other_run(plays: Dataset, tmp_path: Path) -> None:
+    code, said = in_process(tmp_path / "run", plays, f"train.tokens_per_step={10**9 // 32 * 32}")
+    assert (code, "lower tokens_per_step" in said) == (1, True)
+    code, said = in_process(tmp_path / "run", plays, "train.max_steps=2")
+    assert code == 0, said
+
+
+# (f) compiled
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+def test_compiled_it_gives_the_same_losses(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    """Evaluation and samples run while it is on."""
+    short = ["train.compile=true", "train.max_steps=12", "eval.every_steps=3", 'eval.sample_prompts=["Hello"]']
+    process = start(tmp_path / "run", plays, *short, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    wait_for(process, "step 6:")
+    process.send_signal(signal.SIGTERM)
+    said = finish(process, 128 + signal.SIGTERM)
+    assert "no C++ compiler" not in said
+    assert any((tmp_path / "cache").rglob("*.cpp"))  # it did compile
+    got = rows(tmp_path / "run")
+    np.testing.assert_allclose(got[:6, 1], rows(whole)[:6, 1], rtol=0, atol=2e-4)
+    samples = [row["samples"] for row in RunDirectory(tmp_path / "run").read_metrics() if "samples" in row]
+    assert samples[0][0]["text"].startswith("Hello")
+
+
+def test_without_a_compiler_it_says_so_and_runs(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    said = finish(start(tmp_path / "run", plays, "train.compile=true", PATH=""))
+    assert "no C++ compiler here, going on without it" in said
+    assert (tmp_path / "run" / "log.txt").read_text() == (whole / "log.txt").read_text()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(plays: Dataset, tmp_path: Path) -> None:
+    code, said = in_process(tmp_path / "run", plays, "train.learning_rate=1e30", "train.warmup_steps=0")
+    assert code == 1
+    assert "expected a finite loss, got nan" in said
+    assert "lower train.learning_rate" in said
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []

@@ -17,11 +17,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from .readers import BY_SUFFIX, Document, Reader, WholeFile
+from .hub import HubFile, resolve
+from .readers import BY_SUFFIX, Document, Location, Reader, WholeFile
 from .rundir import write_atomically
 
 TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+FINEWEB_REPO, FINEWEB_CONFIG, FINEWEB_VAL_DOCS = "HuggingFaceFW/fineweb-edu", "sample-10BT", 12_000
 HELLASWAG_REPO = "Rowan/hellaswag"
 DOCS_PER_SHARD, BYTES_PER_SHARD = 100_000, 450_000_000
 _PACKAGE = "package:"
@@ -126,6 +128,32 @@ def _plays(cut: Cut) -> Corpus:
     return corpus
 
 
+def hub(repo: str, config: str | None, split: str, revision: str | None, cut: Cut) -> Corpus:
+    """A dataset on the Hub whose files are parquet, at the commit that `revision` (default: main) is now.
+
+    Nothing is downloaded here but the files' footers; tasks read the rows they need. Raises ValueError.
+    """
+    commit, found = resolve(repo, config, split, revision)
+    sources = [
+        {
+            "name": str(file),
+            "repo": file.repo,
+            "revision": file.revision,
+            "path": file.name,
+            "reader": ".parquet",
+            "unit": "row",
+            "size": file.size,
+            "etag": file.etag,
+        }
+        for file in found
+    ]
+    for file in found:
+        BY_SUFFIX[".parquet"].check(file, cut.text_column)
+    corpus = Corpus(repo.partition("/")[2] + (f" {config}" if config else ""), f"hf://datasets/{repo}", commit, sources)
+    corpus.tasks = _tasks(corpus, cut, FINEWEB_VAL_DOCS if repo == FINEWEB_REPO else None, spread=False)
+    return corpus
+
+
 def download_hellaswag(folder: Path) -> tuple[Path, str]:
     """HellaSwag's validation split from the Hub as folder/hellaswag_val.jsonl, and the commit it is from.
 
@@ -166,16 +194,20 @@ def documents(sources: list[dict[str, Any]], task: dict[str, Any], text_column: 
         _check_unchanged(source, path)
 
 
-def _tasks(corpus: Corpus, cut: Cut, default_val_docs: int | None = None) -> list[dict[str, Any]]:
+def _tasks(
+    corpus: Corpus, cut: Cut, default_val_docs: int | None = None, *, spread: bool = True
+) -> list[dict[str, Any]]:
     parts = [(number, _locate(source), _reader(source)) for number, source in enumerate(corpus.sources)]
     val_docs = _val_docs(parts, cut, default_val_docs)
 
-    # As many first documents of each file as come out even, the earlier files giving what is over.
+    # As many first documents of each file as come out even, the earlier files giving what is over; or, of one
+    # corpus in many files, the first documents of all.
     val: list[tuple[int, int, int | None]] = []
     train: list[tuple[int, int, int | None]] = []
     taken = 0
     for number, path, reader in parts:
-        end, found = reader.after(path, 0, val_docs // len(parts) + (number < val_docs % len(parts)))
+        share = val_docs // len(parts) + (number < val_docs % len(parts)) if spread else val_docs - taken
+        end, found = reader.after(path, 0, share)
         val.append((0, end, found))
         taken += found
     left = None if cut.limit_docs is None else cut.limit_docs - taken
@@ -193,18 +225,21 @@ def _tasks(corpus: Corpus, cut: Cut, default_val_docs: int | None = None) -> lis
     ]
 
 
-def _val_docs(parts: list[tuple[int, Path, Reader]], cut: Cut, default: int | None) -> int:
-    if cut.val_docs is not None:
-        if cut.limit_docs is not None and cut.val_docs > cut.limit_docs:
-            raise ValueError(f"--limit-docs: expected at least --val-docs, {cut.val_docs}, got {cut.limit_docs}")
-        return cut.val_docs
-    if default is None:
-        default = min(12_000, max(1, sum(reader.count_documents(path) for _, path, reader in parts) // 100))
-    return default if cut.limit_docs is None else min(default, max(1, cut.limit_docs // 10))
+def _val_docs(parts: list[tuple[int, Location, Reader]], cut: Cut, default: int | None) -> int:
+    # The limit does not count here: the same documents are held out whatever is trained on.
+    wanted = cut.val_docs if cut.val_docs is not None else default
+    if wanted is None:
+        wanted = min(12_000, max(1, sum(reader.count_documents(path) for _, path, reader in parts) // 100))
+    if cut.limit_docs is not None and wanted > cut.limit_docs:
+        raise ValueError(
+            f"--limit-docs: expected at least the {wanted} documents of validation, got {cut.limit_docs}; "
+            "raise it, or lower --val-docs"
+        )
+    return wanted
 
 
 def _fill(
-    parts: list[tuple[int, Path, Reader]], ranges: list[tuple[int, int, int | None]], cut: Cut
+    parts: list[tuple[int, Location, Reader]], ranges: list[tuple[int, int, int | None]], cut: Cut
 ) -> Iterator[list[tuple[int, int, int]]]:
     """Cut the range of each file into spans (source, first, count) and give them out, one shard's worth at a time.
 
@@ -247,7 +282,9 @@ def _reader(source: dict[str, Any]) -> Reader:
     return WholeFile() if source["reader"] == "whole" else BY_SUFFIX[source["reader"]]
 
 
-def _locate(source: dict[str, Any]) -> Path:
+def _locate(source: dict[str, Any]) -> Location:
+    if "repo" in source:
+        return HubFile(source["repo"], source["revision"], source["path"], source["size"], source["etag"])
     if not source["path"].startswith(_PACKAGE):
         return Path(source["path"])
     package, _, name = source["path"].removeprefix(_PACKAGE).partition("/")
@@ -269,7 +306,9 @@ def _stat(path: Path) -> dict[str, int]:
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _check_unchanged(source: dict[str, Any], path: Path) -> None:
+def _check_unchanged(source: dict[str, Any], path: Location) -> None:
+    if isinstance(path, HubFile):
+        return  # checked with every range that is read
     planned = {key: source[key] for key in ("size", "mtime_ns") if key in source}
     if not path.exists():
         raise ValueError(f"source {source['name']}: the file is gone; put it back, or plan again in an empty directory")

@@ -72,7 +72,9 @@ def load_questions(dataset: Dataset, mode: str, n_positions: int, limit: int | N
     if mode not in prompts.MODES:
         raise ValueError(f"mode: expected {' or '.join(prompts.MODES)}, got {mode!r}")
     rows: list[Row] = []
-    labels, inds, truncated = [], [], 0
+    labels: list[int] = []
+    inds: list[int] = []
+    truncated = 0
     lengths: dict[str, list[list[int]]] = {norm: [] for norm in NORMS}
     for example in dataset.examples("val"):
         if limit is not None and len(labels) >= limit:
@@ -273,7 +275,7 @@ def _target_log_probabilities(model: GPT2, batch: list[Row], device: torch.devic
 
 
 def _hidden(model: GPT2, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-    """`model.hidden` where each token has a position of its own, (B, T), and sees what `visible`, (B, 1, T, T), says."""
+    """`model.hidden`, but each token has a position of its own, (B, T), and sees what `visible`, (B, 1, T, T), says."""
     x = model.wte(tokens) + model.wpe(positions)  # (B, T, C)
     for block in model.h:
         assert isinstance(block, Block)

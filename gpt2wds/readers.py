@@ -11,12 +11,16 @@ import mmap
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from .hub import HubFile, RangedFile
 
 TEXT_PIECE_BYTES = 65_536
 
@@ -29,77 +33,74 @@ class Skipped:
 
 
 Document = str | Skipped
+Location = Path | HubFile
 
 
 class Reader(Protocol):
     unit: str  # "row" or "byte"
     may_share: bool  # many small files in one shard
 
-    def size(self, path: Path) -> int:
+    def size(self, path: Any) -> int:
         """Units in the file."""
 
-    def count_documents(self, path: Path) -> int:
+    def count_documents(self, path: Any) -> int:
         """Documents in the file; an estimate where counting would mean reading all of it."""
 
-    def after(self, path: Path, first: int, documents: int) -> tuple[int, int]:
+    def after(self, path: Any, first: int, documents: int) -> tuple[int, int]:
         """Where `documents` documents from `first` end, at most the file's end, and how many those are."""
 
-    def after_bytes(self, path: Path, first: int, count: int) -> int:
+    def after_bytes(self, path: Any, first: int, count: int) -> int:
         """The first document's end at or after `count` bytes of text from `first`."""
 
-    def check(self, path: Path, text_column: str) -> None:
+    def check(self, path: Any, text_column: str) -> None:
         """Raise ValueError when the file is not what its name says or has no such column."""
 
-    def read(self, path: Path, first: int, count: int, text_column: str) -> Iterator[Document]:
+    def read(self, path: Any, first: int, count: int, text_column: str) -> Iterator[Document]:
         """The documents of one part, in order."""
 
 
 class Parquet:
-    """One document per row. Only the text column is read, a batch at a time."""
+    """One document per row, local or on the Hub. Only the text column is read, some row groups at a time."""
 
     unit, may_share = "row", False
+    STRETCH_BYTES = 1 << 25  # read in one go: as many row groups as fit, at least one
 
-    def size(self, path: Path) -> int:
-        return pq.read_metadata(path).num_rows
+    def size(self, path: Location) -> int:
+        return int(_metadata(path).num_rows)
 
     count_documents = size
 
-    def after(self, path: Path, first: int, documents: int) -> tuple[int, int]:
+    def after(self, path: Location, first: int, documents: int) -> tuple[int, int]:
         end = min(self.size(path), first + documents)
         return end, end - first
 
-    def after_bytes(self, path: Path, first: int, count: int) -> int:
-        metadata = pq.read_metadata(path)
+    def after_bytes(self, path: Location, first: int, count: int) -> int:
+        metadata = _metadata(path)
         total = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
         return min(metadata.num_rows, first + max(1, count * metadata.num_rows // max(1, total)))
 
-    def check(self, path: Path, text_column: str) -> None:
+    def check(self, path: Location, text_column: str) -> None:
         try:
-            names = pq.read_schema(path).names
+            names = _metadata(path).schema.to_arrow_schema().names
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{path}: expected a parquet file ({str(error).splitlines()[0]})") from None
         if text_column not in names:
             raise ValueError(_no_column(path, text_column, names))
 
-    def read(self, path: Path, first: int, count: int, text_column: str) -> Iterator[Document]:
-        with pq.ParquetFile(path) as file:
-            groups, start = [], 0
-            skip = first
-            for i in range(file.num_row_groups):
-                rows = file.metadata.row_group(i).num_rows
-                if start + rows <= first:
-                    skip -= rows
-                elif start < first + count:
-                    groups.append(i)
-                start += rows
-            for batch in file.iter_batches(batch_size=1000, row_groups=groups, columns=[text_column]):
-                column = batch.column(0)[skip : skip + count]
-                skip = max(0, skip - batch.num_rows)
-                count -= len(column)
-                try:
-                    yield from map(_document, column.to_pylist())
-                except UnicodeDecodeError:  # before the first is given out: all are converted at once
-                    yield from map(_decode, column.cast(pa.large_binary()).to_pylist())
+    def read(self, path: Location, first: int, count: int, text_column: str) -> Iterator[Document]:
+        metadata = _metadata(path)
+        starts = np.cumsum([0] + [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
+        groups = [i for i in range(metadata.num_row_groups) if starts[i + 1] > first and starts[i] < first + count]
+        with path.open("rb") as raw, pq.ParquetFile(raw, metadata=metadata) as file:
+            for stretch, begin, end in _stretches(metadata, groups, text_column, self.STRETCH_BYTES):
+                if isinstance(raw, RangedFile):
+                    raw.prefetch(begin, end)
+                skip = max(0, first - int(starts[stretch[0]]))
+                for batch in file.iter_batches(batch_size=1000, row_groups=stretch, columns=[text_column]):
+                    column = batch.column(0)[skip : skip + count]
+                    skip = max(0, skip - batch.num_rows)
+                    count -= len(column)
+                    yield from _documents(column)
 
 
 class JSONLines:
@@ -221,6 +222,44 @@ class WholeFile(Text):
 BY_SUFFIX: dict[str, Reader] = {".parquet": Parquet(), ".jsonl": JSONLines(), ".txt": Text()}
 
 
+def _documents(column: pa.Array) -> list[Document]:
+    try:
+        return [_document(value) for value in column.to_pylist()]
+    except UnicodeDecodeError:  # all are converted at once
+        return [_decode(value) for value in column.cast(pa.large_binary()).to_pylist()]
+
+
+def _metadata(path: Location) -> pq.FileMetaData:
+    return _read_metadata(path, path.stat().st_mtime_ns if isinstance(path, Path) else 0)
+
+
+@lru_cache(maxsize=32)
+def _read_metadata(path: Location, _: int) -> pq.FileMetaData:
+    # Kept, because the footer of a large file is megabytes and every task of the file needs it.
+    with path.open("rb") as file:
+        return pq.read_metadata(file)
+
+
+def _stretches(
+    metadata: pq.FileMetaData, groups: list[int], column: str, limit: int
+) -> Iterator[tuple[list[int], int, int]]:
+    """Row groups that are read together, and the byte range that holds their text."""
+    number = metadata.schema.to_arrow_schema().names.index(column)
+    chosen: list[int] = []
+    begin = end = 0
+    for group in groups:
+        chunk = metadata.row_group(group).column(number)
+        start = chunk.dictionary_page_offset or chunk.data_page_offset
+        stop = start + chunk.total_compressed_size
+        if chosen and stop - begin > limit:
+            yield chosen, begin, end
+            chosen = []
+        begin, end = (begin if chosen else start), stop
+        chosen.append(group)
+    if chosen:
+        yield chosen, begin, end
+
+
 def _document(value: Any) -> Document:
     if not isinstance(value, str):
         return Skipped("no text" if value is None else f"text is a {type(value).__name__}, no string")
@@ -234,5 +273,5 @@ def _decode(data: bytes | None) -> Document:
         return Skipped(f"not UTF-8 (byte {error.start} of the document)")
 
 
-def _no_column(path: Path, wanted: str, names: list[str]) -> str:
+def _no_column(path: Location, wanted: str, names: list[str]) -> str:
     return f"{path}: expected a column {wanted!r}, got {', '.join(names) or 'none'}; choose one with --text-column"

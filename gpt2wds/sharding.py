@@ -78,11 +78,11 @@ def plan_multiple_choice(out: Path, source: str, limit_docs: int | None) -> dict
         # Only the whole validation set may be called by its name: published scores are scores on all of it.
         whole = path.stem == "hellaswag_val" and count == 10_042
         name = "HellaSwag" if whole else "sample" if source == SAMPLE else path.stem
-        revision = revision or hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         return {
             "kind": dataset.MULTIPLE_CHOICE,
-            "corpus": {"name": name, "source": path.name, "revision": revision},
-            "sources": [{"name": path.name, "path": str(path), "size": path.stat().st_size}],
+            "corpus": {"name": name, "source": path.name, "revision": revision or digest},
+            "sources": [{"name": path.name, "path": str(path), "sha256": digest}],
             "tasks": [{"shard": "val-00000", "spans": [[0, 0, count]]}],
             "validation_texts": [],
         }
@@ -182,9 +182,14 @@ def finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     _write_synced(temporary, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     _replace(temporary, out / "manifest.json")
     _sync_directory(out)
+    remove_strays(out)
+    return manifest
+
+
+def remove_strays(out: Path) -> None:
+    """Temporary files that killed processes left; only called when nothing is left to do."""
     for stray in [*out.glob(".*.tmp"), *(out / "receipts").glob(".*.tmp")]:
         stray.unlink(missing_ok=True)
-    return manifest
 
 
 def _plan(out: Path, request: dict[str, Any], content: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -265,7 +270,7 @@ def _write_examples(
     frame: list[bytes] = []
     frame_tokens = frame_examples = tokens = text_bytes = 0
     path = Path(plan["sources"][0]["path"])
-    if hashlib.sha256(path.read_bytes()).hexdigest() != plan["corpus"]["revision"]:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != plan["sources"][0]["sha256"]:
         raise ValueError(
             f"source {path}: the file changed since the plan was made; put it back, or plan again in an empty directory"
         )

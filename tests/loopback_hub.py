@@ -1,11 +1,16 @@
-"""A Hub on 127.0.0.1 that speaks the real protocol to the unmodified huggingface_hub."""
+"""A Hub on 127.0.0.1 that speaks the real protocol to the unmodified huggingface_hub and datasets."""
 
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = hashlib.sha1(b"the only commit").hexdigest()
 
@@ -13,12 +18,16 @@ COMMIT = hashlib.sha1(b"the only commit").hexdigest()
 class LoopbackHub:
     """Serves folders as repositories: {"datasets/owner/name": folder, "owner/model": folder}.
 
-    Used as a context manager; `url` is what HF_ENDPOINT must be, `requests` lists what was asked.
+    A context manager. `url` is what HF_ENDPOINT must be; `requests` lists what was asked, `ranges` the (file, bytes)
+    sent of ranged reads. Faults are strings in `faults`, each used up by one ranged read: "429", "503", "reset",
+    "short", "stall", "whole" (the range ignored), "changed" (another ETag).
     """
 
     def __init__(self, repositories: dict[str, Path]):
         self.repositories = repositories
         self.requests: list[str] = []
+        self.ranges: list[tuple[str, int]] = []
+        self.faults: list[str] = []
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -29,6 +38,9 @@ class LoopbackHub:
 
             def do_HEAD(self) -> None:
                 hub._answer(self, body=False)
+
+            def do_POST(self) -> None:
+                hub._answer(self, body=True)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -45,41 +57,91 @@ class LoopbackHub:
         self._server.server_close()
 
     def _answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
+        posted = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         self.requests.append(f"{request.command} {request.path}")
-        path = request.path.split("?")[0].lstrip("/")
-        if api := re.fullmatch(r"api/(datasets|models)/([^/]+/[^/]+)(/revision/[^/]+|/tree/[^/]+)?", path):
+        path = unquote(urlsplit(request.path).path).lstrip("/")
+        if api := re.fullmatch(r"api/(datasets|models)/([^/]+/[^/]+)(/(?:revision|tree|paths-info)/.+)?", path):
             folder = self.repositories.get(api[2] if api[1] == "models" else f"datasets/{api[2]}")
             if folder:
-                files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
-                answer: object = {"id": api[2], "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
-                if "/tree/" in path:
-                    answer = [
-                        {"type": "file", "path": name, "size": file.stat().st_size, "oid": COMMIT}
-                        for name, file in files.items()
-                    ]
-                self._send(request, json.dumps(answer).encode(), body, {"Content-Type": "application/json"})
+                kind, _, below = (api[3] or "/revision/main").lstrip("/").partition("/")
+                files = [_entry(folder, p) for p in sorted(folder.rglob("*")) if p.is_file()]
+                answer: Any = {"id": api[2], "sha": COMMIT, "siblings": [{"rfilename": f["path"]} for f in files]}
+                if kind == "tree":
+                    answer = _tree(files, below.partition("/")[2], "recursive=true" in request.path)
+                elif kind == "paths-info":
+                    wanted = _paths(posted)
+                    answer = [f for f in files if f["path"] in wanted]
+                send(request, json.dumps(answer).encode(), body, {"Content-Type": "application/json"})
                 return
         if file := re.fullmatch(r"(.+)/resolve/[^/]+/(.+)", path):
             target = self.repositories.get(file[1], Path("/nonexistent")) / file[2]
             if target.is_file():
-                data = target.read_bytes()
-                etag = hashlib.sha256(data).hexdigest()
-                headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-                self._send(request, data, body, headers)
+                self._file(request, file[2], target.read_bytes(), body)
                 return
-        self._send(request, b"not found", body, {"X-Error-Code": "RepoNotFound"}, status=404)
+        send(request, b"not found", body, {"X-Error-Code": "EntryNotFound"}, status=404)
 
-    def _send(
-        self, request: BaseHTTPRequestHandler, data: bytes, body: bool, headers: dict[str, str], status: int = 200
-    ) -> None:
+    def _file(self, request: BaseHTTPRequestHandler, name: str, data: bytes, body: bool) -> None:
+        headers = {"ETag": f'"{_sha256(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
-        if wanted and status == 200:
-            first, last = int(wanted[1]), int(wanted[2] or len(data) - 1)
-            headers = {**headers, "Content-Range": f"bytes {first}-{min(last, len(data) - 1)}/{len(data)}"}
-            data, status = data[first : last + 1], 206
-        request.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(data))}.items():
-            request.send_header(name, value)
-        request.end_headers()
-        if body:
-            request.wfile.write(data)
+        if not wanted:
+            send(request, data, body, headers)
+            return
+        fault = self.faults.pop(0) if self.faults else ""
+        first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+        part = data[first : last + 1]
+        if fault in ("429", "503"):
+            send(request, b"later", body, {"Retry-After": "1"}, status=int(fault))
+        elif fault in ("short", "reset", "stall"):
+            send(request, part, False, headers, status=206)
+            request.wfile.write(part[: len(part) // 2])
+            if fault == "stall":
+                time.sleep(4)
+            if fault == "reset":
+                request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            request.close_connection = True
+        elif fault == "whole":
+            send(request, data, body, headers)
+        else:
+            if fault == "changed":
+                headers["ETag"] = '"another"'
+            self.ranges.append((name, len(part)))
+            send(request, part, body, headers, status=206)
+
+
+def send(request: BaseHTTPRequestHandler, data: bytes, body: bool, headers: dict[str, str], status: int = 200) -> None:
+    request.send_response(status)
+    for name, value in {**headers, "Content-Length": str(len(data))}.items():
+        request.send_header(name, value)
+    request.end_headers()
+    if body:
+        request.wfile.write(data)
+
+
+def _entry(folder: Path, path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    entry = {"type": "file", "path": str(path.relative_to(folder)), "size": len(data), "oid": COMMIT}
+    # Large files are described as the Hub describes them: their content's hash is the ETag.
+    return {**entry, "lfs": {"oid": _sha256(data), "size": len(data), "pointerSize": 134}}
+
+
+def _tree(files: list[dict[str, Any]], folder: str, recursive: bool) -> list[dict[str, Any]]:
+    prefix = f"{folder}/" if folder else ""
+    inside = [f for f in files if f["path"].startswith(prefix)]
+    if recursive:
+        return inside
+    folders = {prefix + f["path"].removeprefix(prefix).split("/")[0] for f in inside if "/" in f["path"][len(prefix) :]}
+    here = [f for f in inside if "/" not in f["path"][len(prefix) :]]
+    return here + [{"type": "directory", "path": path, "oid": COMMIT, "size": 0} for path in sorted(folders)]
+
+
+def _paths(posted: bytes) -> list[str]:
+    try:
+        paths = json.loads(posted)["paths"]
+    except ValueError:
+        paths = parse_qs(posted.decode()).get("paths", [])
+    return [paths] if isinstance(paths, str) else list(paths)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -90,11 +90,11 @@ def lesson(model: GPT2, example: dict[str, Any]) -> tuple[list[float], list[floa
         ending = encode(" " + text).tolist()
         # What is too long for the model loses tokens on the left: the lesson has no such example, lm-eval does it.
         tokens = torch.tensor([context + ending])[:, -model.config.n_positions - 1 :]  # (1, T + 1)
-        mask = torch.tensor([0] * len(context) + [1] * len(ending))[-tokens.shape[1] :]
-        logits = model.logits(model.hidden(tokens[:, :-1])[0])
-        losses = F.cross_entropy(logits[0], tokens[0, 1:], reduction="none") * mask[1:]
+        mask = torch.tensor([False] * len(context) + [True] * len(ending))[-tokens.shape[1] :][1:]
+        logits = model.logits(model.hidden(tokens[:, :-1])[0][0, mask])
+        losses = F.cross_entropy(logits, tokens[0, 1:][mask], reduction="none")
         sums.append(losses.sum().item())
-        means.append((losses.sum() / mask[1:].sum()).item())
+        means.append(losses.mean().item())
     return sums, means
 
 

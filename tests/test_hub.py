@@ -14,6 +14,7 @@ from loopback_hub import COMMIT, LoopbackHub
 from gpt2wds.checkpoint import save_checkpoint
 from gpt2wds.dataset import Dataset
 from gpt2wds.model import GPT2, GPT2Config
+from gpt2wds.tokenizer import load_tokenizer
 
 SAMPLE = Path(__file__).parents[1] / "gpt2wds" / "data" / "multiple_choice_sample.jsonl"
 
@@ -68,3 +69,110 @@ def test_what_the_hub_does_not_have_is_one_line(arguments: list[str], tmp_path: 
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "Traceback" not in done.stderr
+
+
+ROWS, GROUP = 6_000, 1_000
+
+
+def text_of(row: int) -> str:
+    return f"Document {row} tells of " + " ".join(f"word{(row * 7919 + i * 31) % 5003}" for i in range(60)) + "."
+
+
+@pytest.fixture(scope="module")
+def fineweb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three parquet files in FineWeb-Edu's schema, row groups of 1,000 rows, and a card that names configurations."""
+    folder = tmp_path_factory.mktemp("fineweb")
+    sample = folder / "sample" / "10BT"
+    sample.mkdir(parents=True)
+    for number in range(3):
+        rows = range(number * ROWS // 3, (number + 1) * ROWS // 3)
+        table = pa.table(
+            {
+                "text": [text_of(row) for row in rows],
+                "id": [f"<urn:uuid:{row:032x}>" for row in rows],
+                "dump": ["CC-MAIN-2024-10"] * len(rows),
+                "url": [f"https://example.org/{row}" for row in rows],
+                "file_path": [f"s3://commoncrawl/{row}.warc.gz" for row in rows],
+                "language": ["en"] * len(rows),
+                "language_score": [0.97] * len(rows),
+                "token_count": [200] * len(rows),
+                "score": [3.1] * len(rows),
+                "int_score": [3] * len(rows),
+            }
+        )
+        pq.write_table(table, sample / f"{number:03d}_00000.parquet", row_group_size=GROUP)
+    other = folder / "data" / "CC-MAIN-2013-20"
+    other.mkdir(parents=True)
+    pq.write_table(table.slice(0, 10), other / "train-00000.parquet")
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*/*\n"
+    card += "- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n# FineWeb-Edu\n"
+    (folder / "README.md").write_text(card)
+    return folder
+
+
+def shard_fineweb(hub: LoopbackHub, tmp_path: Path, out: str = "out", *more: str) -> subprocess.CompletedProcess:
+    arguments = ["--val-docs", "500", "--docs-per-shard", "1500", "--workers", "2", "--out", str(tmp_path / out), *more]
+    return command("gpt2wds-shard", "fineweb", *arguments, endpoint=hub.url, home=tmp_path / "home")
+
+
+def texts(out: Path) -> list[str]:
+    tokenizer, dataset = load_tokenizer(), Dataset(out)
+    return [
+        text
+        for split in ("val", "train")
+        for shard in range(len(dataset.shards(split)))
+        for text in tokenizer.decode_documents(dataset.iterate_tokens(split, shard))
+    ]
+
+
+def test_fineweb_streams_every_document_once_in_few_requests(fineweb: Path, tmp_path: Path):
+    with LoopbackHub({"datasets/HuggingFaceFW/fineweb-edu": fineweb}) as hub:
+        done = shard_fineweb(hub, tmp_path)
+        assert done.returncode == 0, (done.stderr, hub.requests)
+        asked = list(hub.ranges)
+        again = shard_fineweb(hub, tmp_path)
+        assert "already there" in again.stdout and hub.ranges == asked, "a finished run asks for nothing"
+    assert texts(tmp_path / "out") == [text_of(row) for row in range(ROWS)]
+    manifest = Dataset(tmp_path / "out").manifest
+    assert manifest["corpus"]["revision"] == COMMIT
+    spans = [span for split in ("val", "train") for s in manifest["shards"][split] for span in s["spans"]]
+    assert [span["count"] for span in spans] == [500, 1500, 1500, 500, 1500, 500]
+    # Six tasks in three files: each its rows and at most one footer, in each process that needs it.
+    sizes = {str(p.relative_to(fineweb)): p.stat().st_size for p in fineweb.rglob("*.parquet")}
+    assert len(asked) <= 6 * 2 + 3 + 3, asked
+    assert sum(count for _, count in asked) < 3 * sum(sizes.values())
+
+
+@pytest.mark.parametrize("fault", ["429", "503", "reset", "short"])
+def test_a_passing_fault_of_the_network_changes_nothing(fineweb: Path, tmp_path: Path, fault: str):
+    with LoopbackHub({"datasets/HuggingFaceFW/fineweb-edu": fineweb}) as hub:
+        hub.faults = ["", fault, "", "", fault]
+        done = shard_fineweb(hub, tmp_path)
+        assert done.returncode == 0, (done.stderr, hub.requests)
+    assert texts(tmp_path / "out") == [text_of(row) for row in range(ROWS)]
+
+
+@pytest.mark.parametrize(("fault", "said"), [("whole", "ignores byte ranges"), ("changed", "changed under its commit")])
+def test_a_server_that_cannot_be_trusted_is_refused_and_the_run_goes_on_later(
+    fineweb: Path, tmp_path: Path, fault: str, said: str
+):
+    with LoopbackHub({"datasets/HuggingFaceFW/fineweb-edu": fineweb}) as hub:
+        hub.faults = [""] * 5 + [fault] * 20
+        failed = shard_fineweb(hub, tmp_path)
+        assert failed.returncode == 1 and said in failed.stderr and "Traceback" not in failed.stderr
+        assert not (tmp_path / "out" / "manifest.json").exists()
+        hub.faults = []
+        assert shard_fineweb(hub, tmp_path).returncode == 0
+    assert texts(tmp_path / "out") == [text_of(row) for row in range(ROWS)]
+
+
+def test_bad_requests_of_the_hub_are_one_line(fineweb: Path, tmp_path: Path):
+    with LoopbackHub({"datasets/HuggingFaceFW/fineweb-edu": fineweb}) as hub:
+        for more, said in (
+            (["--config", "nonsense"], "nonsense"),
+            (["--split", "test"], "expected a split 'test'"),
+            (["--text-column", "body"], "expected a column 'body'"),
+        ):
+            done = shard_fineweb(hub, tmp_path, f"out-{more[1]}", *more)
+            errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+            assert done.returncode == 1 and len(errors) == 1 and said in errors[0], done.stderr

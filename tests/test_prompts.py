@@ -42,7 +42,7 @@ def write(path: Path, *lines: str | dict) -> Path:
         ("Plain text.", "Plain text."),
         ("  blanks around \n", "blanks around"),
         ("two  blanks,   three", "two blanks,  three"),
-        ("Heat. [title] Then wait.", "Heat. . Then wait."),
+        ("Heat. [title] Then wait.", "Heat.. Then wait."),
         ("Heat [title] Then wait.", "Heat. Then wait."),
         ("[title] First", " First"),
         ("a [step] b [substeps] c", "a b c"),
@@ -71,10 +71,14 @@ def test_harness_mode_shows_label_and_capitalised_second_part():
 
 @pytest.mark.parametrize(
     ("second_part", "context", "blank"),
-    [("", "Frying eggs: [x", ""), ("then [step]", "Frying eggs: [x Then", " "), ("then", "Frying eggs: [x Then", "")],
+    [
+        ("", "Frying eggs: Heat.", ""),
+        ("then [step]", "Frying eggs: Heat. Then", " "),
+        ("then", "Frying eggs: Heat. Then", ""),
+    ],
 )
 def test_blanks_at_the_contexts_end_go_to_the_endings(second_part, context, blank):
-    example = EXAMPLE | {"ctx_a": "[x", "ctx_b": second_part}
+    example = EXAMPLE | {"ctx_a": "Heat.", "ctx_b": second_part}
     found, endings = decoded(prompt_tokens(example, "lm-eval", load_tokenizer()))
     assert found == context
     assert endings[0] == blank + " breaks it."
@@ -142,7 +146,7 @@ def test_examples_are_read_with_the_fields_of_the_schema(tmp_path):
         (EXAMPLE | {"endings": ["a", "b", "c", " "]}, "expected 4 endings with text"),
         (EXAMPLE | {"label": 4}, "expected a label from 0 to 3, got 4"),
         (EXAMPLE | {"label": -1}, "expected a label from 0 to 3, got -1"),
-        (EXAMPLE | {"ctx": "a\ud800"}, "expected text, got a lone surrogate"),
+        (EXAMPLE | {"ctx": "a\ud800"}, "expected text, got half of a surrogate pair"),
     ],
 )
 def test_an_error_names_the_line(tmp_path, line, message):

@@ -280,7 +280,7 @@ def _sequences_per_step(settings: Config) -> int:
         raise ValueError(f"data.seq_len: expected at least 1, got {seq_len}")
     if tokens < seq_len or tokens % seq_len:
         below, above = tokens // seq_len * seq_len, (tokens // seq_len + 1) * seq_len
-        near = f"{below} or {above}" if below else str(above)
+        near = f"{below} or {above}" if below > 0 else str(max(above, seq_len))
         raise ValueError(
             f"train.tokens_per_step: expected a multiple of data.seq_len = {seq_len}, got {tokens}; try {near}"
         )
@@ -297,6 +297,9 @@ def _recipe(settings: Config) -> Recipe:
     for name, value in (("eval", settings.eval.every_steps), ("checkpoint", settings.checkpoint.every_steps)):
         if value < 1:
             raise ValueError(f"{name}.every_steps: expected at least 1, got {value}")
+    if not 0 <= settings.run.seed < 2**64:
+        # Said here, because torch would say only that something overflowed.
+        raise ValueError(f"run.seed: expected 0 to 2^64 - 1, got {settings.run.seed}")
     if settings.checkpoint.keep < 1:
         raise ValueError(f"checkpoint.keep: expected at least 1, got {settings.checkpoint.keep}")
     factor = learning_rate_factor(

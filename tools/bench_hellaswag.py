@@ -1,0 +1,124 @@
+"""Multiple-choice examples per second: gpt2wds.hellaswag against the loop of "let's reproduce GPT-2".
+
+The loop takes one example at a time: its four rows padded to the longest, the logits of all their positions, and
+their cross-entropies, of which the endings' are summed. Both use the same model with random weights (speed does not
+depend on them), precision and examples, without gradients; nothing is downloaded. Runs alternate, so that what else
+the machine does meets both alike; the medians are compared.
+
+    python tools/bench_hellaswag.py --size gpt2 --examples 40 --rounds 3
+    python tools/bench_hellaswag.py --source hellaswag_val.jsonl --dtype bfloat16 --examples 1000
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt2wds import prompts, sharding
+from gpt2wds.dataset import Dataset
+from gpt2wds.distributed import World, join_world
+from gpt2wds.hellaswag import ending_log_probabilities, load_questions, padding_share
+from gpt2wds.model import GPT2, SIZES, GPT2Config, autocast
+from gpt2wds.tokenizer import END_OF_TEXT
+
+SHAPES = {"gpt2": SIZES["gpt2"], "tiny": (2, 2, 64)}  # n_layer, n_head, n_embd
+
+
+class Padded(NamedTuple):
+    """One example as the loop takes it."""
+
+    tokens: Tensor  # (4, T)
+    mask: Tensor  # (4, T): 1 where a token is of an ending
+
+
+def make_dataset(source: str, examples: int, out: Path) -> Dataset:
+    plan = sharding.plan_multiple_choice(out, source, examples)
+    for task in sharding.missing_tasks(out, plan):
+        sharding.run_task(out, plan, task, lambda documents, tokens: None)
+    sharding.finish(out, plan)
+    return Dataset(out)
+
+
+def padded_examples(dataset: Dataset) -> list[Padded]:
+    made = []
+    for example in dataset.examples("val"):
+        context, endings = prompts.split_prompt(example["prompts"]["completion"])
+        longest = len(context) + max(map(len, endings))
+        tokens = np.full((prompts.ENDINGS, longest), END_OF_TEXT, dtype=np.int64)
+        mask = np.zeros((prompts.ENDINGS, longest), dtype=np.float32)
+        for k, ending in enumerate(endings):
+            end = len(context) + len(ending)
+            tokens[k, :end] = np.concatenate((context, ending))
+            mask[k, len(context) : end] = 1
+        made.append(Padded(torch.from_numpy(tokens), torch.from_numpy(mask)))
+    return made
+
+
+@torch.no_grad()
+def loop(model: GPT2, examples: list[Padded], world: World, dtype: str) -> np.ndarray:
+    """(E, 4) sums of the endings' log-probabilities, one example at a time."""
+    sums = []
+    for example in examples:
+        tokens, mask = example.tokens.to(world.device), example.mask.to(world.device)
+        with autocast(world.device, dtype):
+            logits = model.logits(model.hidden(tokens)[0])  # (4, T, V)
+        losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        losses = losses.view(prompts.ENDINGS, -1) * mask[:, 1:]
+        sums.append(-losses.sum(dim=1).cpu().numpy())  # the lesson too reads each example's result
+    return np.array(sums)
+
+
+def seconds(run: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+@click.command()
+@click.option("--size", type=click.Choice(list(SHAPES)), default="gpt2", show_default=True)
+@click.option("--source", default=sharding.SAMPLE, show_default=True, help="JSON lines in HellaSwag's schema.")
+@click.option("--examples", type=click.IntRange(1), default=40, show_default=True, help="At most so many.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+def main(size: str, source: str, examples: int, rounds: int, dtype: str, device: str) -> None:
+    n_layer, n_head, n_embd = SHAPES[size]
+    with join_world(device) as world, tempfile.TemporaryDirectory() as folder:
+        dataset = make_dataset(source, examples, Path(folder) / "data")
+        model = GPT2(GPT2Config(n_layer, n_head, n_embd)).to(world.device).eval()
+        questions = load_questions(dataset, "completion", model.config.n_positions)
+        padded = padded_examples(dataset)
+        runs = {
+            "loop": lambda: loop(model, padded, world, dtype),
+            "gpt2wds": lambda: ending_log_probabilities(model, questions, world, dtype),
+        }
+        taken: dict[str, list[float]] = {name: [] for name in runs}
+        results = {name: run() for name, run in runs.items()}  # the first run warms up and is not counted
+        for _ in range(rounds):
+            for name, run in runs.items():
+                used, results[name] = seconds(run)
+                taken[name].append(used)
+    report(size, dtype, world, {name: len(padded) / statistics.median(times) for name, times in taken.items()}, rounds)
+    apart = float(np.abs(results["loop"] - results["gpt2wds"]).max())
+    print(
+        f"padding: {padding_share(questions):.1%} of what gpt2wds reads; largest difference of a sum: {apart:.2g} nats"
+    )
+
+
+def report(size: str, dtype: str, world: World, rates: dict[str, float], rounds: int) -> None:
+    print(f"{size}, {dtype}, {world.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for name, rate in rates.items():
+        print(f"  {name:8} {rate:8.2f} examples/s, median of {rounds}")
+    print(f"  ratio    {rates['gpt2wds'] / rates['loop']:8.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -244,7 +244,13 @@ def test_what_is_no_readable_file_is_refused(tmp_path):
 
 def test_a_limit_below_validation_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", texts("a", 20))
-    assert refused(path, val_docs=6, limit_docs=5) == "--limit-docs: expected at least --val-docs, 6, got 5"
+    assert "expected at least the 6 documents of validation, got 5" in refused(path, val_docs=6, limit_docs=5)
+
+
+def test_the_default_validation_does_not_move_with_the_limit(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", texts("a", 400))
+    whole, part = (corpora.files([str(path)], corpora.Cut(limit_docs=limit)) for limit in (None, 40))
+    assert whole.tasks[0] == part.tasks[0] and whole.tasks[0]["shard"] == "val-00000"
 
 
 def planned(out: Path, paths: list[Path], cut: Cut) -> dict:

@@ -69,7 +69,7 @@ def save_checkpoint(
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), key=lambda p: (len(p.name), p.name))
 
 
 def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:

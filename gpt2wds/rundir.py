@@ -75,8 +75,9 @@ class RunDirectory:
 
 def _whole_lines(path: Path) -> Iterator[str]:
     if path.exists():
-        with path.open(encoding="utf-8", newline="\n") as f:
-            yield from (line for line in f if line.endswith("\n"))
+        with path.open("rb") as f:
+            # A kill may have cut the last line, even in the middle of a character.
+            yield from (line.decode("utf-8") for line in f if line.endswith(b"\n"))
 
 
 def _without_nan(value: Any) -> Any:

@@ -63,7 +63,7 @@ class ProgressLine:
         seconds = self._said - self._start
         rate = f", {(self._done - self._before) / seconds:,.1f}/s" if seconds > 0 else ""
         print(
-            f"{self._label}: {self._done:,.0f}{of} {self._unit}{rate}{note and ', ' + note}",
+            f"{self._label}: {self._done:,.0f}{of} {self._unit.strip()}{rate}{note and ', ' + note}",
             file=sys.stderr,
             flush=True,
         )

@@ -179,7 +179,7 @@ def download_hellaswag(folder: Path) -> tuple[Path, str]:
         raise ValueError(f"hellaswag: expected a validation split in parquet in {HELLASWAG_REPO}, found none")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "hellaswag_val.jsonl"
-    rows = [{**row, "label": int(row["label"])} for table in tables for row in table.to_pylist()]
+    rows = [row for table in tables for row in table.to_pylist()]
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path, str(info.sha)
 

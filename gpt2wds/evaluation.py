@@ -61,7 +61,7 @@ def generate(
         fresh = ids[start:] if past is None else ids[-1:]
         hidden, present = model.hidden(torch.tensor([fresh], device=device), past)
         past = present if use_cache else None
-        token = _choose(model.logits(hidden[0, -1]).float().cpu(), temperature, top_k, generator)
+        token = _choose(model.logits(hidden[0, -1])[: END_OF_TEXT + 1].float().cpu(), temperature, top_k, generator)
         if token == END_OF_TEXT:
             break
         ids.append(token)

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import prompts
 from .dataset import MULTIPLE_CHOICE, Dataset
 from .distributed import World
-from .model import GPT2, Attention, Block, autocast
+from .model import GPT2, autocast
 from .tokenizer import END_OF_TEXT
 
 NORMS = ("tokens", "characters", "bytes")
@@ -264,7 +263,8 @@ def _target_log_probabilities(model: GPT2, batch: list[Row], device: torch.devic
     # (B, 1, T, T): a position sees what comes before it in the context and in its own ending.
     visible = (segment[:, None, :] == CONTEXT) | (segment[:, None, :] == segment[:, :, None])
     visible = visible.tril()[:, None]
-    hidden = _hidden(model, torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), visible)
+    places = torch.from_numpy(positions).to(device)
+    hidden, _ = model.hidden(torch.from_numpy(tokens).to(device), positions=places, visible=visible)
     hidden = hidden.flatten(0, 1)[torch.from_numpy(predictors).to(device)]  # (P, C)
     target = torch.from_numpy(targets).to(device)
     parts = []
@@ -272,24 +272,6 @@ def _target_log_probabilities(model: GPT2, batch: list[Row], device: torch.devic
         logits = model.logits(h).float()  # (positions, V)
         parts.append(logits.gather(1, t[:, None])[:, 0] - logits.logsumexp(dim=1))
     return torch.cat(parts)
-
-
-def _hidden(model: GPT2, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-    """`model.hidden`, but each token has a position of its own, (B, T), and sees what `visible`, (B, 1, T, T), says."""
-    x = model.wte(tokens) + model.wpe(positions)  # (B, T, C)
-    for block in model.h:
-        assert isinstance(block, Block)
-        x = x + _attend(block.attn, block.ln_1(x), visible)
-        x = x + block.mlp(block.ln_2(x))
-    return model.ln_f(x)
-
-
-def _attend(attention: Attention, x: Tensor, visible: Tensor) -> Tensor:
-    q, k, v = (
-        part.unflatten(2, (attention.n_head, -1)).transpose(1, 2) for part in attention.c_attn(x).chunk(3, dim=2)
-    )
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)  # (B, n_head, T, C / n_head)
-    return attention.c_proj(y.transpose(1, 2).flatten(2))
 
 
 def _check_vocabulary(model: GPT2) -> None:

@@ -17,6 +17,7 @@ VOCAB_SIZE = 50257
 SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
 
 KeyValues = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each (B, n_head, T, C / n_head)
+Past = tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, past: Past, visible: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         B, T, C = x.shape
         q, k, v = (
             part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2)
@@ -59,7 +60,8 @@ class Attention(nn.Module):
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
         # With a past only one new position comes at a time; it may look at all of them.
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
+        causal = past is None and visible is None
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C)), (k, v)
 
 
@@ -81,8 +83,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        attended, present = self.attn(self.ln_1(x), past)
+    def forward(self, x: Tensor, past: Past, visible: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        attended, present = self.attn(self.ln_1(x), past, visible)
         x = x + attended
         return x + self.mlp(self.ln_2(x)), present
 
@@ -133,18 +135,26 @@ class GPT2(nn.Module):
         losses = F.cross_entropy(self.logits(hidden).float(), targets, reduction="none")  # (B T,)
         return (losses * per_token).sum()
 
-    def hidden(self, tokens: Tensor, past: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
+    def hidden(
+        self,
+        tokens: Tensor,
+        past: KeyValues | None = None,
+        positions: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> tuple[Tensor, KeyValues]:
         """Final hidden states (B, T, C) of tokens (B, T), and the keys and values to go on from.
 
-        `past` is what an earlier call gave; then `tokens` is the one next position, (B, 1).
+        `past` is what an earlier call gave; then `tokens` is the one next position, (B, 1). Several texts in one row
+        say their own `positions`, (B, T), and what each token sees: `visible`, (B, 1, T, T) bool.
         """
         assert past is None or tokens.shape[1] == 1
-        start = past[0][0].shape[2] if past is not None else 0
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        if positions is None:
+            start = past[0][0].shape[2] if past is not None else 0
+            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
         presents: KeyValues = []
         for i, block in enumerate(self.h):
-            x, present = block(x, past[i] if past is not None else None)
+            x, present = block(x, past[i] if past is not None else None, visible)
             presents.append(present)
         return self.ln_f(x), presents
 

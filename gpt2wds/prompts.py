@@ -85,6 +85,8 @@ def _checked(line: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         start = line.strip()[:40].decode("utf-8", "backslashreplace")
         raise ValueError(f"{where}: expected a JSON object in HellaSwag's schema, got {start!r}") from None
+    if isinstance(example, dict) and example.get("label") in ("0", "1", "2", "3"):
+        example["label"] = int(example["label"])  # as the Hub's copy of HellaSwag has it
     kinds = {"ind": int, "activity_label": str, "ctx_a": str, "ctx_b": str, "ctx": str, "endings": list, "label": int}
     for name, kind in kinds.items():
         if not isinstance(example, dict) or type(example.get(name)) is not kind:

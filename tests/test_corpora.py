@@ -174,6 +174,14 @@ def test_a_shard_of_parquet_follows_bytes_per_shard(tmp_path):
     assert all(8 <= len(task) <= 12 for task in tasks[:-1])
 
 
+def test_blank_lines_are_no_documents_and_stop_nothing(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('\n{"text": "a"}\n\n\n{"text": "b"}\n\n\n')
+    for cut in (Cut(1), Cut(1, docs_per_shard=1), Cut(1, 2, 1), Cut(1, 9, 1), Cut(1, bytes_per_shard=1)):
+        corpus = corpora.files([str(path)], cut)
+        assert (flat(documents(corpus, "val")), flat(documents(corpus, "train"))) == (["a"], ["b"])
+
+
 def test_one_document_in_a_hundred_is_for_validation_if_nothing_is_said(tmp_path):
     for count, expected in ((300, 3), (20, 1)):
         path = write_jsonl(tmp_path / "a.jsonl", texts("a", count))

@@ -79,9 +79,10 @@ def test_parquet_parts_joined_are_the_whole_file(folder, texts, row_group, steps
 def test_parquet_parts_across_row_groups_and_batches(tmp_path):
     path = tmp_path / "a.parquet"
     texts = [str(n) for n in range(5000)]
-    pq.write_table(pa.table({"text": texts}), path, row_group_size=700)
-    for first, count in ((0, 1), (699, 2), (700, 700), (650, 2000), (1399, 1), (4999, 1), (0, 5000), (4999, 0)):
-        assert list(PARQUET.read(path, first, count, "text")) == texts[first : first + count]
+    for row_group in (700, 2500):  # batches of 1,000 rows
+        pq.write_table(pa.table({"text": texts}), path, row_group_size=row_group)
+        for first, count in ((0, 1), (699, 2), (700, 700), (650, 2000), (2300, 400), (4999, 1), (0, 5000), (4999, 0)):
+            assert list(PARQUET.read(path, first, count, "text")) == texts[first : first + count]
 
 
 def test_parquet_takes_text_of_any_string_type(tmp_path):

@@ -104,6 +104,15 @@ def in_process(run: Path, dataset: Dataset, *overrides: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the processes started here; with more the models here would be no faster."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def rows(run: Path) -> np.ndarray:
     """(steps, 4) of log.txt."""
     return np.loadtxt(run / "log.txt", ndmin=2)
@@ -234,32 +243,32 @@ def test_micro_batches_hold_every_sequence_once(world_size: int, at_most: int) -
 # (b) killed at any moment
 
 
-def kill_moments(rng: random.Random, seconds: float) -> Iterator[tuple[str, float]]:
-    """(text of a line, seconds after it): random moments of the training, and the most delicate ones."""
-    yield "precision:", rng.uniform(0, seconds)
-    yield "step 4: saved", 0.0  # a checkpoint is there, its row is not
-    yield "precision:", rng.uniform(0, seconds)
-    yield "step 8: saved", 0.0
-    yield "precision:", rng.uniform(0, seconds / 3)
-
-
 def test_killed_at_any_moment_it_gives_the_same_log(plays: Dataset, whole: Path, tmp_path: Path) -> None:
     seed = random.randrange(10**6)
+    rng = random.Random(seed)
+    half = sum(row.get("seconds", 0) for row in RunDirectory(whole).read_metrics()) / 2
+    # After "saved" a checkpoint is there and its row is not; the others are any moment.
+    moments = [
+        ("saved", 0.0),
+        ("precision:", rng.uniform(0, half)),
+        ("saved", 0.0),
+        ("precision:", rng.uniform(0, half)),
+    ]
     run = tmp_path / "run"
-    history = [f"seed {seed}"]
-    for text, seconds in kill_moments(random.Random(seed), 3.0):
+    history, kills = [f"seed {seed}"], 0
+    for text, seconds in moments:
         process = start(run, plays)
+        history.append(f"to be killed {seconds:.3f} s after {text!r}:\n")
         for line in process.stdout:
             history.append(line)
             if text in line:
                 time.sleep(seconds)
                 process.kill()
-        process.wait()
-        history.append(f"killed {seconds:.3f} s after {text!r}: {process.returncode}")
+        kills += process.wait() == -signal.SIGKILL
     history.append(finish(start(run, plays)))
-    assert (run / "log.txt").read_text() == (whole / "log.txt").read_text(), "\n".join(history)
-    assert [row["step"] for row in RunDirectory(run).read_metrics()] == list(range(13)), "\n".join(history)
-    assert str(history).count("killed 0.000 s after 'step") == 2
+    assert (run / "log.txt").read_text() == (whole / "log.txt").read_text(), "".join(history)
+    assert [row["step"] for row in RunDirectory(run).read_metrics()] == list(range(13)), "".join(history)
+    assert kills >= 2, "".join(history)
     # The finished run has the same weights too, bit for bit.
     one, other = (path / "checkpoints" / "step-0000012" / "model.safetensors" for path in (run, whole))
     assert one.read_bytes() == other.read_bytes()
@@ -276,10 +285,11 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(plays: Dataset, whole
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     (run / "checkpoints" / "step-0000012" / "optimizer.safetensors").write_bytes(b"")
-    said = finish(start(run, plays))
+    code, said = in_process(run, plays)
+    assert code == 0
     assert re.search(r"WARNING: checkpoint \S+step-0000012 is damaged", said)
-    assert "resuming from" in said
-    assert (run / "log.txt").read_text() == (whole / "log.txt").read_text()
+    assert re.search(r"resuming from \S+step-0000008", said)
+    np.testing.assert_allclose(rows(run), rows(whole), rtol=0, atol=1e-4)
 
 
 # (c) signals
@@ -356,7 +366,9 @@ def test_what_changes_no_number_is_accepted(plays: Dataset, whole: Path, tmp_pat
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "checkpoints" / "step-0000012")
-    said = finish(start(run, plays, "eval.every_steps=3", "checkpoint.every_steps=2", "train.micro_batch_sequences=3"))
+    other = ["eval.every_steps=3", "checkpoint.every_steps=2", "train.micro_batch_sequences=3"]
+    code, said = in_process(run, plays, *other)
+    assert code == 0
     assert "resuming from" in said
     got, expected = rows(run), rows(whole)
     np.testing.assert_allclose(got[:, :2], expected[:, :2], rtol=0, atol=1e-4)
@@ -389,8 +401,9 @@ def test_a_mistake_that_was_corrected_is_no_other_run(plays: Dataset, tmp_path: 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 def test_compiled_it_gives_the_same_losses(plays: Dataset, whole: Path, tmp_path: Path) -> None:
     """Evaluation and samples run while it is on."""
-    short = ["train.compile=true", "train.max_steps=12", "eval.every_steps=3", 'eval.sample_prompts=["Hello"]']
-    process = start(tmp_path / "run", plays, *short, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    short = ["train.compile=true", "eval.every_steps=3", 'eval.sample_prompts=["Hello"]']
+    settings = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    process = start(tmp_path / "run", plays, *short, **settings)
     wait_for(process, "step 6:")
     process.send_signal(signal.SIGTERM)
     said = finish(process, 128 + signal.SIGTERM)
@@ -402,10 +415,14 @@ def test_compiled_it_gives_the_same_losses(plays: Dataset, whole: Path, tmp_path
     assert samples[0][0]["text"].startswith("Hello")
 
 
-def test_without_a_compiler_it_says_so_and_runs(plays: Dataset, whole: Path, tmp_path: Path) -> None:
-    said = finish(start(tmp_path / "run", plays, "train.compile=true", PATH=""))
+def test_without_a_compiler_it_says_so_and_runs(
+    plays: Dataset, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    code, said = in_process(tmp_path / "run", plays, "train.compile=true")
+    assert code == 0
     assert "no C++ compiler here, going on without it" in said
-    assert (tmp_path / "run" / "log.txt").read_text() == (whole / "log.txt").read_text()
+    np.testing.assert_allclose(rows(tmp_path / "run"), rows(whole), rtol=0, atol=1e-4)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(plays: Dataset, tmp_path: Path) -> None:

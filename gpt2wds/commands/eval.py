@@ -170,7 +170,7 @@ def sample(
     tokenizer = load_tokenizer()
     with join_world(device) as world:
         gpt2 = load_weights(find_weights(model)).to(world.device).eval()
-        for number, prompt in enumerate(prompts):
+        for number, prompt in enumerate(prompts if world.is_main else ()):
             if number:
                 print("---")
             print(

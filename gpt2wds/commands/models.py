@@ -1,5 +1,6 @@
 """MODEL on a command line → a directory with weights."""
 
+import sys
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -9,13 +10,17 @@ from ..checkpoint import CONFIG, WEIGHTS, newest_sound_checkpoint
 from ..rundir import RunDirectory
 
 
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 def find_weights(model: str) -> Path:
     """A run directory (its newest checkpoint), a checkpoint, a directory in Hugging Face layout, or a Hub name."""
     path = Path(model)
     if path.is_dir():
         if (path / CONFIG).exists():
             return path
-        newest = newest_sound_checkpoint(RunDirectory(path).checkpoints, print)
+        newest = newest_sound_checkpoint(RunDirectory(path).checkpoints, _warn)
         if newest is None:
             raise ValueError(f"model {model}: expected a run directory with a checkpoint or {CONFIG}, found neither")
         return newest

@@ -162,7 +162,8 @@ def test_position_after_counts_steps(plays: Dataset) -> None:
     assert changed.position_after(11 + 13 + 1) == Position(4, ((30, 1),))
     for first in range(0, 60, 7):
         later = load(plays, position=batches.position_after(first))
-        assert later.position_after(31) == batches.position_after(first + 31)
+        for more in (0, 1, 10, 31):
+            assert later.position_after(more) == batches.position_after(first + more)
 
 
 class Counting(Dataset):

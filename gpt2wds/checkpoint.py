@@ -60,8 +60,9 @@ def save_checkpoint(
     temporary.rename(final)
     _sync(folder)
     # What is further on is damaged, a fall-back passed over it: kept, it would push a sound one out.
-    kept = [path for path in list_checkpoints(folder) if path.name <= final.name][-keep:]
-    for old in list_checkpoints(folder):
+    found = list_checkpoints(folder)
+    kept = found[: found.index(final) + 1][-keep:]
+    for old in found:
         if old not in kept:
             shutil.rmtree(old)
     return final

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import pickle
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -51,6 +52,9 @@ def names(folder: Path) -> list[str]:
 
 def test_transformers_opens_it(tmp_path: Path) -> None:
     model, optimizers = trained()
+    with torch.no_grad():
+        for parameter in model.h.parameters():
+            parameter *= 4  # so that each of config.json's settings shows
     path = save_checkpoint(tmp_path, 7, model, optimizers.state(model), {}, keep=1)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
     assert type(theirs) is transformers.GPT2LMHeadModel
@@ -60,6 +64,32 @@ def test_transformers_opens_it(tmp_path: Path) -> None:
         torch.testing.assert_close(theirs(ids).logits, expected, rtol=0, atol=1e-5)
         ours = load_weights(path)
         assert torch.equal(ours.logits(ours.hidden(ids)[0]), expected)
+
+
+def test_what_transformers_saves_opens(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=300)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    model = load_weights(tmp_path)
+    ids = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(model.hidden(ids)[0]), theirs(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something was unpickled")
+
+    (path,) = save(tmp_path, 1)
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(module, name, refuse)
+    assert newest_sound_checkpoint(tmp_path, pytest.fail) == path
+    restore(path, GPT2(SMALL))
+    load_weights(path)
+    # A pickle under the weights' name is refused as what it is not.
+    (path / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match=r"cannot read model\.safetensors"):
+        load_weights(path)
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
@@ -177,6 +207,12 @@ def test_models_that_are_none(tmp_path: Path) -> None:
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     with pytest.raises(ValueError, match="expected a GPT-2, got model_type 'llama'"):
+        load_weights(path)
+    (path / "config.json").write_text(json.dumps({name: n for name, n in config.items() if name != "n_head"}))
+    with pytest.raises(ValueError, match=r"expected whole numbers in config\.json, got .*'n_head': None"):
+        load_weights(path)
+    (path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"expected a GPT-2, got model_type \[\] in config\.json"):
         load_weights(path)
     truncate(path / "model.safetensors")
     with pytest.raises(ValueError, match=r"cannot read model.safetensors"):

@@ -62,6 +62,7 @@ def test_defaults_file_and_overrides(tmp_path: Path) -> None:
     [
         ("[kitchen]\npan = 5", [], r"unknown key kitchen.pan; did you mean kitchen.pans\?"),
         ("[kitchens]\npans = 5", [], r"unknown key kitchens; did you mean kitchen\?"),
+        ("[kitchen]\nzzz = 5", [], r"unknown key kitchen.zzz; did you mean kitchen\.\w+\?"),
         ("", ["celler.depth=5"], r"unknown key celler; did you mean cellar\?"),
         ("", ["cellar.dpeth=5"], r"unknown key cellar.dpeth; did you mean cellar.depth\?"),
         ('[kitchen]\npans = "5"', [], r"house.toml: kitchen.pans: expected int, got '5'"),

@@ -222,6 +222,19 @@ def test_keys_and_values_give_the_same_logits_one_at_a_time() -> None:
     torch.testing.assert_close(torch.cat(steps, dim=1), expected, rtol=0, atol=1e-5)
 
 
+def test_texts_side_by_side_in_a_row_do_not_see_each_other() -> None:
+    model = GPT2(SMALL)
+    disturb(model)
+    one, other = tokens(SMALL, 1, 30), tokens(SMALL, 1, 50)[:, 30:]
+    text = torch.tensor([[0] * 30 + [1] * 20])
+    visible = (text[:, :, None] == text[:, None, :]).tril()[:, None]  # (B, 1, T, T)
+    positions = torch.cat((torch.arange(30), torch.arange(20)))[None]
+    with torch.no_grad():
+        hidden, _ = model.hidden(torch.cat((one, other), dim=1), positions=positions, visible=visible)
+    expected = torch.cat((our_logits(model, one), our_logits(model, other)), dim=1)
+    torch.testing.assert_close(model.logits(hidden).detach(), expected, rtol=0, atol=1e-5)
+
+
 def test_a_state_dict_comes_back() -> None:
     model, other = GPT2(SMALL, seed=1), GPT2(SMALL, seed=2)
     disturb(model)

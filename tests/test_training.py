@@ -235,8 +235,9 @@ def test_micro_batches_hold_every_sequence_once(world_size: int, at_most: int) -
         sizes.add((len(parts), *{len(tokens) for tokens, _ in parts}))
         found += [tokens[weights == 1].numpy() for tokens, weights in parts]
         assert all(set(weights.tolist()) <= {0.0, 1.0} for _, weights in parts)
-    ((_, size),) = sizes  # every rank has as many parts, all of one size
+    ((count, size),) = sizes  # every rank has as many parts, all of one size
     assert size <= at_most
+    assert 0 <= count * size - math.ceil(8 / world_size) < count  # no more padding than need be
     np.testing.assert_array_equal(np.concatenate(found), step)
 
 
@@ -300,10 +301,10 @@ def test_usr1_saves_and_term_saves_and_stops(plays: Dataset, whole: Path, tmp_pa
     process = start(run, plays, "checkpoint.every_steps=1000")
     wait_for(process, "step 0: validation loss")
     process.send_signal(signal.SIGUSR1)
-    saved = wait_for(process, "saved")
+    said = wait_for(process, "saved") + wait_for(process, "validation loss")  # it goes on
     process.send_signal(signal.SIGTERM)
-    said = finish(process, 128 + signal.SIGTERM)
-    steps = [int(step) for step in re.findall(r"step (\d+): saved", saved + said)]
+    said += finish(process, 128 + signal.SIGTERM)
+    steps = [int(step) for step in re.findall(r"step (\d+): saved", said)]
     assert len(steps) == 2
     assert 0 < steps[0] < steps[1] < 12
     assert f"step {steps[1]}: stopped by SIGTERM" in said
@@ -393,6 +394,16 @@ def test_a_mistake_that_was_corrected_is_no_other_run(plays: Dataset, tmp_path: 
     assert (code, "lower tokens_per_step" in said) == (1, True)
     code, said = in_process(tmp_path / "run", plays, "train.max_steps=2")
     assert code == 0, said
+
+
+def test_a_run_starts_from_anothers_weights(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    start_from = f"model.init_from={whole}"
+    code, said = in_process(tmp_path / "long", plays, start_from, "data.seq_len=64")
+    assert code == 1
+    assert f"data.seq_len: expected at most the 32 positions of {whole}, got 64" in said
+    code, said = in_process(tmp_path / "run", plays, start_from, "train.max_steps=2")
+    assert code == 0, said
+    assert rows(tmp_path / "run")[0, 2] == pytest.approx(rows(whole)[12, 2], abs=1e-5)
 
 
 # (f) compiled

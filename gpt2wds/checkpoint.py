@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from .files import sync
 from .model import GPT2, GPT2Config, hf_config
 
 WEIGHTS, CONFIG, OPTIMIZER, STATE, SUMS = (
@@ -50,7 +51,7 @@ def save_checkpoint(
         sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in (WEIGHTS, CONFIG, OPTIMIZER, STATE))
         (temporary / SUMS).write_text(sums)
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -58,7 +59,7 @@ def save_checkpoint(
         # A damaged one that a fall-back trained past again.
         shutil.rmtree(final)
     temporary.rename(final)
-    _sync(folder)
+    sync(folder)
     # What is further on is damaged, a fall-back passed over it: kept, it would push a sound one out.
     found = list_checkpoints(folder)
     kept = found[: found.index(final) + 1][-keep:]
@@ -142,11 +143,3 @@ def _clear(folder: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,9 +17,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from .files import replace
 from .hub import HubFile, resolve
 from .readers import BY_SUFFIX, Document, Location, Reader, WholeFile
-from .rundir import write_atomically
 
 TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -82,7 +82,10 @@ def files(paths: list[str], cut: Cut) -> Corpus:
             raise ValueError(f"files: {source['name']!r} and {seen[source['path']]!r} are the same file; give it once")
         seen[source["path"]] = source["name"]
     corpus = Corpus(
-        "files", ", ".join(s["name"] for s in sources[:3]) + (", …" if len(sources) > 3 else ""), "", sources
+        "files",
+        ", ".join(s["name"] for s in sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else ""),
+        "",
+        sources,
     )
     corpus.tasks = _tasks(corpus, cut)
     return corpus
@@ -180,7 +183,7 @@ def download_hellaswag(folder: Path) -> tuple[Path, str]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "hellaswag_val.jsonl"
     rows = [row for table in tables for row in table.to_pylist()]
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path, str(info.sha)
 
 

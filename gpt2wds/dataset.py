@@ -25,7 +25,8 @@ from . import shards
 FORMAT_VERSION = "1.0"
 SPLITS = ("train", "val")
 TOKENS, MULTIPLE_CHOICE = "tokens", "multiple-choice"  # what a dataset's samples are
-REPAIR = "delete the file and run its gpt2wds-shard command again: only what is missing is made"
+REBUILD = "run its gpt2wds-shard command again: only what is missing is made"
+REPAIR = f"delete the file and {REBUILD}"
 
 _MANIFEST_FIELDS = {"kind": str, "dataset_id": str, "corpus": dict, "tokenizer": dict, "shards": dict}
 _SHARD_FIELDS = {
@@ -156,8 +157,10 @@ class Dataset:
             yield
         except (OSError, ValueError) as error:
             file, number = self.place(split, block)
-            reason = "the file is missing" if isinstance(error, FileNotFoundError) else str(error)
-            raise ValueError(f"{self.path}/{file} block {number}: {reason}; {REPAIR}") from None
+            reason = f"{error}; {REPAIR}"
+            if isinstance(error, FileNotFoundError):
+                reason = f"the file is missing; {REBUILD}"
+            raise ValueError(f"{self.path}/{file} block {number}: {reason}") from None
 
     def _index(self, split: str) -> np.ndarray:
         name = f"{split}.blocks.npy"
@@ -205,7 +208,7 @@ class Dataset:
         """
         entry = self.shards(split)[shard]
         if not self._exists(entry["file"]):
-            return [f"{entry['file']}: the file is missing; {REPAIR}"]
+            return [f"{entry['file']}: the file is missing; {REBUILD}"]
         start = int(self._first_block[split][shard])
         problems: list[str] = []
         digest, counts = hashlib.sha256(), {"documents": 0, "tokens": 0}

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2wds.rundir import RunDirectory, write_atomically
+from gpt2wds import files
+from gpt2wds.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +97,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     path = Path(out) if out is not None else run.path / "report.html"
     page = _page(rows, facts, config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page)
+    files.replace(path, page)
     return path
 
 

@@ -12,22 +12,13 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import files
+
 LOG_HEADER = "# step train_loss val_loss hella_acc\n"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader sees the old or the new file, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
 
 
 class RunDirectory:
@@ -49,8 +40,8 @@ class RunDirectory:
         """
         rows = [row for row in _whole_lines(self.log) if not row.startswith("#") and int(row.split()[0]) <= step]
         objects = [line for line in _whole_lines(self.metrics) if json.loads(line)["step"] <= step]
-        write_atomically(self.log, LOG_HEADER + "".join(rows))
-        write_atomically(self.metrics, "".join(objects))
+        files.replace(self.log, LOG_HEADER + "".join(rows))
+        files.replace(self.metrics, "".join(objects))
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Write one step's row to `log.txt` and its object to `metrics.jsonl`.

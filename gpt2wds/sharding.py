@@ -8,9 +8,6 @@ name and linked to its final one; its receipt follows. What has a receipt stays,
 import base64
 import hashlib
 import json
-import os
-import secrets
-import socket
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -18,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from . import corpora, dataset, prompts, shards
+from . import corpora, dataset, files, prompts, shards
 from .readers import Skipped
 from .tokenizer import EngineError, Tokenizer, load_tokenizer
 
@@ -120,12 +117,10 @@ def run_task(out: Path, plan: dict[str, Any], task: dict[str, Any], progress: Pr
     tokenizer = load_tokenizer()
     write = _write_examples if plan["kind"] == dataset.MULTIPLE_CHOICE else _write_documents
     final = out / f"{task['shard']}.tar.zst"
-    temporary = _temporary(final)
-    with temporary.open("wb") as file:
+    temporary = files.temporary_name(final)
+    with files.synced(temporary) as file:
         summary, facts = write(file, plan, task, tokenizer, progress)
-        file.flush()
-        os.fsync(file.fileno())
-    if not commit(temporary, final):
+    if not files.commit(temporary, final):
         summary = _adopt(final, summary)
     spans = [(plan["sources"][number], first, count) for number, first, count in task["spans"]]
     entry = {
@@ -142,9 +137,7 @@ def run_task(out: Path, plan: dict[str, Any], task: dict[str, Any], progress: Pr
     receipt = {"shard": entry, "rows": base64.b64encode(summary.rows.tobytes()).decode()}
     path = _receipt_path(out, task["shard"])
     path.parent.mkdir(exist_ok=True)
-    temporary = _temporary(path)
-    _write_synced(temporary, (json.dumps(receipt) + "\n").encode())
-    commit(temporary, path)
+    files.create(path, json.dumps(receipt) + "\n")
 
 
 def finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
@@ -162,12 +155,8 @@ def finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
         reasons = sorted({reason for split in entries.values() for entry in split for reason in entry["skipped"]})
         raise ValueError(f"corpus: expected at least one document with text, got none ({', '.join(reasons)})")
     for split in dataset.SPLITS:
-        temporary = _temporary(out / f"{split}.blocks.npy")
-        with temporary.open("wb") as file:
+        with files.replacing(out / f"{split}.blocks.npy") as file:
             np.save(file, np.concatenate([*rows[split], np.empty(0, dtype=shards.BLOCK_ROW)]), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        _replace(temporary, out / f"{split}.blocks.npy")
     manifest = {
         "format_version": dataset.FORMAT_VERSION,
         "kind": plan["kind"],
@@ -178,17 +167,14 @@ def finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
         "versions": plan["versions"],
         "shards": entries,
     }
-    temporary = _temporary(out / "manifest.json")
-    _write_synced(temporary, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
-    _replace(temporary, out / "manifest.json")
-    _sync_directory(out)
+    files.replace(out / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     remove_strays(out)
     return manifest
 
 
 def remove_strays(out: Path) -> None:
     """Temporary files that killed processes left; only called when nothing is left to do."""
-    for stray in [*out.glob(".*.tmp"), *(out / "receipts").glob(".*.tmp")]:
+    for stray in [*out.glob(files.TEMPORARY), *(out / "receipts").glob(files.TEMPORARY)]:
         stray.unlink(missing_ok=True)
 
 
@@ -200,9 +186,7 @@ def _plan(out: Path, request: dict[str, Any], content: Callable[[], dict[str, An
             raise ValueError(f"{out}: expected a directory of this command's own, got a dataset without its plan.json")
         plan = {"request": request, "tokenizer": tokenizer, "versions": shards.shard_versions(), **content()}
         out.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        _write_synced(temporary, (json.dumps(plan, indent=1, ensure_ascii=False) + "\n").encode())
-        commit(temporary, path)
+        files.create(path, json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
     # Read back, so that of two that start together both follow the one plan that won.
     plan = json.loads(path.read_text(encoding="utf-8"))
     for name, value in request.items():
@@ -267,7 +251,7 @@ def _write_examples(
 ) -> tuple[shards.ShardSummary, dict[str, Any]]:
     ((_, _, count),) = task["spans"]
     writer, digest = shards.FrameWriter(file), hashlib.sha256()
-    frame: list[bytes] = []
+    frame = bytearray()
     frame_tokens = frame_examples = tokens = text_bytes = 0
     path = Path(plan["sources"][0]["path"])
     if hashlib.sha256(path.read_bytes()).hexdigest() != plan["sources"][0]["sha256"]:
@@ -277,20 +261,20 @@ def _write_examples(
     for number, example in zip(range(count), prompts.read_examples(path), strict=False):
         key = shards.block_key(task["shard"], number)
         record = json.dumps(example, ensure_ascii=False).encode()
-        frame.append(shards.tar_member(f"{key}.json", record))
+        frame += shards.tar_member(f"{key}.json", record)
         for mode in prompts.MODES:
             prompt = prompts.prompt_tokens(example, mode, tokenizer)
-            frame.append(shards.tar_member(f"{key}.{mode}.npy", shards.npy_bytes(prompt)))
+            frame += shards.tar_member(f"{key}.{mode}.npy", shards.npy_bytes(prompt))
             digest.update(prompt.tobytes())
             frame_tokens += len(prompt)
         frame_examples += 1
         text_bytes += len(record)
         progress(1, 0)
         # One frame for a small set: a frame of a single example would compress far worse.
-        if number + 1 == count or sum(map(len, frame)) >= 1 << 24:
-            writer.add(b"".join(frame), tokens=frame_tokens, documents=frame_examples)
+        if number + 1 == count or len(frame) >= 1 << 24:
+            writer.add(bytes(frame), tokens=frame_tokens, documents=frame_examples)
             tokens += frame_tokens
-            frame, frame_tokens, frame_examples = [], 0, 0
+            frame, frame_tokens, frame_examples = bytearray(), 0, 0
     summary = writer.finish(tokens_sha256=digest.hexdigest(), tokens=tokens, documents=count)
     return summary, {"text_bytes": text_bytes, "skipped": {}}
 
@@ -315,52 +299,8 @@ def _adopt(final: Path, ours: shards.ShardSummary) -> shards.ShardSummary:
     return shards.ShardSummary(final.stat().st_size, digest, ours.tokens_sha256, ours.tokens, ours.documents, rows)
 
 
-def commit(temporary: Path, final: Path) -> bool:
-    """Give a finished file its final name unless that is taken; False when another was there first."""
-    try:
-        os.link(temporary, final)
-        first = True
-    except FileExistsError:
-        first = False
-    except FileNotFoundError:
-        if not final.exists():  # else another process finished all, and removed what it took for a stray
-            raise
-        first = False
-    temporary.unlink(missing_ok=True)
-    _sync_directory(final.parent)
-    return first
-
-
-def _replace(temporary: Path, final: Path) -> None:
-    """As Path.replace; but two that finish at once say the same, and the first may have removed our file."""
-    try:
-        temporary.replace(final)
-    except FileNotFoundError:
-        if not final.exists():
-            raise
-
-
-def _temporary(final: Path) -> Path:
-    return final.with_name(f".{final.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-
-
 def _receipt_path(out: Path, shard: str) -> Path:
     return out / "receipts" / f"{shard}.json"
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _text_hash(text: str) -> str:

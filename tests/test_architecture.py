@@ -37,7 +37,7 @@ GRAPH = {name: imported(name, path) for name, path in MODULES.items()}
 
 
 def test_the_graph_is_read_right() -> None:
-    assert GRAPH["gpt2wds.checkpoint"] == {"gpt2wds.model"}
+    assert GRAPH["gpt2wds.checkpoint"] == {"gpt2wds.files", "gpt2wds.model"}
     assert {"gpt2wds", "gpt2wds.config", "gpt2wds.commands.common"} <= GRAPH["gpt2wds.commands.train"]
     assert "gpt2wds.shards" in GRAPH["gpt2wds.dataset"]
 

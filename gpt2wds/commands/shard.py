@@ -211,9 +211,8 @@ def info(directory: str, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    print(
-        f"{dataset.corpus} ({dataset.manifest['corpus']['source']} {dataset.manifest['corpus']['revision']})".rstrip()
-    )
+    corpus = dataset.manifest["corpus"]
+    print(f"{dataset.corpus} ({' '.join(filter(None, (corpus['source'], corpus['revision'])))})")
     print(f"{dataset.kind}, dataset_id {dataset.id}, format {dataset.manifest['format_version']}")
     print(f"{'split':8}{'shards':>8}" + "".join(f"{field:>16}" for field in fields) + f"{'bytes/token':>14}")
     for split, total in splits.items():

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import torch
 
-from .. import __version__
+from .. import __version__, files
 from ..checkpoint import load_weights, newest_sound_checkpoint, restore
 from ..config import differences, dump_config, load_config
 from ..dataset import Dataset
@@ -23,7 +23,7 @@ from ..loader import StepBatches, validation_sequences
 from ..model import GPT2, SIZES, GPT2Config
 from ..optim import learning_rate_factor, make_optimizers
 from ..order import Position
-from ..rundir import RunDirectory, write_atomically
+from ..rundir import RunDirectory
 from ..tokenizer import load_tokenizer
 from ..training import Recipe, Trainer
 from .common import ProgressLine, one_line_errors
@@ -179,7 +179,7 @@ def _train(settings: Config, world: World, dry_run: bool) -> int:
             return 0
         say(f"resuming from {checkpoint}")
     if world.is_main:
-        write_atomically(run.facts, json.dumps(_facts(settings, dataset, model, world), indent=1) + "\n")
+        files.replace(run.facts, json.dumps(_facts(settings, dataset, model, world), indent=1) + "\n")
     progress = ProgressLine("training", settings.train.max_steps, " steps", done=state["step"])
     trainer = Trainer(
         model,
@@ -223,7 +223,7 @@ def _claim(run: RunDirectory, settings: Config, world: World) -> None:
     world.barrier()
     if world.is_main:
         run.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.config, dump_config(settings))
+        files.replace(run.config, dump_config(settings))
 
 
 def _printer(run: RunDirectory, world: World, to_file: bool) -> Callable[[str], None]:

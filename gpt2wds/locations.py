@@ -1,0 +1,241 @@
+"""Where a source's bytes are: a local file, a file on the Hub, any fsspec URL.
+
+A location knows how large its file is and what tells a changed file from the planned one. It goes into the plan as
+a record and comes back from it, on any machine that sees the same files. Nothing is ever downloaded whole, and
+nothing is kept on disk.
+"""
+
+import importlib.util
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+
+SMALLEST_REQUEST = 1 << 16
+PACKAGE = "package:"
+_CHANGE_MARKS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "blob_id")  # in various file systems' info
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file of this machine, or a package's data file: `package:NAME/FILE`, the same wherever it is installed."""
+
+    path: str
+    size: int
+    mtime_ns: int | None = None
+
+    def __str__(self) -> str:
+        return self.path
+
+    def record(self) -> dict[str, Any]:
+        return {"path": self.path, "size": self.size} | ({} if self.mtime_ns is None else {"mtime_ns": self.mtime_ns})
+
+    def open(self) -> BinaryIO:
+        return self._here().open("rb")
+
+    def check_unchanged(self) -> None:
+        try:
+            stat = self._here().stat()
+        except FileNotFoundError:
+            raise ValueError(f"source {self}: the file is gone; {_AGAIN}") from None
+        if stat.st_size != self.size or self.mtime_ns not in (None, stat.st_mtime_ns):
+            raise ValueError(
+                f"source {self}: the file changed since the plan was made, expected {self.size} bytes of "
+                f"mtime_ns {self.mtime_ns}, got {stat.st_size} of {stat.st_mtime_ns}; {_AGAIN}"
+            )
+
+    def _here(self) -> Path:
+        if not self.path.startswith(PACKAGE):
+            return Path(self.path)
+        package, _, name = self.path.removeprefix(PACKAGE).partition("/")
+        folder = package_folder(package)
+        if folder is None:
+            raise ValueError(f"source {self}: expected the package {package}, which is not installed")
+        return folder / name
+
+
+@dataclass(frozen=True)
+class UrlFile:
+    """A file that fsspec can read by byte range: s3://…, gs://…, https://…. `mark` is its ETag or time of change."""
+
+    url: str
+    size: int
+    mark: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def record(self) -> dict[str, Any]:
+        return {"url": self.url, "size": self.size, "mark": self.mark}
+
+    def open(self) -> BinaryIO:
+        return cast(BinaryIO, io.BufferedReader(RangedFile(self.read_range, self.size), 1 << 23))
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """Bytes start … end - 1. Raises ValueError when they do not come."""
+        system, path = filesystem(self.url)
+        try:
+            data = bytes(system.cat_file(path, start=start, end=end))
+        except Exception as error:  # of whatever library reads such URLs
+            raise ValueError(f"{self}: bytes {start} to {end} did not arrive ({_reason(error)}); {_GO_ON}") from None
+        if len(data) != end - start:
+            raise ValueError(f"{self}: expected {end - start} bytes from {start}, got {len(data)}; {_GO_ON}")
+        return data
+
+    def check_unchanged(self) -> None:
+        found = url_file(self.url)
+        if found != self:
+            raise ValueError(
+                f"source {self}: the file changed since the plan was made, expected {self.size} bytes ({self.mark}), "
+                f"got {found.size} ({found.mark}); {_AGAIN}"
+            )
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a dataset repository at a pinned commit. `etag` names its content."""
+
+    repo: str
+    revision: str
+    name: str
+    size: int
+    etag: str
+
+    def __str__(self) -> str:
+        return f"hf://datasets/{self.repo}@{self.revision}/{self.name}"
+
+    def record(self) -> dict[str, Any]:
+        return {"repo": self.repo, "revision": self.revision, "path": self.name, "size": self.size, "etag": self.etag}
+
+    def open(self) -> BinaryIO:
+        return cast(BinaryIO, io.BufferedReader(RangedFile(self.read_range, self.size), 1 << 23))
+
+    def check_unchanged(self) -> None:
+        pass  # every range that is read is checked
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """Bytes start … end - 1. Raises ValueError for a server that gives anything else.
+
+        huggingface_hub retries what a network does (429, 5xx, time-outs, resets, bodies cut short) with back-off.
+        What it does not check is checked here: that a range was honoured, and that the file is still the planned one.
+        """
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff  # type: ignore[attr-defined]
+
+        url = hf_hub_url(self.repo, self.name, repo_type="dataset", revision=self.revision)
+        headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}"}
+        try:
+            response = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            hf_raise_for_status(response)
+        except Exception as error:  # the HTTP client's own: huggingface_hub changes clients between versions
+            raise ValueError(f"{self}: bytes {start} to {end} did not arrive ({_reason(error)}); {_GO_ON}") from None
+        self._check(response, start, end)
+        return response.content
+
+    def _check(self, response: Any, start: int, end: int) -> None:
+        first = (response.history or [response])[0]  # the Hub's own answer, before it sends us to its storage
+        etag = (first.headers.get("X-Linked-Etag") or first.headers.get("ETag") or "").removeprefix("W/").strip('"')
+        if etag and etag != self.etag:
+            raise ValueError(f"{self}: the file changed under its commit (ETag {self.etag} → {etag}); plan again")
+        if response.status_code != 206 or len(response.content) != end - start:
+            raise ValueError(
+                f"{self}: expected {end - start} bytes from {start} (status 206), got {len(response.content)} "
+                f"(status {response.status_code}): the server or a proxy ignores byte ranges"
+            )
+        total = response.headers.get("Content-Range", "").rpartition("/")[2]
+        if total not in ("", "*", str(self.size)):
+            raise ValueError(f"{self}: expected a file of {self.size} bytes, the server has {total}; plan again")
+
+
+Location = LocalFile | UrlFile | HubFile
+
+
+class RangedFile(io.RawIOBase):
+    """A file read through `read_range(start, end)`. What `hold` was given is not asked for again."""
+
+    def __init__(self, read_range: Callable[[int, int], bytes], size: int):
+        self._read_range, self._size, self._at = read_range, size, 0
+        self._held, self._held_from = b"", 0
+
+    def hold(self, start: int, data: bytes) -> None:
+        self._held, self._held_from = data, start
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._size - self._at)
+        if wanted <= 0:
+            return 0
+        if not self._held_from <= self._at <= self._at + wanted <= self._held_from + len(self._held):
+            end = min(self._size, self._at + max(wanted, SMALLEST_REQUEST))
+            self.hold(self._at, self._read_range(self._at, end))
+        offset = self._at - self._held_from
+        buffer[:wanted] = self._held[offset : offset + wanted]
+        self._at += wanted
+        return wanted
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def local_file(path: Path) -> LocalFile:
+    stat = path.stat()
+    return LocalFile(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def url_file(url: str) -> UrlFile:
+    """A URL's file as it is now. Raises ValueError when there is none, or nothing to read such URLs."""
+    system, path = filesystem(url)
+    try:
+        system.invalidate_cache()
+        info = system.info(path)
+    except Exception as error:  # of whatever library reads such URLs
+        raise ValueError(f"{url}: expected a file to read ({_reason(error)})") from None
+    if info.get("type") == "directory" or info.get("size") is None:
+        raise ValueError(f"{url}: expected a file of known size, got {'a directory' if 'type' in info else 'none'}")
+    return UrlFile(url, int(info["size"]), "; ".join(f"{k} {info[k]}" for k in _CHANGE_MARKS if info.get(k)))
+
+
+def located(record: dict[str, Any]) -> Location:
+    """The location that a plan's record describes."""
+    if "repo" in record:
+        return HubFile(record["repo"], record["revision"], record["path"], record["size"], record["etag"])
+    if "url" in record:
+        return UrlFile(record["url"], record["size"], record["mark"])
+    return LocalFile(record["path"], record["size"], record.get("mtime_ns"))
+
+
+@lru_cache(maxsize=8)
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """fsspec's file system for a URL, and the URL's path there."""
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{url}: expected a URL that fsspec can read ({_reason(error)})") from None
+
+
+def package_folder(package: str) -> Path | None:
+    """Where an installed package's files are. Found, not imported: only its data is wanted."""
+    spec = importlib.util.find_spec(package)
+    locations = spec.submodule_search_locations if spec else None
+    return Path(locations[0]) if locations else None
+
+
+_GO_ON = "the same command goes on"
+_AGAIN = "put it back, or plan again in an empty directory"
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

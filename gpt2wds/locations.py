@@ -17,7 +17,8 @@ import fsspec
 
 SMALLEST_REQUEST = 1 << 16
 PACKAGE = "package:"
-_CHANGE_MARKS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "blob_id")  # in various file systems' info
+# What tells a changed file in various file systems' info, the content's own mark before a time.
+_CHANGE_MARKS = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "last_modified", "mtime")
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def url_file(url: str) -> UrlFile:
         raise ValueError(f"{url}: expected a file to read ({_reason(error)})") from None
     if info.get("type") == "directory" or info.get("size") is None:
         raise ValueError(f"{url}: expected a file of known size, got {'a directory' if 'type' in info else 'none'}")
-    return UrlFile(url, int(info["size"]), "; ".join(f"{k} {info[k]}" for k in _CHANGE_MARKS if info.get(k)))
+    return UrlFile(url, int(info["size"]), next((f"{k} {info[k]}" for k in _CHANGE_MARKS if info.get(k)), ""))
 
 
 def located(record: dict[str, Any]) -> Location:

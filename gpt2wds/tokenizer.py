@@ -5,11 +5,13 @@ inside a document is plain text, so 50256 occurs only where a document begins an
 """
 
 import base64
+import contextlib
 import hashlib
 import importlib.util
+import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext import openai_public
 
 END_OF_TEXT = 50256
+_TIKTOKEN = "tiktoken._tiktoken"  # where ids are made
 # What tiktoken itself expects of the two files it downloads.
 VOCABULARY_SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -86,6 +89,9 @@ class Tokenizer:
         """
         if importlib.util.find_spec("gigatoken") is None:
             return None
+        return _remembered("differing", self._encoding, [_TIKTOKEN, "gigatoken.gigatoken_rs"], self._differing)
+
+    def _differing(self) -> str:
         engine, differing = FastEngine(self._encoding), []
         for (text, points), ids in zip(_all_code_points(), self._code_point_ids, strict=True):
             if not np.array_equal(engine.encode(text.encode()), ids):
@@ -128,7 +134,11 @@ class Tokenizer:
         between its versions. Each code point is encoded before `'s`, which splits differently after a
         letter than after a symbol, and before a digit.
         """
-        return hashlib.sha256(np.concatenate(self._code_point_ids).tobytes()).hexdigest()
+
+        def compute() -> str:
+            return hashlib.sha256(np.concatenate(self._code_point_ids).tobytes()).hexdigest()
+
+        return _remembered("fingerprint", self._encoding, [_TIKTOKEN], compute)
 
     @cached_property
     def _code_point_ids(self) -> list[np.ndarray]:
@@ -189,6 +199,31 @@ class FastEngine:
     def encode(self, data: bytes) -> np.ndarray:
         """UTF-8 → (tokens,) uint16."""
         return self._encode(data).astype(np.uint16)
+
+
+def _remembered(name: str, encoding: tiktoken.Encoding, modules: list[str], compute: Callable[[], str]) -> str:
+    """compute(), or what it gave before with the very same vocabulary and binaries: it costs seconds."""
+    key = hashlib.sha256(f"{name} {encoding._pat_str!r} {_probe('?')!r}".encode())
+    for token, rank in encoding._mergeable_ranks.items():
+        key.update(b"%d %b " % (rank, token))
+    for module in modules:
+        spec = importlib.util.find_spec(module)
+        assert spec is not None and spec.origin is not None, module
+        key.update(Path(spec.origin).read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2wds" / f"{name}-{key.hexdigest()}"
+    try:
+        digest, _, value = cache.read_text("utf-8").partition("\n")
+        if digest == hashlib.sha256(value.encode()).hexdigest():
+            return value
+    except (OSError, UnicodeDecodeError):
+        pass
+    value = compute()
+    with contextlib.suppress(OSError):  # remembering is a convenience
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cache.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(f"{hashlib.sha256(value.encode()).hexdigest()}\n{value}", "utf-8")
+        temporary.replace(cache)
+    return value
 
 
 @lru_cache(maxsize=1)

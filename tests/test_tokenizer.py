@@ -235,3 +235,25 @@ def test_the_fast_engine_is_renewed_so_that_its_memory_stays_bounded(fast, monke
 def test_without_the_package_there_is_no_fast_engine(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert Tokenizer(load_tokenizer()._encoding).prove_fast_engine() is None
+
+
+def test_what_was_proven_is_remembered_for_the_same_binaries_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    encoding, calls = load_tokenizer()._encoding, []
+
+    def compute() -> str:
+        calls.append(1)
+        return f"é{len(calls)}"
+
+    def ask(modules: list[str]) -> str:
+        return tokenizer_module._remembered("test", encoding, modules, compute)
+
+    assert [ask(["tiktoken._tiktoken"]) for _ in range(3)] == ["é1"] * 3
+    assert ask(["zstandard.backend_c"]) == "é2"
+    (kept, _) = sorted((tmp_path / "gpt2wds").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    for damage in (b"", b"\xff", kept.read_bytes()[:-1] + b"7"):
+        kept.write_bytes(damage)
+        assert ask(["tiktoken._tiktoken"]) == f"é{len(calls)}"
+    assert len(calls) == 5
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert ask(["tiktoken._tiktoken"]) == "é6"

@@ -16,9 +16,10 @@ LINE_SECONDS = 10  # between progress lines where there is no terminal
 class Commands(click.Group):
     """A click group in which an expected failure is one line on standard error and exit code 1."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def invoke(self, ctx: click.Context) -> Any:
+        # Inside of click's own handling, which would make "Aborted!" of Ctrl-C.
         with one_line_errors():
-            return super().main(*args, **kwargs)
+            return super().invoke(ctx)
 
 
 @contextmanager

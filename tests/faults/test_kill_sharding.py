@@ -1,0 +1,148 @@
+"""gpt2wds-shard stopped at any moment, in any way: the same command goes on and makes the same bytes."""
+
+import hashlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = Path(sys.executable).with_name("gpt2wds-shard")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two files of JSON lines, one compressed: 24 shards that take a while."""
+    folder = tmp_path_factory.mktemp("corpus")
+    chance = random.Random(3)
+    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(3000)]
+    for name in ("a.jsonl", "b.jsonl"):
+        texts = [" ".join(chance.choices(words, k=400)) for _ in range(6000)]
+        (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    subprocess.run(["gzip", folder / "b.jsonl"], check=True)
+    return folder
+
+
+def command(corpus: Path, out: Path, workers: int = 2) -> list[str]:
+    paths = [corpus / "a.jsonl", corpus / "b.jsonl.gz"]
+    options = ["--val-docs", 200, "--docs-per-shard", 500, "--workers", workers, "--out", out]
+    return list(map(str, [COMMAND, "files", *paths, *options]))
+
+
+def start(corpus: Path, out: Path) -> subprocess.Popen:
+    """In a process group of its own."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command(corpus, out), start_new_session=True, text=True, **quiet)
+
+
+def contents(out: Path) -> dict[str, str]:
+    """SHA-256 of all that is there: strays would be seen, too."""
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in out.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The dataset made in one go by one process."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    subprocess.run(command(corpus, out, workers=1), check=True, capture_output=True)
+    return contents(out)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_the_number_of_workers_changes_no_byte(corpus: Path, whole: dict[str, str], tmp_path: Path, workers: int):
+    subprocess.run(command(corpus, tmp_path / "out", workers), check=True, capture_output=True)
+    assert contents(tmp_path / "out") == whole
+
+
+def receipts(out: Path) -> int:
+    return len(list(out.glob("receipts/*.json")))
+
+
+def test_25_kills_at_random_moments_change_nothing(corpus: Path, whole: dict[str, str], tmp_path: Path):
+    chance, kills, stages = random.Random(11), 0, []
+    for attempt in itertools.count():
+        out = tmp_path / str(attempt)
+        ended = False
+        while kills < 25 and not ended:
+            # Some moments from the start on, where the plan is made, the others from some number of shards on.
+            begin, after = receipts(out), chance.choice([0, 0, 1, 2, 4])
+            process = start(corpus, out)
+            moment = time.monotonic() + chance.uniform(0, 2.0 if after == 0 else 0.1)
+            while (time.monotonic() < moment or receipts(out) < begin + after) and process.poll() is None:
+                time.sleep(0.002)
+            ended = process.poll() == 0
+            if not ended:
+                os.killpg(process.pid, signal.SIGKILL)
+                assert process.wait() == -signal.SIGKILL
+                kills += 1
+                stages.append(receipts(out))
+        done = subprocess.run(command(corpus, out), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert contents(out) == whole
+        if kills == 25:
+            break
+    assert len(set(stages)) > 5, stages  # the moments were of different stages
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(corpus: Path, whole: dict[str, str], tmp_path: Path):
+    out = tmp_path / "out"
+    process = start(corpus, out)
+    while process.poll() is None and receipts(out) < 3:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the group
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert said.rstrip().endswith("stopped; the same command goes on from here")
+    with pytest.raises(ProcessLookupError):  # no worker stays; Python's resource tracker ends a moment later
+        for _ in range(500):
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
+    assert not (out / "manifest.json").exists()
+    subprocess.run(command(corpus, out), check=True, capture_output=True)
+    assert contents(out) == whole
+
+
+def test_nothing_is_left_behind_in_shared_memory_or_temporary_folders(corpus: Path, tmp_path: Path):
+    def everything() -> set[Path]:
+        # tiktoken keeps its vocabulary in a folder of its own, once and for all.
+        found = {*Path("/dev/shm").glob("*"), *temporary.rglob("*")}
+        return {path for path in found if "data-gym-cache" not in path.parts}
+
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    before = everything()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    subprocess.run(command(corpus, tmp_path / "out"), check=True, capture_output=True, env=environment)
+    assert everything() <= before
+
+
+def test_slices_of_the_tasks_make_the_same_dataset_in_any_order(corpus: Path, whole: dict[str, str], tmp_path: Path):
+    out = tmp_path / "out"
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*command(corpus, out), *more], capture_output=True, text=True)
+
+    assert "slice 2/3 is done" in run("--task-slice", "2/3").stdout
+    missing = subprocess.run([COMMAND, "finish", out], capture_output=True, text=True)
+    assert missing.returncode == 1 and "missing: train-00001\n" in missing.stdout
+    assert "18 of 26 shards are missing" in missing.stderr and len(missing.stderr.splitlines()) == 1
+    assert "slice 0/3 is done" in run("--task-slice", "0/3").stdout
+    assert not (out / "manifest.json").exists()
+    last = run("--task-slice", "1/3")
+    assert last.returncode == 0
+    assert contents(out) == whole
+    (out / "manifest.json").unlink()
+    assert subprocess.run([COMMAND, "finish", out], capture_output=True).returncode == 0
+    assert contents(out) == whole
+    for wrong in ("3/3", "x", "1"):
+        assert run("--task-slice", wrong).returncode == 2

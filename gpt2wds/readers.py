@@ -64,7 +64,7 @@ class Parquet:
     """One document per row. Only the text column is read, some row groups at a time."""
 
     unit, may_share, in_order, one_task = "row", False, False, False
-    STRETCH_BYTES = 1 << 25  # read in one go: as many row groups as fit, at least one
+    STRETCH_BYTES = 1 << 24  # read in one go: as many row groups as fit, at least one
 
     def count_documents(self, location: Location) -> int:
         return int(_metadata(location).num_rows)
@@ -100,7 +100,7 @@ class Parquet:
                 if isinstance(raw, RangedFile):
                     raw.hold(begin, data)
                 skip = max(0, first - int(starts[row_groups[0]]))
-                for batch in file.iter_batches(batch_size=1000, row_groups=row_groups, columns=[text_column]):
+                for batch in file.iter_batches(1000, row_groups=row_groups, columns=[text_column], use_threads=False):
                     column = batch.column(0)[skip : skip + left]
                     skip = max(0, skip - batch.num_rows)
                     left -= len(column)

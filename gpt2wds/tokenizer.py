@@ -61,7 +61,12 @@ class Tokenizer:
             return self._reference(text)
         if self._fast.is_uncertain(text, data):
             return self._reference(text)
-        ids = self._fast.encode(data)
+        try:
+            ids = self._fast.encode(data)
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+                raise
+            return self._reference(text)  # a panic in its Rust code, for example
         self._encoded += 1
         if self._encoded % self.CHECK_EVERY == 1 and not np.array_equal(ids, self._reference(text)):
             raise EngineError("the fast tokenizer engine disagrees with tiktoken; pip uninstall gigatoken")

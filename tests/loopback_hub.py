@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,15 @@ COMMIT = hashlib.sha1(b"the only commit").hexdigest()
 class LoopbackHub:
     """Serves folders as repositories: {"datasets/owner/name": folder, "owner/model": folder}.
 
-    A context manager. `url` is what HF_ENDPOINT must be; `requests` lists what was asked, `ranges` the (file, bytes)
-    sent of ranged reads. Faults are strings in `faults`, each used up by one ranged read: "429", "503", "reset",
-    "short", "stall", "whole" (the range ignored), "changed" (another ETag).
+    A context manager. `url` is what HF_ENDPOINT must be; `requests` lists what was asked, `ranges` the (file, first
+    byte, bytes) sent of ranged reads. Faults are strings in `faults`, each used up by one ranged read: "429", "503",
+    "reset", "short", "stall", "whole" (the range ignored), "changed" (another ETag).
     """
 
     def __init__(self, repositories: dict[str, Path]):
         self.repositories = repositories
         self.requests: list[str] = []
-        self.ranges: list[tuple[str, int]] = []
+        self.ranges: list[tuple[str, int, int]] = []
         self.faults: list[str] = []
         hub = self
 
@@ -76,12 +77,12 @@ class LoopbackHub:
         if file := re.fullmatch(r"(.+)/resolve/[^/]+/(.+)", path):
             target = self.repositories.get(file[1], Path("/nonexistent")) / file[2]
             if target.is_file():
-                self._file(request, file[2], target.read_bytes(), body)
+                self._file(request, file[2], *_content(target, target.stat().st_mtime_ns), body)
                 return
         send(request, b"not found", body, {"X-Error-Code": "EntryNotFound"}, status=404)
 
-    def _file(self, request: BaseHTTPRequestHandler, name: str, data: bytes, body: bool) -> None:
-        headers = {"ETag": f'"{_sha256(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+    def _file(self, request: BaseHTTPRequestHandler, name: str, data: bytes, digest: str, body: bool) -> None:
+        headers = {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
         if not wanted:
             send(request, data, body, headers)
@@ -105,7 +106,7 @@ class LoopbackHub:
         else:
             if fault == "changed":
                 headers["ETag"] = '"another"'
-            self.ranges.append((name, len(part)))
+            self.ranges.append((name, first, len(part)))
             send(request, part, body, headers, status=206)
 
 
@@ -118,11 +119,17 @@ def send(request: BaseHTTPRequestHandler, data: bytes, body: bool, headers: dict
         request.wfile.write(data)
 
 
-def _entry(folder: Path, path: Path) -> dict[str, Any]:
+@lru_cache(maxsize=64)
+def _content(path: Path, _: int) -> tuple[bytes, str]:
     data = path.read_bytes()
+    return data, _sha256(data)
+
+
+def _entry(folder: Path, path: Path) -> dict[str, Any]:
+    data, digest = _content(path, path.stat().st_mtime_ns)
     entry = {"type": "file", "path": str(path.relative_to(folder)), "size": len(data), "oid": COMMIT}
     # Large files are described as the Hub describes them: their content's hash is the ETag.
-    return {**entry, "lfs": {"oid": _sha256(data), "size": len(data), "pointerSize": 134}}
+    return {**entry, "lfs": {"oid": digest, "size": len(data), "pointerSize": 134}}
 
 
 def _tree(files: list[dict[str, Any]], folder: str, recursive: bool) -> list[dict[str, Any]]:

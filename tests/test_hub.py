@@ -1,7 +1,10 @@
 """The Hub as a source of HellaSwag and of models, spoken to over real HTTP on the loopback address."""
 
+import csv
+import gzip
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +24,7 @@ SAMPLE = Path(__file__).parents[1] / "gpt2wds" / "data" / "multiple_choice_sampl
 
 def command(name: str, *arguments: str, endpoint: str, home: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    environment["HF_HUB_DOWNLOAD_TIMEOUT"] = "2"  # seconds without a byte: a body that stalls for 4 is given up
     program = Path(sys.executable).with_name(name)
     return subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, timeout=120)
 
@@ -110,8 +114,11 @@ def fineweb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shard_fineweb(hub: LoopbackHub, tmp_path: Path, out: str = "out", *more: str) -> subprocess.CompletedProcess:
-    arguments = ["--val-docs", "500", "--docs-per-shard", "1500", "--workers", "2", "--out", str(tmp_path / out), *more]
+def shard_fineweb(
+    hub: LoopbackHub, tmp_path: Path, out: str = "out", *more: str, workers: int = 2
+) -> subprocess.CompletedProcess:
+    cut = ["--val-docs", "500", "--docs-per-shard", "1500", "--workers", str(workers)]
+    arguments = [*cut, "--out", str(tmp_path / out), *more]
     return command("gpt2wds-shard", "fineweb", *arguments, endpoint=hub.url, home=tmp_path / "home")
 
 
@@ -140,10 +147,98 @@ def test_fineweb_streams_every_document_once_in_few_requests(fineweb: Path, tmp_
     # Six tasks in three files: each its rows and at most one footer, in each process that needs it.
     sizes = {str(p.relative_to(fineweb)): p.stat().st_size for p in fineweb.rglob("*.parquet")}
     assert len(asked) <= 6 * 2 + 3 + 3, asked
-    assert sum(count for _, count in asked) < 3 * sum(sizes.values())
+    assert sum(count for _, _, count in asked) < 3 * sum(sizes.values())
 
 
-@pytest.mark.parametrize("fault", ["429", "503", "reset", "short"])
+def test_a_resumed_run_reads_no_finished_range_again(fineweb: Path, tmp_path: Path):
+    with LoopbackHub({"datasets/HuggingFaceFW/fineweb-edu": fineweb}) as hub:
+        hub.faults = [""] * 7 + ["whole"] * 20  # what is not read by then is refused
+        assert shard_fineweb(hub, tmp_path, workers=1).returncode == 1
+        out = tmp_path / "out"
+        receipts = [json.loads(path.read_text())["shard"] for path in sorted(out.glob("receipts/*.json"))]
+        assert 1 <= len(receipts) < 6
+        first = list(hub.ranges)
+        hub.faults, hub.ranges = [], []
+        assert shard_fineweb(hub, tmp_path, workers=1).returncode == 0
+        second = list(hub.ranges)
+    assert texts(out) == [text_of(row) for row in range(ROWS)]
+    # Rows of finished tasks lie in row groups; none that holds only such rows is asked for again.
+    finished = set()
+    for shard in receipts:
+        (span,) = shard["spans"]
+        name = span["source"].rpartition("@" + COMMIT + "/")[2]
+        metadata = pq.read_metadata(fineweb / name)
+        for group in range(metadata.num_row_groups):
+            chunk = metadata.row_group(group).column(0)
+            if span["first_row"] <= group * GROUP and (group + 1) * GROUP <= span["first_row"] + span["count"]:
+                start = chunk.dictionary_page_offset or chunk.data_page_offset
+                finished.add((name, start, start + chunk.total_compressed_size))
+    assert finished
+    for name, start, end in finished:
+        assert any(n == name and a <= start and end <= a + count for n, a, count in first)
+        assert not any(n == name and a < end and start < a + count for n, a, count in second), (name, start, end)
+
+
+@pytest.mark.parametrize(("kind", "shards"), [("jsonl", 6), ("jsonl.gz", 6), ("csv", 2)])
+def test_jsonl_on_the_hub_is_read_by_range_and_other_formats_by_datasets(tmp_path: Path, kind: str, shards: int):
+    folder, out = tmp_path / "dataset", tmp_path / "out"
+    folder.mkdir()
+    rows = [text_of(row) for row in range(600)]
+    for name, part in ((f"a.{kind}", rows[:300]), (f"b.{kind}", rows[300:])):
+        lines = "".join(json.dumps({"text": text, "n": n}) + "\n" for n, text in enumerate(part))
+        if kind == "csv":
+            with (folder / name).open("w", newline="") as file:
+                csv.writer(file).writerows([["n", "text"], *enumerate(part)])
+        else:
+            (folder / name).write_bytes(gzip.compress(lines.encode()) if kind == "jsonl.gz" else lines.encode())
+    cut = ["--val-docs", "10", "--docs-per-shard", "100", "--workers", "2"]
+    with LoopbackHub({"datasets/owner/name": folder}) as hub:
+        home = tmp_path / "home"
+        done = command("gpt2wds-shard", "hf", "owner/name", *cut, "--out", str(out), endpoint=hub.url, home=home)
+        assert done.returncode == 0, done.stderr
+        wrong = ["--text-column", "body", "--out", str(tmp_path / "wrong")]
+        failed = command("gpt2wds-shard", "hf", "owner/name", *wrong, endpoint=hub.url, home=home)
+        assert failed.returncode == 1 and "expected a column 'body', got" in failed.stderr
+        assert len(failed.stderr.splitlines()) == 1, failed.stderr
+    assert texts(out) == rows
+    dataset = Dataset(out)
+    assert dataset.manifest["corpus"]["revision"] == COMMIT
+    assert [s["documents"] for s in dataset.shards("val")] == [10]
+    assert len(dataset.shards("train")) == shards
+    spans = [span for s in dataset.shards("train") for span in s["spans"]]
+    assert kind != "csv" or [(s["first_row"], s["count"]) for s in spans] == [(10, 290), (0, 300)]
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path):
+    """A file in row groups like FineWeb-Edu's, and one four times its size."""
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    words, chance = [f"word{n}" for n in range(5000)], random.Random(5)
+    table = pa.table({"text": [" ".join(chance.choices(words, k=400)) for _ in range(1000)]})
+    peaks = []
+    with LoopbackHub({"datasets/owner/large": folder}) as hub:
+        for groups in (20, 80):
+            with pq.ParquetWriter(folder / "a.parquet", table.schema, compression="none") as writer:
+                for _ in range(groups):
+                    writer.write_table(table)
+            out = tmp_path / str(groups)
+            program = Path(sys.executable).with_name("gpt2wds-shard")
+            arguments = ["hf", "owner/large", "--val-docs", "10", "--workers", "1", "--out", str(out)]
+            script = (
+                "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL);"
+                "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+            )
+            environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+            done = subprocess.run(
+                [sys.executable, "-c", script, program, *arguments], env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            peaks.append(int(done.stdout) * 1024)
+    assert (folder / "a.parquet").stat().st_size > 200_000_000
+    assert peaks[1] < 500_000_000 and peaks[1] - peaks[0] < 60_000_000, peaks
+
+
+@pytest.mark.parametrize("fault", ["429", "503", "reset", "short", "stall"])
 def test_a_passing_fault_of_the_network_changes_nothing(fineweb: Path, tmp_path: Path, fault: str):
     with LoopbackHub({"datasets/HuggingFaceFW/fineweb-edu": fineweb}) as hub:
         hub.faults = ["", fault, "", "", fault]

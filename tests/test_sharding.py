@@ -26,7 +26,7 @@ from gpt2wds.commands.shard import main
 from gpt2wds.corpora import Cut
 from gpt2wds.dataset import Dataset
 from gpt2wds.sharding import COPY_OF_VALIDATION
-from gpt2wds.tokenizer import load_tokenizer
+from gpt2wds.tokenizer import Tokenizer, load_tokenizer
 
 COMMAND = Path(sys.executable).with_name("gpt2wds-shard")
 PLAYS = ["shakespeare", "--source", "plays", "--docs-per-shard", "2", "--out"]
@@ -388,6 +388,106 @@ def test_copies_of_validation_and_documents_without_text_are_counted(tmp_path, r
     assert run("cat", out) == (0, "abcfirstsecond", "")
     facts = json.loads(run("info", out, "--json")[1])
     assert facts["skipped"] == {COPY_OF_VALIDATION: 3, "no text": 1, "empty text": 1}
+
+
+def test_every_odd_document_has_its_place_or_its_reason(tmp_path, run):
+    odd = ["plain", None, 7, "", "a \ud800 b", "<|endoftext|> inside", "\x00 zero", "last"]
+    source = write_jsonl(tmp_path / "source.jsonl", odd)
+    out = tmp_path / "out"
+    code, said, _ = run("files", source, "--val-docs", 0, "--workers", 1, "--out", out)
+    assert code == 0
+    assert "1 documents skipped: no text (train-00000 #1)" in said
+    assert "1 documents skipped: text is a int, no string (train-00000 #2)" in said
+    assert "1 documents skipped: empty text (train-00000 #3)" in said
+    dataset = Dataset(out)
+    tokens = [int(t) for part in dataset.iterate_tokens("train", 0) for t in part]
+    assert tokens.count(50256) == 5  # boundaries alone: the marker inside a text is plain text
+    lines = [json.loads(line)["text"] for line in run("cat", out, "--json")[1].splitlines()]
+    assert lines == ["plain", "a \ufffd b", "<|endoftext|> inside", "\x00 zero", "last"]
+
+
+def test_huge_documents_are_documents(tmp_path):
+    parquet = tmp_path / "huge.parquet"
+    prose = "".join(f"Sentence {n} of a long document, with some words. " for n in range(1_000_000))  # 50 MB
+    unbroken = "".join(random.Random(1).choices("abcdefghij", k=10_000_000))
+    pq.write_table(pa.table({"text": ["before", prose, unbroken, "after"]}), parquet)
+    out = tmp_path / "out"
+    dataset = shard(out, plan_files(out, parquet, val_docs=0))
+    assert (dataset.total("train", "documents"), dataset.verify_shard("train", 0)) == (4, [])
+    found = list(load_tokenizer().decode_documents(dataset.iterate_tokens("train", 0)))
+    assert [len(text) for text in found] == [6, len(prose), len(unbroken), 5]
+    assert found == ["before", prose, unbroken, "after"]
+
+
+def test_a_panic_of_the_tokenizer_names_the_document_and_stops_nothing(tmp_path, run, monkeypatch):
+    tokenizer = load_tokenizer()
+
+    class PanicException(BaseException):
+        """As Rust's arrive in Python: of a class of their own, no Exception."""
+
+    class Panicking:
+        def __getattr__(self, name):
+            return getattr(encoding, name)
+
+        def encode_to_numpy(self, text, **options):
+            if "poison" in text:
+                raise PanicException("called `Result::unwrap()` on an `Err` value")
+            return encoding.encode_to_numpy(text, **options)
+
+    encoding = tokenizer._encoding
+    monkeypatch.setattr(tokenizer, "_encoding", Panicking())
+    monkeypatch.setattr(tokenizer, "prove_fast_engine", lambda: None)
+    source = write_jsonl(tmp_path / "source.jsonl", ["a", "b", "poison", "c"])
+    code, said, _ = run("files", source, "--val-docs", 0, "--workers", 1, "--out", tmp_path / "out")
+    assert code == 0 and "(train-00000 #2)" in said and "tiktoken cannot encode the text" in said
+    assert run("cat", tmp_path / "out")[1] == "abc"
+
+
+@pytest.mark.parametrize("panic", [True, False])
+def test_where_the_fast_engine_fails_tiktoken_takes_over(monkeypatch, panic):
+    class PanicException(BaseException):
+        pass
+
+    class Failing:
+        differing = ""
+
+        def is_uncertain(self, text, data):
+            return False
+
+        def encode(self, data):
+            raise PanicException("index out of bounds") if panic else RuntimeError("no")
+
+    tokenizer = Tokenizer(load_tokenizer()._encoding)
+    tokenizer._fast = Failing()
+    assert tokenizer.encode("Hello world").tolist() == [15496, 995]
+
+
+def test_many_small_text_files_share_a_shard_and_a_pattern_names_them(tmp_path, run):
+    folder = tmp_path / "texts"
+    (folder / "deep").mkdir(parents=True)
+    for n in range(300):
+        (folder / ("deep" if n % 2 else ".") / f"{n:03d}.txt").write_text(f"Text {n}.\n")
+    out = tmp_path / "out"
+    code, said, _ = run("files", folder / "**" / "*.txt", "--val-docs", 5, "--workers", 2, "--out", out)
+    assert code == 0 and "train 1 shard, 295 documents" in said
+    assert [len(s["spans"]) for s in Dataset(out).shards("train")] == [295]
+    # The same command goes on with the plan's files, whatever has come since.
+    (folder / "new.txt").write_text("new")
+    code, said, _ = run("files", folder / "**" / "*.txt", "--val-docs", 5, "--workers", 2, "--out", out)
+    assert code == 0 and "already there" in said
+
+
+def test_progress_says_documents_tokens_shards_and_the_time_left(tmp_path, run, monkeypatch):
+    monkeypatch.setattr("gpt2wds.commands.common.LINE_SECONDS", 0)
+    source = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": texts(0, 40)}), source)
+    _, _, err = run("files", source, "--val-docs", 0, "--docs-per-shard", 10, "--workers", 1, "--out", tmp_path / "out")
+    lines = err.splitlines()
+    assert re.fullmatch(
+        r"sharding files: 25 of 40 documents, [\d,.]+/s, [\d,]+ tokens at [\d,]+/s, 2 of 4 shards, 0:00:\d\d left",
+        lines[26],
+    ), lines[26]
+    assert re.fullmatch(r"sharding files: 40 of 40 documents, .*, 4 of 4 shards", lines[-1])
 
 
 def test_spans_say_where_documents_come_from(tmp_path):

@@ -51,9 +51,10 @@ def make_parquet(folder: Path, megabytes: int) -> list[Path]:
     paragraphs = [p for path in sorted(plays.glob("plays/*/*.md")) for p in path.read_text("utf-8").split("\n\n")]
     chance, texts, total = random.Random(1), [], 0
     while total < megabytes * 1_000_000:
-        length, parts = chance.lognormvariate(8.0, 0.8), [chance.choice(paragraphs)]
-        while sum(map(len, parts)) < length:
+        length, parts, size = chance.lognormvariate(8.0, 0.8), [], 0
+        while size < length:
             parts.append(chance.choice(paragraphs))
+            size += len(parts[-1])
         texts.append("\n\n".join(parts))
         total += len(texts[-1])
     paths = []
@@ -283,6 +284,7 @@ STAGES = {
 )
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
+@click.option("--peer", "peers", type=click.Choice(["classic", "datatrove"]), multiple=True, help="Both if not given.")
 @click.option("--stages", "show_stages", is_flag=True, help="Only profile gpt2wds.")
 @click.option("--only", type=click.Choice(list(RUNS)), hidden=True, help="Run one in this process.")
 @click.option("--into", type=click.Path(path_type=Path), hidden=True)
@@ -291,6 +293,7 @@ def main(
     megabytes: int,
     rounds: int,
     workers: int,
+    peers: tuple[str, ...],
     show_stages: bool,
     only: str | None,
     into: Path | None,
@@ -303,8 +306,9 @@ def main(
         if show_stages:
             stages(files)
             return
-        names = [name for name in RUNS if name != "datatrove" or importlib.util.find_spec("datatrove")]
-        if "datatrove" not in names:
+        names = [name for name in RUNS if not peers or name in (*peers, "gpt2wds")]
+        if "datatrove" in names and not importlib.util.find_spec("datatrove"):
+            names.remove("datatrove")
             print("datatrove: not installed, left out (pip install datatrove)")
         runs: dict[str, list[Measured]] = {name: [] for name in names}
         for _ in range(rounds):

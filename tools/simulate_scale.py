@@ -1,0 +1,130 @@
+"""How a dataset of 1.5 trillion tokens feels: time and peak memory of `info` and of the loader's start.
+
+The dataset is synthetic: manifest and block index of 15,000 shards and 23 million blocks (FineWeb-Edu whole), no
+shards. The loader's start is all that happens before the first frame is read: opening, the epoch's order, the
+schedule of one rank's slots.
+
+    python tools/simulate_scale.py
+    python tools/simulate_scale.py --shards 1500 --world-size 8
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from gpt2wds import shards
+from gpt2wds.dataset import FORMAT_VERSION, TOKENS, Dataset, dataset_id
+from gpt2wds.loader import StepBatches
+from gpt2wds.order import rank_slots
+from gpt2wds.tokenizer import load_tokenizer
+
+BLOCKS_PER_SHARD = 1533  # 100 million tokens
+
+
+def make(folder: Path, count: int) -> None:
+    """Manifest and index of a dataset of `count` training shards, as gpt2wds-shard would write them."""
+    frame = 80_000
+    entries = [
+        {
+            "file": f"train-{number:05d}.tar.zst",
+            "bytes": frame * BLOCKS_PER_SHARD,
+            "sha256": f"{number:064x}",
+            "tokens_sha256": f"{number:064x}",
+            "tokens": BLOCKS_PER_SHARD * shards.BLOCK_TOKENS + 1,
+            "documents": 100_000,
+            "blocks": BLOCKS_PER_SHARD,
+            "text_bytes": 450_000_000,
+            "skipped": {"copy of a validation document": [17, 4711]},
+            "spans": [
+                {"source": f"hf://datasets/owner/name@commit/data/{number}.parquet", "first_row": 0, "count": 100_002}
+            ],
+        }
+        for number in range(count)
+    ]
+    rows = np.zeros(count * BLOCKS_PER_SHARD, dtype=shards.BLOCK_ROW)
+    rows["shard"] = np.repeat(np.arange(count), BLOCKS_PER_SHARD)
+    rows["offset"] = np.tile(np.arange(BLOCKS_PER_SHARD) * frame, count)
+    rows["length"], rows["tokens"], rows["documents"] = frame, shards.BLOCK_TOKENS + 1, 65
+    np.save(folder / "train.blocks.npy", rows)
+    np.save(folder / "val.blocks.npy", rows[:0])
+    both: dict[str, list[dict[str, object]]] = {"train": entries, "val": []}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "kind": TOKENS,
+        "dataset_id": dataset_id(both),
+        "corpus": {"name": "synthetic", "source": "none", "revision": ""},
+        "tokenizer": load_tokenizer().identity(),
+        "parameters": {},
+        "versions": {},
+        "shards": both,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+class _Started(Exception):
+    """The loader asked for its first frame."""
+
+
+class _Shardless(Dataset):
+    def read_frame(self, split: str, block: int) -> bytes:
+        raise _Started
+
+
+def start_loader(path: str, world_size: int) -> None:
+    """Start one rank's loader at the lesson's step of 512 sequences of 1,024 tokens, up to its first read."""
+    part = rank_slots(512, 0, world_size)
+    batches = StepBatches(
+        _Shardless(path),
+        seq_len=1024,
+        sequences_per_step=512,
+        seed=1,
+        rank=0,
+        world_size=world_size,
+    )
+    try:
+        next(iter(batches))
+    except _Started:
+        print(f"{len(part)} slots of 512, {batches.steps_per_epoch:,} steps an epoch")
+
+
+def measure(label: str, command: list[str]) -> None:
+    """Run a program and print what it took."""
+    script = (
+        "import resource, subprocess, sys\n"
+        "done = subprocess.run(sys.argv[1:], check=True, capture_output=True, text=True)\n"
+        "print(done.stdout.strip().splitlines()[-1])\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", script, *command], check=True, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    *said, peak = done.stdout.splitlines()
+    print(f"{label:28}{seconds:8.1f} s{int(peak) / 2**20:8.2f} GiB   {said[-1].strip()[:70]}")
+
+
+@click.command()
+@click.option("--shards", "count", type=click.IntRange(1), default=15_000, show_default=True)
+@click.option("--only-loader", nargs=2, type=(str, int), hidden=True)
+def main(count: int, only_loader: tuple[str, int] | None) -> None:
+    if only_loader:
+        start_loader(*only_loader)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        make(Path(name), count)
+        tokens, blocks = count * BLOCKS_PER_SHARD * shards.BLOCK_TOKENS, count * BLOCKS_PER_SHARD
+        size = sum(path.stat().st_size for path in Path(name).iterdir()) / 1e6
+        print(f"{count:,} shards, {blocks:,} blocks, {tokens:,} tokens; manifest and index {size:,.0f} MB")
+        measure("gpt2wds-shard info", [str(Path(sys.executable).with_name("gpt2wds-shard")), "info", name])
+        for world_size in (1, 8):
+            command = [sys.executable, __file__, "--only-loader", name, str(world_size)]
+            measure(f"loader's start, 1 of {world_size} ranks", command)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -185,11 +186,13 @@ MIXED = st.text(
 @given(st.text() | MIXED)
 def test_the_fast_engine_gives_tiktokens_ids(differing, text):
     fast = Tokenizer(load_tokenizer()._encoding)
-    fast._fast = ENGINE.setdefault(differing, tokenizer_module.FastEngine(fast._encoding, differing))
+    fast._fast = one_engine(differing)
     assert fast.encode(text).tolist() == fast._encoding.encode_ordinary(text)
 
 
-ENGINE: dict[str, tokenizer_module.FastEngine] = {}
+@lru_cache
+def one_engine(differing: str) -> tokenizer_module.FastEngine:
+    return tokenizer_module.FastEngine(load_tokenizer()._encoding, differing)
 
 
 @pytest.mark.parametrize(

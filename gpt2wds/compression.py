@@ -38,7 +38,6 @@ def decompressing(location: Location) -> Iterator[None]:
     try:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        open_stream.cache_clear()
         raise ValueError(f"{location}: it does not decompress to its end ({error})") from None
 
 

@@ -184,10 +184,7 @@ class FastEngine:
         import gigatoken
 
         self.differing = differing
-        self._characters = re.compile(f"[{re.escape(differing)}]") if differing else None
-        # Few bytes begin such a character, none of them an English text's: looking for those first is faster.
-        lead_bytes = bytes(sorted({c.encode()[0] for c in differing}))
-        self._lead_bytes = re.compile(b"[" + re.escape(lead_bytes) + b"]") if differing else None
+        self._uncertain = Characters(differing)
         ranks = encoding._mergeable_ranks
         with tempfile.NamedTemporaryFile(suffix=".tiktoken") as file:
             file.write(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
@@ -197,13 +194,39 @@ class FastEngine:
 
     def is_uncertain(self, text: str, data: bytes) -> bool:
         """Whether `text`, `data` in UTF-8, has a character in `differing`."""
-        if self._characters is None or self._lead_bytes is None or text.isascii():
-            return False
-        return bool(self._lead_bytes.search(data) and self._characters.search(text))
+        return self._uncertain.occur_in(text, data)
 
     def encode(self, data: bytes) -> np.ndarray:
         """UTF-8 → (tokens,) uint16."""
         return self._encode(data).astype(np.uint16)
+
+
+class Characters:
+    """Characters of no ASCII, quickly looked for in a text.
+
+    A regular expression of thousands of them would try their ranges one by one for each character of a text. Few bytes
+    begin such a character in UTF-8: those are looked for, and then the characters that begin with one of them.
+    """
+
+    def __init__(self, characters: str):
+        self._all = frozenset(characters)
+        leads = sorted({c.encode()[0] for c in characters})
+        self._leads = re.compile(b"[" + re.escape(bytes(leads)) + b"]") if leads else None
+        self._suspects = re.compile("[" + "".join(map(_range_of_lead_byte, leads)) + "]") if leads else None
+
+    def occur_in(self, text: str, data: bytes) -> bool:
+        """Whether `text`, `data` in UTF-8, has one of them."""
+        if self._leads is None or self._suspects is None or text.isascii() or not self._leads.search(data):
+            return False
+        return not self._all.isdisjoint(self._suspects.findall(text))
+
+
+def _range_of_lead_byte(lead: int) -> str:
+    """The characters whose UTF-8 begins with a byte of no ASCII, as a range for a regular expression."""
+    length, smallest = (2, 0x80) if lead < 0xE0 else (3, 0x800) if lead < 0xF0 else (4, 0x10000)
+    bits = 6 * (length - 1)
+    first = (lead & (0x3F >> (length - 1))) << bits
+    return f"\\U{max(first, smallest):08x}-\\U{min(first + (1 << bits) - 1, 0x10FFFF):08x}"
 
 
 def _remembered(name: str, encoding: tiktoken.Encoding, modules: list[str], compute: Callable[[], str]) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -212,12 +213,31 @@ class Stub:
 
 
 def test_a_text_with_a_character_the_engines_differ_on_goes_to_tiktoken(fast):
-    fast.use_fast_engine("]é")
+    fast.use_fast_engine("é")
     fast._fast.encode = lambda data: pytest.fail("the fast engine was asked")
     assert fast.encode("caf\u00e9").tolist() == fast._encoding.encode_ordinary("café")
     fast._fast.encode = lambda data: np.array([7], dtype=np.uint16)
     fast._encoded = 1  # not the one in so many that is compared
     assert fast.encode("cafè").tolist() == [7]  # the same first byte, another character
+
+
+WIDE = st.characters(min_codepoint=0x80, exclude_categories=["Cs"])
+
+
+@given(st.sets(WIDE, max_size=4), st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 0x3FF))
+def test_characters_are_found_wherever_they_are(characters, text, near):
+    neighbours = "".join(chr(ord(c) ^ near) for c in characters if not 0xD800 <= ord(c) ^ near <= 0xDFFF)
+    found = tokenizer_module.Characters("".join(sorted(characters)))
+    for candidate in (text, text + neighbours, text + "".join(characters) + text):
+        assert found.occur_in(candidate, candidate.encode()) == (not characters.isdisjoint(candidate))
+
+
+def test_every_character_is_in_the_range_of_its_first_byte():
+    ranges = {lead: re.compile(f"[{tokenizer_module._range_of_lead_byte(lead)}]") for lead in range(0xC2, 0xF5)}
+    for c in range(0x80, 0x110000):
+        if not 0xD800 <= c <= 0xDFFF:
+            lead = chr(c).encode()[0]
+            assert ranges[lead].match(chr(c)) and not (lead > 0xC2 and ranges[lead - 1].match(chr(c)))
 
 
 def test_a_disagreement_during_a_run_is_an_error(fast):

@@ -1,6 +1,7 @@
 """Cutting a corpus into tasks: every document once, sizes as asked for, and a validation split that stays."""
 
 import dataclasses
+import gzip
 import json
 import os
 import shutil
@@ -311,6 +312,21 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):
     write_jsonl(path, texts("a", 7))
     with pytest.raises(ValueError, match="the file changed"):
         list(reading)
+
+
+def test_tasks_of_a_compressed_file_go_to_one_process_in_order(tmp_path):
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        write_jsonl(tmp_path / name, texts(name, 10))
+    for name in ("b.jsonl", "c.jsonl"):
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+    paths = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.gz")]
+    corpus = corpora.files(paths, Cut(val_docs=0, docs_per_shard=4))
+    names = [[task["shard"][-1] for task in chain] for chain in corpora.chains(corpus.sources, corpus.tasks)]
+    assert names == [["0"], ["1"], ["2"], ["3", "4", "5"], ["6", "7", "8"]]
+    rest = [task for task in corpus.tasks if task["shard"][-1] not in "04"]
+    names = [[task["shard"][-1] for task in chain] for chain in corpora.chains(corpus.sources, rest)]
+    assert names == [["1"], ["2"], ["3", "5"], ["6", "7", "8"]]
+    assert corpora.chains([], [{"shard": "train-00000", "spans": []}]) == [[{"shard": "train-00000", "spans": []}]]
 
 
 # Shakespeare

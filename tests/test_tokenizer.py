@@ -214,10 +214,9 @@ class Stub:
 
 def test_a_text_with_a_character_the_engines_differ_on_goes_to_tiktoken(fast):
     fast.use_fast_engine("é")
-    fast._fast.encode = lambda data: pytest.fail("the fast engine was asked")
-    assert fast.encode("caf\u00e9").tolist() == fast._encoding.encode_ordinary("café")
     fast._fast.encode = lambda data: np.array([7], dtype=np.uint16)
     fast._encoded = 1  # not the one in so many that is compared
+    assert fast.encode("caf\u00e9").tolist() == fast._encoding.encode_ordinary("café")
     assert fast.encode("cafè").tolist() == [7]  # the same first byte, another character
 
 

@@ -241,7 +241,7 @@ def _write_documents(
     def encoded() -> Iterator[np.ndarray]:
         nonlocal text_bytes
         for ordinal, text in enumerate(corpora.documents(plan["sources"], task, plan["text_column"])):
-            if isinstance(text, str) and _text_hash(text) in validation_texts:
+            if isinstance(text, str) and validation_texts and _text_hash(text) in validation_texts:
                 text = Skipped(COPY_OF_VALIDATION)
             if isinstance(text, str):
                 try:

@@ -166,7 +166,7 @@ def write_token_shard(file: BinaryIO, shard: str, documents: Iterable[np.ndarray
 
     def counted() -> Iterator[np.ndarray]:
         for document in documents:
-            digest.update(document.astype("<u2", copy=False).tobytes())
+            digest.update(np.ascontiguousarray(document, dtype="<u2").data)
             starts.add(len(document))
             yield document
 

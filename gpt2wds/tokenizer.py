@@ -53,6 +53,9 @@ class Tokenizer:
         Lone surrogates become U+FFFD, as in tiktoken. Raises ValueError for a text that tiktoken cannot take, and
         EngineError when a fast engine was found to disagree with tiktoken.
         """
+        return self._ids(text).astype(np.uint16, copy=False)
+
+    def _ids(self, text: str) -> np.ndarray:
         if self._fast is None:
             return self._reference(text)
         try:
@@ -110,7 +113,10 @@ class Tokenizer:
 
     def encode_document(self, text: str) -> np.ndarray:
         """`<|endoftext|>` and the ids of `text`: (tokens,) uint16."""
-        return np.concatenate((np.array([END_OF_TEXT], dtype=np.uint16), self.encode(text)))
+        ids = self._ids(text)
+        tokens = np.empty(len(ids) + 1, dtype=np.uint16)
+        tokens[0], tokens[1:] = END_OF_TEXT, ids
+        return tokens
 
     def decode(self, tokens: np.ndarray) -> str:
         """Text of (tokens,) ids; bytes that are no UTF-8 (a cut character) become U+FFFD."""
@@ -197,8 +203,8 @@ class FastEngine:
         return self._uncertain.occur_in(text, data)
 
     def encode(self, data: bytes) -> np.ndarray:
-        """UTF-8 → (tokens,) uint16."""
-        return self._encode(data).astype(np.uint16)
+        """UTF-8 → (tokens,) ids."""
+        return self._encode(data)
 
 
 class Characters:

@@ -117,9 +117,8 @@ def load_weights(path: Path) -> GPT2:
     return model
 
 
-def restore(path: Path, model: GPT2) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Load a checkpoint's weights into `model`; returns its state and the optimizer's tensors."""
-    model.load_hf_state_dict(load_file(path / WEIGHTS))
+def load_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A checkpoint's state, and its optimizer's tensors by name."""
     return json.loads((path / STATE).read_text()), load_file(path / OPTIMIZER)
 
 

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -25,6 +25,7 @@ from .loader import StepBatches
 from .model import GPT2, autocast
 from .optim import Optimizers
 from .rundir import RunDirectory
+from .signals import Signals
 
 SYNC_STEPS = 10  # losses are fetched from the device, and signals agreed on, once in so many steps
 
@@ -48,40 +49,6 @@ class Recipe:
     checkpoint_keep: int
 
 
-@dataclass
-class Signals:
-    """What the outside asked for: SIGTERM and SIGINT save and stop, SIGUSR1 saves."""
-
-    stop: int = 0
-    save: bool = False
-    _old: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> "Signals":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: Any) -> None:
-        if number == signal.SIGUSR1:
-            self.save = True
-        else:
-            self.stop = number
-            # Who asks twice does not want to wait.
-            signal.signal(number, self._old[number])
-
-    def agree(self, world: World) -> tuple[bool, bool]:
-        """(save, stop), the same on every rank."""
-        stop, save = world.any(bool(self.stop)), world.any(self.save or bool(self.stop))
-        self.save = False
-        if stop and not self.stop:
-            self.stop = signal.SIGTERM
-        return save, stop
-
-
 class Trainer:
     """One rank's training: the objects it works on, and the loop.
 
@@ -98,11 +65,13 @@ class Trainer:
         *,
         run: RunDirectory,
         world: World,
+        signals: Signals,
         say: Say,
         progress: Callable[[int, str], None],
     ):
         self.model, self.optimizers, self.batches, self.evaluate = model, optimizers, batches, evaluate
-        self.recipe, self.run, self.world, self.say, self.progress = recipe, run, world, say, progress
+        self.recipe, self.run, self.world, self.signals = recipe, run, world, signals
+        self.say, self.progress = say, progress
         self._forward, self._no_sync = self._prepare_forward()
         self._pending: list[Pending] = []
         self._clock = 0.0
@@ -119,14 +88,16 @@ class Trainer:
             self.run.rewind(first - 1)
         sequences = iter(self.batches)
         self._clock = time.perf_counter()
-        with Signals() as signals:
+        wanted = False  # a checkpoint, by a signal
+        with self.signals.noting(signal.SIGTERM, signal.SIGINT):
             for step in count(first):
                 last = step >= recipe.max_steps
                 evaluate = step % recipe.eval_every_steps == 0 or last
                 save = step > first and (step % recipe.checkpoint_every_steps == 0 or last)
                 sync = world.world_size == 1 or step % SYNC_STEPS == 0
-                asked, stop = signals.agree(world) if sync else (False, False)
-                save = save or (asked and step > first)
+                asked, stop = self.signals.agree(world.any) if sync else (False, False)
+                wanted = wanted or asked  # asked before the first step, it is done after it
+                save = save or (wanted and step > first)
 
                 if self._pending and (evaluate or save or step % SYNC_STEPS == 0):
                     *earlier, row = self._fetch()
@@ -135,9 +106,11 @@ class Trainer:
                         self._log(row)
                 if save:
                     self._save(step, row, step - first)
+                    wanted = False
                 if stop:
-                    self.say(f"step {step}: stopped by {signal.Signals(signals.stop).name}; the same command goes on")
-                    return signals.stop
+                    name = signal.Signals(self.signals.stop).name
+                    self.say(f"step {step}: stopped by {name}; the same command goes on")
+                    return self.signals.stop
                 if evaluate:
                     row = {**row, **self.evaluate(self.model)}
                     self.say(f"step {step}: {_describe(row)}")

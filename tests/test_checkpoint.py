@@ -16,9 +16,9 @@ import transformers
 from gpt2wds import checkpoint
 from gpt2wds.checkpoint import (
     list_checkpoints,
+    load_state,
     load_weights,
     newest_sound_checkpoint,
-    restore,
     save_checkpoint,
 )
 from gpt2wds.model import GPT2, GPT2Config
@@ -84,7 +84,7 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
         monkeypatch.setattr(module, name, refuse)
     assert newest_sound_checkpoint(tmp_path, pytest.fail) == path
-    restore(path, GPT2(SMALL))
+    load_state(path)
     load_weights(path)
     # A pickle under the weights' name is refused as what it is not.
     (path / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
@@ -96,8 +96,8 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizers = trained()
     state = {"row": {"train_loss": 10.123456789012345}, "epoch": 3, "taken": [[8, 5], [4, 1]], "dataset_id": "é"}
     path = save_checkpoint(tmp_path, 12, model, optimizers.state(model), state, keep=1)
-    other = GPT2(SMALL, seed=9)
-    restored, tensors = restore(path, other)
+    other = load_weights(path)
+    restored, tensors = load_state(path)
     assert restored == {"step": 12, **state}
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     expected = optimizers.state(model)

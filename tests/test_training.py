@@ -28,6 +28,7 @@ from gpt2wds.loader import StepBatches
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.optim import learning_rate_factor, make_optimizers
 from gpt2wds.rundir import RunDirectory
+from gpt2wds.signals import Signals
 from gpt2wds.training import Recipe, Trainer, micro_batches
 
 PROGRAMS = Path(sys.executable).parent
@@ -211,6 +212,7 @@ def test_losses_are_a_plain_loops(
         recipe,
         run=run,
         world=world,
+        signals=Signals(),
         say=lambda text: None,
         progress=lambda steps, note: None,
     )

@@ -316,6 +316,24 @@ def test_usr1_saves_and_term_saves_and_stops(plays: Dataset, whole: Path, tmp_pa
     assert (run / "log.txt").read_text() == (whole / "log.txt").read_text()
 
 
+def catches(process: subprocess.Popen[str], number: int) -> bool:
+    """Whether a process has a handler for a signal, as Linux knows it."""
+    (mask,) = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_usr1_while_it_starts_is_done_after_the_first_step(plays: Dataset, tmp_path: Path) -> None:
+    process = start(tmp_path / "run", plays, "checkpoint.every_steps=1000", "train.max_steps=2")
+    while not catches(process, signal.SIGUSR1):
+        # Not only when torch is there, seconds later.
+        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    said = finish(process)
+    assert re.findall(r"step (\d+): saved", said) == ["1", "2"]
+
+
 # (d) several ranks
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .files import sync
@@ -29,6 +30,18 @@ WEIGHTS, CONFIG, OPTIMIZER, STATE, SUMS = (
     "state.json",
     "SHA256SUMS",
 )
+
+
+# What our model computes; an absent setting is transformers' default, which is the first of these.
+COMPUTED: dict[str, tuple[Any, ...]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
 
 
 def save_checkpoint(
@@ -44,9 +57,9 @@ def save_checkpoint(
     _clear(folder)
     try:
         temporary.mkdir()
-        save_file(model.hf_state_dict(), temporary / WEIGHTS, metadata={"format": "pt"})
+        _write_tensors(model.hf_state_dict(), temporary / WEIGHTS)
         (temporary / CONFIG).write_text(json.dumps(hf_config(model.config), indent=2) + "\n")
-        save_file({name: tensor.contiguous() for name, tensor in optimizer_state.items()}, temporary / OPTIMIZER)
+        _write_tensors({n: tensor.contiguous() for n, tensor in optimizer_state.items()}, temporary / OPTIMIZER)
         (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=1) + "\n")
         sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in (WEIGHTS, CONFIG, OPTIMIZER, STATE))
         (temporary / SUMS).write_text(sums)
@@ -112,6 +125,11 @@ def load_weights(path: Path) -> GPT2:
     }
     if not all(isinstance(value, int) for value in shape.values()):
         raise ValueError(f"model {path}: expected whole numbers in {CONFIG}, got {shape}")
+    for name, values in COMPUTED.items():
+        if config.get(name, values[0]) not in values:
+            raise ValueError(
+                f"model {path}: {name}: expected {values[0]!r}, got {config[name]!r}, which we do not compute"
+            )
     model = GPT2(GPT2Config(**shape))
     model.load_hf_state_dict(tensors)
     return model
@@ -120,6 +138,14 @@ def load_weights(path: Path) -> GPT2:
 def load_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """A checkpoint's state, and its optimizer's tensors by name."""
     return json.loads((path / STATE).read_text()), load_file(path / OPTIMIZER)
+
+
+def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # A full disk among others, in an exception class of its own.
+        raise OSError(f"{path.name}: {error}") from None
 
 
 def _damage(path: Path) -> str | None:

@@ -23,6 +23,11 @@ class Optimizers:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimizer.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Without gradients a step changes nothing, the optimizers' own state included."""
+        for optimizer in self.all:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self, model: nn.Module) -> dict[str, torch.Tensor]:

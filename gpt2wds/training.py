@@ -10,7 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -27,6 +27,7 @@ from .optim import Optimizers
 from .rundir import RunDirectory
 from .signals import Signals
 
+SKIPS_IN_A_ROW = 10  # updates skipped one after the other, after which nothing is to be hoped for
 SYNC_STEPS = 10  # losses are fetched from the device, and signals agreed on, once in so many steps
 
 Evaluate = Callable[[GPT2], dict[str, Any]]  # a model → metrics such as {"val_loss": 5.1}
@@ -40,6 +41,7 @@ class Recipe:
     max_steps: int
     micro_batch_sequences: int
     grad_clip: float
+    on_nan: str  # "stop", or "skip" the update
     dtype: str  # of the matrix products: "float32" or "bfloat16"
     compile: bool
     learning_rate: float
@@ -47,6 +49,7 @@ class Recipe:
     eval_every_steps: int
     checkpoint_every_steps: int
     checkpoint_keep: int
+    checkpoint_on_error: str  # "stop", or "continue" without
 
 
 class Trainer:
@@ -72,8 +75,12 @@ class Trainer:
         self.model, self.optimizers, self.batches, self.evaluate = model, optimizers, batches, evaluate
         self.recipe, self.run, self.world, self.signals = recipe, run, world, signals
         self.say, self.progress = say, progress
+        self._micro_steps, self._micro_batch = micro_batch_shape(
+            batches.sequences_per_step, world.world_size, recipe.micro_batch_sequences
+        )
         self._forward, self._no_sync = self._prepare_forward()
         self._pending: list[Pending] = []
+        self._skipped = self._skipped_in_a_row = 0
         self._clock = 0.0
 
     def train(self, state: dict[str, Any]) -> int:
@@ -84,12 +91,13 @@ class Trainer:
         """
         recipe, world = self.recipe, self.world
         first, row = state["step"], state["row"]
+        self._skipped = row.get("skipped", 0)
         if world.is_main:
             self.run.rewind(first - 1)
         sequences = iter(self.batches)
         self._clock = time.perf_counter()
         wanted = False  # a checkpoint, by a signal
-        with self.signals.noting(signal.SIGTERM, signal.SIGINT):
+        with self.signals.noting(signal.SIGTERM, signal.SIGINT), self._naming_memory():
             for step in count(first):
                 last = step >= recipe.max_steps
                 evaluate = step % recipe.eval_every_steps == 0 or last
@@ -125,7 +133,7 @@ class Trainer:
     def _step(self, step: int, sequences: np.ndarray) -> "Pending":
         """One update from this rank's sequences, (slots, T + 1) uint16. Nobody waits for the device here."""
         total, world = self.batches.sequences_per_step, self.world
-        parts = list(micro_batches(sequences, total, world, self.recipe.micro_batch_sequences))
+        parts = list(micro_batches(sequences, self._micro_steps, self._micro_batch, world.device))
         loss = torch.zeros((), device=world.device)
         for number, (tokens, weights) in enumerate(parts):
             # Gradients add up here and are exchanged between ranks once, with the last micro-step.
@@ -137,10 +145,30 @@ class Trainer:
             loss += part.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
         factor = self.recipe.learning_rate_factor(step)
+        row = {
+            "step": step,
+            "tokens": step * total * self.batches.seq_len,
+            "learning_rate": self.recipe.learning_rate * factor,
+        }
+        if self.recipe.on_nan == "skip":
+            row["skipped"] = self._skipped = self._skipped + self._skip(step, loss, norm)
         self.optimizers.step(factor)
-        tokens_so_far = step * total * self.batches.seq_len
-        row = {"step": step, "tokens": tokens_so_far, "learning_rate": self.recipe.learning_rate * factor}
         return Pending(row, loss, norm)
+
+    def _skip(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> bool:
+        """Drop the gradients where loss or norm is not finite on any rank. Waits for the device, in each step."""
+        if torch.isfinite(self.world.sum(loss + norm)).item():
+            self._skipped_in_a_row = 0
+            return False
+        self.optimizers.drop_gradients()
+        self._skipped_in_a_row += 1
+        self.say(f"step {step}: loss or gradient is not finite, update skipped; {self._skipped + 1} so far")
+        if self._skipped_in_a_row == SKIPS_IN_A_ROW:
+            raise ValueError(
+                f"step {step}: expected a finite loss, {SKIPS_IN_A_ROW} steps one after the other had none; "
+                'lower train.learning_rate or use train.dtype = "float32"'
+            )
+        return True
 
     def _fetch(self) -> list[dict[str, Any]]:
         """Rows of the steps since the last fetch; the one place where the host waits for the device."""
@@ -153,11 +181,13 @@ class Trainer:
             {**p.row, "train_loss": loss, "grad_norm": norm, "seconds": seconds, "tokens_per_second": rate}
             for p, loss, norm in zip(pending, losses, norms, strict=True)
         ]
-        for row in rows:
-            if not math.isfinite(row["train_loss"]):
+        for row in rows if self.recipe.on_nan == "stop" else ():
+            if not (math.isfinite(row["train_loss"]) and math.isfinite(row["grad_norm"])):
+                # Fetched before a checkpoint is written, so none has seen this step.
                 raise ValueError(
-                    f"step {row['step']}: expected a finite loss, got {row['train_loss']}; nothing was saved since the "
-                    'last checkpoint: lower train.learning_rate or use train.dtype = "float32"'
+                    f"step {row['step']}: expected a finite loss and gradient, got {row['train_loss']} and "
+                    f"{row['grad_norm']}; nothing was saved since the last checkpoint: lower train.learning_rate, use "
+                    'train.dtype = "float32", or pass over such steps with train.on_nan = "skip"'
                 )
         self.progress(len(rows), _describe(rows[-1]))
         self._clock = time.perf_counter()
@@ -176,9 +206,35 @@ class Trainer:
             }
             tensors = self.optimizers.state(self.model)
             keep = self.recipe.checkpoint_keep
-            path = save_checkpoint(self.run.checkpoints, step, self.model, tensors, state, keep=keep)
-            self.say(f"step {step}: saved {path}")
+            try:
+                path = save_checkpoint(self.run.checkpoints, step, self.model, tensors, state, keep=keep)
+            except OSError as error:
+                problem = f"step {step}: the checkpoint could not be written ({error.strerror or error})"
+                if self.recipe.checkpoint_on_error == "stop":
+                    raise ValueError(
+                        f"{problem}; make room, then the same command goes on from the one before"
+                    ) from None
+                self.say(f"WARNING: {problem}; going on, the one before is kept")
+            else:
+                self.say(f"step {step}: saved {path}")
         self.world.barrier()
+
+    @contextmanager
+    def _naming_memory(self) -> Iterator[None]:
+        """Turn "out of memory" into one line that says what to lower."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            known = (MemoryError, torch.OutOfMemoryError)
+            if not isinstance(error, known) and "can't allocate memory" not in str(error):
+                raise
+            size = self._micro_batch
+            remedy = (
+                f"try train.micro_batch_sequences={size // 2}, which changes no loss"
+                if size > 1
+                else "lower data.seq_len or take a smaller model"
+            )
+            raise ValueError(f"out of memory with micro-batches of {size} sequence(s): {remedy}") from None
 
     def _log(self, *rows: dict[str, Any]) -> None:
         if self.world.is_main:
@@ -211,26 +267,32 @@ class Pending:
     norm: torch.Tensor
 
 
-def micro_batches(
-    sequences: np.ndarray, total: int, world: World, at_most: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """This rank's sequences in equal parts: (B, T + 1) int64 tokens and (B,) weights, 0 for padding.
+def micro_batch_shape(total: int, world_size: int, at_most: int) -> tuple[int, int]:
+    """(micro-steps, sequences in each) of every rank, of a step of `total` sequences.
 
-    Every rank gets the same number of parts of the same size, whether or not the ranks divide the step: as few
-    parts as `at_most` sequences each allow.
+    The same for every rank, whether or not the ranks divide the step: as few as `at_most` sequences each allow.
+
+    >>> micro_batch_shape(512, 3, 64)
+    (3, 57)
     """
-    most = math.ceil(total / world.world_size)  # sequences of the rank that has most
+    most = math.ceil(total / world_size)  # sequences of the rank that has most
     parts = math.ceil(most / at_most)
-    size = math.ceil(most / parts)
+    return parts, math.ceil(most / parts)
+
+
+def micro_batches(
+    sequences: np.ndarray, parts: int, size: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A rank's sequences in `parts` of `size`: (B, T + 1) int64 tokens and (B,) weights, 0 for padding."""
     padded = np.zeros((parts * size, sequences.shape[1]), dtype=np.uint16)
     padded[: len(sequences)] = sequences
     tokens = torch.from_numpy(padded)
     weights = torch.from_numpy((np.arange(parts * size) < len(sequences)).astype(np.float32))
-    if world.device.type == "cuda":
+    if device.type == "cuda":
         # Pinned, so that the copy goes on while the step before is still computed.
         tokens, weights = tokens.pin_memory(), weights.pin_memory()
-    tokens = tokens.to(world.device, non_blocking=True)
-    weights = weights.to(world.device, non_blocking=True)
+    tokens = tokens.to(device, non_blocking=True)
+    weights = weights.to(device, non_blocking=True)
     for part in range(parts):
         rows = slice(part * size, (part + 1) * size)
         yield tokens[rows].long(), weights[rows]

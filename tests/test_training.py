@@ -1,5 +1,6 @@
 """Training: the same numbers as a plain loop, whatever interrupts it and however many ranks share it."""
 
+import dataclasses
 import math
 import os
 import random
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from click.testing import CliRunner
 from conftest import shard_plays
 from torch.nn import functional as F
 
-from gpt2wds.checkpoint import list_checkpoints
+from gpt2wds.checkpoint import list_checkpoints, save_checkpoint
 from gpt2wds.commands.train import main
 from gpt2wds.dataset import Dataset
 from gpt2wds.distributed import World
@@ -29,7 +31,7 @@ from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.optim import learning_rate_factor, make_optimizers
 from gpt2wds.rundir import RunDirectory
 from gpt2wds.signals import Signals
-from gpt2wds.training import Recipe, Trainer, micro_batches
+from gpt2wds.training import SKIPS_IN_A_ROW, Recipe, Trainer, micro_batch_shape, micro_batches
 
 PROGRAMS = Path(sys.executable).parent
 # 8 sequences a step, which three ranks do not divide. Small, but for the vocabulary.
@@ -76,9 +78,12 @@ def start(run: Path, dataset: Dataset, *overrides: str, ranks: int = 1, **change
     if ranks > 1:
         launcher = [str(PROGRAMS / "torchrun"), "--standalone", f"--nproc-per-node={ranks}", "--no-python"]
         command = [*launcher, *command]
-    return subprocess.Popen(
-        command, env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return program(command, **changes)
+
+
+def program(command: list[str], **changes: str) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment(**changes), **pipes)
 
 
 def finish(process: subprocess.Popen[str], expected: int = 0) -> str:
@@ -182,17 +187,15 @@ def plain(plays: Dataset) -> list[tuple[float, float]]:
     return found
 
 
-@pytest.mark.parametrize("micro_batch_sequences", [1, 3, 8])
-def test_losses_are_a_plain_loops(
-    plays: Dataset, tmp_path: Path, plain: list[tuple[float, float]], micro_batch_sequences: int
-) -> None:
+def trained_here(dataset: Dataset, folder: Path, model: GPT2, **options: Any) -> list[dict[str, Any]]:
+    """Rows of a run of the trainer in this process."""
     world = World(0, 1, torch.device("cpu"))
-    model = GPT2(GPT2Config(2, 2, 32, n_positions=32), seed=3)
     rates = {"learning_rate": RATE, "weight_decay": DECAY, "muon_learning_rate": 0.0}
     recipe = Recipe(
         max_steps=STEPS,
-        micro_batch_sequences=micro_batch_sequences,
+        micro_batch_sequences=8,
         grad_clip=1.0,
+        on_nan="stop",
         dtype="float32",
         compile=False,
         learning_rate=RATE,
@@ -202,14 +205,16 @@ def test_losses_are_a_plain_loops(
         eval_every_steps=100,
         checkpoint_every_steps=100,
         checkpoint_keep=1,
+        checkpoint_on_error="stop",
     )
-    run = RunDirectory(tmp_path)
+    folder.mkdir(exist_ok=True)
+    run = RunDirectory(folder)
     trainer = Trainer(
         model,
         make_optimizers(model, "adamw", **rates),
-        batches_of(plays, world),
+        batches_of(dataset, world),
         lambda model: {},
-        recipe,
+        dataclasses.replace(recipe, **options),
         run=run,
         world=world,
         signals=Signals(),
@@ -217,7 +222,15 @@ def test_losses_are_a_plain_loops(
         progress=lambda steps, note: None,
     )
     assert trainer.train({"step": 0, "row": {"step": 0, "tokens": 0}}) == 0
-    metrics = run.read_metrics()[1:]
+    return run.read_metrics()[1:]
+
+
+@pytest.mark.parametrize("micro_batch_sequences", [1, 3, 8])
+def test_losses_are_a_plain_loops(
+    plays: Dataset, tmp_path: Path, plain: list[tuple[float, float]], micro_batch_sequences: int
+) -> None:
+    model = GPT2(GPT2Config(2, 2, 32, n_positions=32), seed=3)
+    metrics = trained_here(plays, tmp_path, model, micro_batch_sequences=micro_batch_sequences)
     expected_losses, expected_norms = np.array(plain).T
     assert max(expected_norms) > 1 > min(expected_norms)  # some were clipped, some not
     np.testing.assert_allclose([row["train_loss"] for row in metrics], expected_losses, rtol=0, atol=1e-4)
@@ -233,7 +246,9 @@ def test_micro_batches_hold_every_sequence_once(world_size: int, at_most: int) -
     sizes, found = set(), []
     for rank in range(world_size):
         mine = step[rank * 8 // world_size : (rank + 1) * 8 // world_size]
-        parts = list(micro_batches(mine, 8, World(rank, world_size, torch.device("cpu")), at_most))
+        shape = micro_batch_shape(8, world_size, at_most)
+        parts = list(micro_batches(mine, *shape, torch.device("cpu")))
+        assert shape == (len(parts), len(parts[0][0]))
         sizes.add((len(parts), *{len(tokens) for tokens, _ in parts}))
         found += [tokens[weights == 1].numpy() for tokens, weights in parts]
         assert all(set(weights.tolist()) <= {0.0, 1.0} for _, weights in parts)
@@ -416,6 +431,14 @@ def test_a_mistake_that_was_corrected_is_no_other_run(plays: Dataset, tmp_path: 
     assert code == 0, said
 
 
+def test_weights_of_another_vocabulary_are_refused(plays: Dataset, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, GPT2(GPT2Config(1, 2, 32, n_positions=32, vocab_size=300)), {}, {}, keep=1)
+    other = tmp_path / "step-0000001"
+    code, said = in_process(tmp_path / "run", plays, f"model.init_from={other}")
+    assert code == 1
+    assert f"model.init_from: expected a vocabulary of 50257 tokens, which the data have, {other} has 300" in said
+
+
 def test_a_run_starts_from_anothers_weights(plays: Dataset, whole: Path, tmp_path: Path) -> None:
     start_from = f"model.init_from={whole}"
     code, said = in_process(tmp_path / "long", plays, start_from, "data.seq_len=64")
@@ -424,6 +447,13 @@ def test_a_run_starts_from_anothers_weights(plays: Dataset, whole: Path, tmp_pat
     code, said = in_process(tmp_path / "run", plays, start_from, "train.max_steps=2")
     assert code == 0, said
     assert rows(tmp_path / "run")[0, 2] == pytest.approx(rows(whole)[12, 2], abs=1e-5)
+    # Which a resumed run does not need.
+    shutil.rmtree(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    code, said = in_process(tmp_path / "run", plays, "model.init_from=nowhere", "train.max_steps=2")
+    assert code == 1  # there is no checkpoint to resume from
+    in_process(tmp_path / "run", plays, start_from, "train.max_steps=2")
+    code, said = in_process(tmp_path / "run", plays, "model.init_from=nowhere", "train.max_steps=2")
+    assert (code, "already finished" in said) == (0, True)
 
 
 # (f) compiled
@@ -456,9 +486,115 @@ def test_without_a_compiler_it_says_so_and_runs(
     np.testing.assert_allclose(rows(tmp_path / "run"), rows(whole), rtol=0, atol=1e-4)
 
 
+# (g) bad numbers, too little memory, a full disk
+
+
 def test_a_loss_that_is_no_number_stops_the_run(plays: Dataset, tmp_path: Path) -> None:
     code, said = in_process(tmp_path / "run", plays, "train.learning_rate=1e30", "train.warmup_steps=0")
     assert code == 1
-    assert "expected a finite loss, got nan" in said
+    assert "step 2: expected a finite loss and gradient, got nan and nan" in said
     assert "lower train.learning_rate" in said
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+class OverflowsOnce(GPT2):
+    """A model whose loss is not finite in one step: a sequence that overflows, as in low precision."""
+
+    step = 0
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        self.step += 1
+        loss = super().forward(inputs, targets, weights)
+        return loss * math.inf if self.step == 5 else loss
+
+
+def test_a_step_whose_gradient_is_no_number_is_skipped(plays: Dataset, tmp_path: Path) -> None:
+    shape = GPT2Config(2, 2, 32, n_positions=32)
+    metrics = trained_here(plays, tmp_path / "skip", OverflowsOnce(shape, seed=3), on_nan="skip")
+    assert [row["skipped"] for row in metrics] == [0] * 4 + [1] * (STEPS - 4)
+    assert [row["step"] for row in metrics if row["train_loss"] is None] == [5]
+    assert np.isinf(rows(tmp_path / "skip")[5, 1])
+    model = GPT2(shape, seed=3)
+    whole = trained_here(plays, tmp_path / "whole", model)
+    losses, expected = ([row["train_loss"] for row in some] for some in (metrics, whole))
+    assert losses[:4] == expected[:4]  # nothing else is different
+    assert losses[5] != expected[5]  # the same weights on the next step's sequences
+    assert max(losses[6:]) < losses[0]
+
+    with pytest.raises(ValueError, match=f"step {SKIPS_IN_A_ROW}: expected a finite loss, {SKIPS_IN_A_ROW} steps one"):
+        model = GPT2(shape, seed=3)
+        model.ln_f.weight.data[0] = math.nan
+        trained_here(plays, tmp_path / "never", model, on_nan="skip")
+
+
+FAULTY = """
+import os, sys, torch
+from gpt2wds.commands.train import main
+from gpt2wds.model import GPT2
+
+def forward(self, inputs, targets, weights):
+    self.calls = getattr(self, "calls", 0) + self.training
+    loss = plain(self, inputs, targets, weights)
+    return loss * float("nan") if os.environ["RANK"] == "1" and self.training and self.calls == 3 else loss
+
+plain, GPT2.forward = GPT2.forward, forward
+main()
+"""
+
+
+def test_all_ranks_skip_alike(plays: Dataset, tmp_path: Path) -> None:
+    """One of two ranks has a loss that is not finite in its third step."""
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    launcher = [str(PROGRAMS / "torchrun"), "--standalone", "--nproc-per-node=2", str(tmp_path / "faulty.py")]
+    said = finish(program([*launcher, *arguments(tmp_path / "run", plays, "train.on_nan=skip", "eval.every_steps=1")]))
+    assert "step 3: loss or gradient is not finite, update skipped; 1 so far" in said
+    found = rows(tmp_path / "run")
+    assert np.flatnonzero(np.isnan(found[:, 1])).tolist() == [0, 3]
+    assert found[3, 2] == found[2, 2]  # the weights are the same
+    assert found[12, 2] < found[3, 2] - 1  # and go on
+
+
+def test_too_little_memory_is_one_line(plays: Dataset, tmp_path: Path) -> None:
+    """A micro-batch of 32,768 sequences needs two gigabytes for its embeddings alone."""
+    command = [str(PROGRAMS / "gpt2wds-train"), *arguments(tmp_path / "run", plays)]
+    large = ["train.tokens_per_step=1048576", "train.micro_batch_sequences=100000", "eval.every_steps=1000"]
+    limited = ["bash", "-c", 'ulimit -v 3500000; exec "$@"', "bash", *command, *large, "model.n_embd=512"]
+    said = finish(program(limited), 1)
+    assert "Traceback" not in said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("error: out of memory with micro-batches of 32768 sequence(s): try train.micro_batch_seq")
+    assert "train.micro_batch_sequences=16384" in last
+
+
+@pytest.fixture
+def little_disk(tmp_path: Path) -> Iterator[Path]:
+    """A run directory whose checkpoints are on a disk with room for one and a half of them."""
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(checkpoints)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs to mount a small disk")
+    yield tmp_path / "run"
+    subprocess.run(["umount", str(checkpoints)], check=True)
+
+
+def test_a_full_disk_stops_the_run(plays: Dataset, whole: Path, little_disk: Path) -> None:
+    code, said = in_process(little_disk, plays)
+    assert code == 1
+    assert said.strip().splitlines()[-1] == (
+        "error: step 8: the checkpoint could not be written (optimizer.safetensors: Error while serializing: I/O "
+        "error: No space left on device (os error 28)); make room, then the same command goes on from the one before"
+    )
+    assert [path.name for path in (little_disk / "checkpoints").iterdir()] == ["step-0000004"]
+    subprocess.run(["mount", "-o", "remount,size=80m", str(little_disk / "checkpoints")], check=True)
+    code, said = in_process(little_disk, plays)
+    assert code == 0
+    np.testing.assert_allclose(rows(little_disk), rows(whole), rtol=0, atol=1e-4)
+
+
+def test_a_full_disk_is_told_and_trained_on(plays: Dataset, whole: Path, little_disk: Path) -> None:
+    code, said = in_process(little_disk, plays, "checkpoint.on_error=continue")
+    assert code == 0
+    assert re.findall(r"WARNING: step (\d+): the checkpoint could not be written", said) == ["8", "12"]
+    assert [path.name for path in (little_disk / "checkpoints").iterdir()] == ["step-0000004"]
+    np.testing.assert_allclose(rows(little_disk), rows(whole), rtol=0, atol=1e-4)

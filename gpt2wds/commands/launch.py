@@ -173,6 +173,7 @@ def _recipe(settings: Config) -> Recipe:
         max_steps=t.max_steps,
         micro_batch_sequences=t.micro_batch_sequences,
         grad_clip=t.grad_clip,
+        on_nan=t.on_nan,
         dtype=t.dtype,
         compile=t.compile,
         learning_rate=t.learning_rate,
@@ -180,6 +181,7 @@ def _recipe(settings: Config) -> Recipe:
         eval_every_steps=settings.eval.every_steps,
         checkpoint_every_steps=settings.checkpoint.every_steps,
         checkpoint_keep=settings.checkpoint.keep,
+        checkpoint_on_error=settings.checkpoint.on_error,
     )
 
 

@@ -59,6 +59,7 @@ class Train:
     muon_learning_rate: float = 0.02
     weight_decay: float = 0.1
     grad_clip: float = 1.0
+    on_nan: str = "stop"
     dtype: str = "bfloat16"
     compile: bool = True
 
@@ -66,6 +67,9 @@ class Train:
         _at_least("train", self, max_steps=1, micro_batch_sequences=1)
         if not self.learning_rate > 0:
             raise ValueError(f"train.learning_rate: expected more than 0, got {self.learning_rate}")
+        if not self.grad_clip > 0:
+            raise ValueError(f"train.grad_clip: expected more than 0 (inf for none), got {self.grad_clip}")
+        _one_of("train.on_nan", self.on_nan, "stop", "skip")
         _one_of("train.dtype", self.dtype, "bfloat16", "float32", "auto")
 
 
@@ -86,9 +90,11 @@ class Eval:
 class Checkpoint:
     every_steps: int = 1000
     keep: int = 3
+    on_error: str = "stop"
 
     def __post_init__(self) -> None:
         _at_least("checkpoint", self, every_steps=1, keep=1)
+        _one_of("checkpoint.on_error", self.on_error, "stop", "continue")
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ FREE = {
     "run": ("dir", "device"),
     "data": ("path", "num_workers"),
     "model": ("init_from",),
-    "train": ("micro_batch_sequences", "compile"),
+    "train": ("micro_batch_sequences", "on_nan", "compile"),
     "eval": tuple(f.name for f in dataclasses.fields(Eval)),
     "checkpoint": tuple(f.name for f in dataclasses.fields(Checkpoint)),
 }

@@ -555,15 +555,20 @@ def test_all_ranks_skip_alike(plays: Dataset, tmp_path: Path) -> None:
 
 
 def test_too_little_memory_is_one_line(plays: Dataset, tmp_path: Path) -> None:
-    """A micro-batch of 32,768 sequences needs two gigabytes for its embeddings alone."""
+    """A micro-batch of a million tokens needs two gigabytes for its embeddings alone."""
     command = [str(PROGRAMS / "gpt2wds-train"), *arguments(tmp_path / "run", plays)]
-    large = ["train.tokens_per_step=1048576", "train.micro_batch_sequences=100000", "eval.every_steps=1000"]
+    large = [
+        "data.seq_len=512",
+        "train.tokens_per_step=1048576",
+        "train.micro_batch_sequences=100000",
+        "eval.every_steps=1000",
+    ]
     limited = ["bash", "-c", 'ulimit -v 3500000; exec "$@"', "bash", *command, *large, "model.n_embd=512"]
     said = finish(program(limited), 1)
     assert "Traceback" not in said
     last = said.strip().splitlines()[-1]
-    assert last.startswith("error: out of memory with micro-batches of 32768 sequence(s): try train.micro_batch_seq")
-    assert "train.micro_batch_sequences=16384" in last
+    assert last.startswith("error: out of memory with micro-batches of 2048 sequence(s): try train.micro_batch_seq")
+    assert "train.micro_batch_sequences=1024, which" in last
 
 
 @pytest.fixture

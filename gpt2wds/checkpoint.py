@@ -3,7 +3,8 @@
     model.safetensors, config.json   GPT-2 in Hugging Face layout: `transformers` opens the directory as it is
     optimizer.safetensors            state tensors by parameter name
     state.json                       step, position in the data, and what else an exact resume needs
-    SHA256SUMS                       of the four; `sha256sum -c` checks a checkpoint by hand
+    vocab.json, merges.txt, …        the tokenizer, for `transformers`; no part of a resume
+    SHA256SUMS                       of all of these; `sha256sum -c` checks a checkpoint by hand
 
 Nothing in it is ever unpickled.
 """
@@ -12,8 +13,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ WEIGHTS, CONFIG, OPTIMIZER, STATE, SUMS = (
     "state.json",
     "SHA256SUMS",
 )
+NEEDED = (WEIGHTS, CONFIG, OPTIMIZER, STATE)  # for a resume
 
 
 # What our model computes; an absent setting is transformers' default, which is the first of these.
@@ -45,9 +48,18 @@ COMPUTED: dict[str, tuple[Any, ...]] = {
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: GPT2, optimizer_state: dict[str, torch.Tensor], state: dict[str, Any], *, keep: int
+    folder: Path,
+    step: int,
+    model: GPT2,
+    optimizer_state: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    *,
+    keep: int,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Path:
     """Write `folder`/step-0000100 under a temporary name, rename it, and remove all but `keep`: it and those before.
+
+    `beside`: name → content of further files, for those who read the weights.
 
     Raises OSError when it cannot be written (disk full); then no part of it is left and the older ones stay.
     """
@@ -61,7 +73,9 @@ def save_checkpoint(
         (temporary / CONFIG).write_text(json.dumps(hf_config(model.config), indent=2) + "\n")
         _write_tensors({n: tensor.contiguous() for n, tensor in optimizer_state.items()}, temporary / OPTIMIZER)
         (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=1) + "\n")
-        sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in (WEIGHTS, CONFIG, OPTIMIZER, STATE))
+        for name, content in beside.items():
+            (temporary / name).write_bytes(content)
+        sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in (*NEEDED, *beside))
         (temporary / SUMS).write_text(sums)
         for path in (*temporary.iterdir(), temporary):
             sync(path)
@@ -152,7 +166,7 @@ def _damage(path: Path) -> str | None:
     try:
         lines = [line.partition("  ") for line in (path / SUMS).read_text().splitlines()]
         sums = {name: digest for digest, _, name in lines}
-        for name in (WEIGHTS, CONFIG, OPTIMIZER, STATE):
+        for name in NEEDED:
             if sums.get(name) != _sha256(path / name):
                 return f"{name} is not what was written"
     except (OSError, ValueError) as error:

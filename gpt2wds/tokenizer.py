@@ -97,6 +97,10 @@ class Tokenizer:
         """`<|endoftext|>` and the ids of `text`: (tokens,) uint16."""
         return np.concatenate((np.array([END_OF_TEXT], dtype=np.uint16), self.encode(text)))
 
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each token by id, `<|endoftext|>` left out: token i is the i-th that encoding may make."""
+        return [self._encoding.decode_single_token_bytes(i) for i in range(END_OF_TEXT)]
+
     def decode(self, tokens: np.ndarray) -> str:
         """Text of (tokens,) ids; bytes that are no UTF-8 (a cut character) become U+FFFD."""
         return self._encoding.decode(tokens.tolist())

@@ -56,6 +56,7 @@ class Trainer:
     """One rank's training: the objects it works on, and the loop.
 
     state: {"step": updates done, "row": that step's metrics}, from a checkpoint or for a fresh run.
+    beside_weights: files that go into each checkpoint beside the weights, name → content.
     """
 
     def __init__(
@@ -69,12 +70,13 @@ class Trainer:
         run: RunDirectory,
         world: World,
         signals: Signals,
+        beside_weights: dict[str, bytes],
         say: Say,
         progress: Callable[[int, str], None],
     ):
         self.model, self.optimizers, self.batches, self.evaluate = model, optimizers, batches, evaluate
         self.recipe, self.run, self.world, self.signals = recipe, run, world, signals
-        self.say, self.progress = say, progress
+        self.beside_weights, self.say, self.progress = beside_weights, say, progress
         self._micro_steps, self._micro_batch = micro_batch_shape(
             batches.sequences_per_step, world.world_size, recipe.micro_batch_sequences
         )
@@ -205,9 +207,16 @@ class Trainer:
                 "seq_len": self.batches.seq_len,
             }
             tensors = self.optimizers.state(self.model)
-            keep = self.recipe.checkpoint_keep
             try:
-                path = save_checkpoint(self.run.checkpoints, step, self.model, tensors, state, keep=keep)
+                path = save_checkpoint(
+                    self.run.checkpoints,
+                    step,
+                    self.model,
+                    tensors,
+                    state,
+                    keep=self.recipe.checkpoint_keep,
+                    beside=self.beside_weights,
+                )
             except OSError as error:
                 problem = f"step {step}: the checkpoint could not be written ({error.strerror or error})"
                 if self.recipe.checkpoint_on_error == "stop":

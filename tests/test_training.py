@@ -141,6 +141,12 @@ def test_a_run_directory_is_what_it_should_be(whole: Path) -> None:
     assert losses[12] < losses[1] - 1
     assert validation[12] < validation[0] - 1
     assert [path.name for path in list_checkpoints(whole / "checkpoints")] == ["step-0000008", "step-0000012"]
+    last = whole / "checkpoints" / "step-0000012"
+    sums = (last / "SHA256SUMS").read_text()
+    assert all(path.name in sums for path in last.iterdir() if path.name != "SHA256SUMS")
+    assert {"model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json"} <= {
+        p.name for p in last.iterdir()
+    }
     metrics = RunDirectory(whole).read_metrics()
     assert [row["step"] for row in metrics] == steps.tolist()
     assert [row["tokens"] for row in metrics] == [256 * step for step in range(13)]
@@ -218,6 +224,7 @@ def trained_here(dataset: Dataset, folder: Path, model: GPT2, **options: Any) ->
         run=run,
         world=world,
         signals=Signals(),
+        beside_weights={},
         say=lambda text: None,
         progress=lambda steps, note: None,
     )

@@ -14,6 +14,7 @@ from ..dataset import Dataset
 from ..distributed import World
 from ..evaluation import generate, validation_loss
 from ..hellaswag import Questions, ending_log_probabilities, load_questions, scores
+from ..hf_tokenizer import tokenizer_files
 from ..loader import StepBatches, validation_sequences
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
 from ..optim import learning_rate_factor, make_optimizers
@@ -84,6 +85,7 @@ def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> i
         run=run,
         world=world,
         signals=signals,
+        beside_weights=_tokenizer_files(model.config, say) if world.is_main else {},
         say=say,
         progress=progress.update if world.is_main else lambda *_: None,
     )
@@ -147,6 +149,17 @@ def _fresh_model(settings: Config) -> GPT2:
             f"{model.config.vocab_size}; give a model of GPT-2's vocabulary"
         )
     return model
+
+
+def _tokenizer_files(config: GPT2Config, say: Callable[[str], None]) -> dict[str, bytes]:
+    if config.vocab_size != VOCAB_SIZE:
+        return {}
+    try:
+        return tokenizer_files(load_tokenizer(), config.n_positions)
+    except ValueError as error:
+        # Ids are all that training needs.
+        say(f"checkpoints will have no tokenizer files ({error})")
+        return {}
 
 
 def _dtype(settings: Config, world: World) -> str:

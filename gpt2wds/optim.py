@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 OPTIMIZERS = ("adamw", "muon")
-SCHEDULES = ("cosine", "linear", "constant")
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
 
 class Optimizers:
@@ -86,9 +86,12 @@ def make_optimizers(
 
 
 def learning_rate_factor(
-    schedule: str, *, warmup_steps: int, max_steps: int, min_factor: float
+    schedule: str, *, warmup_steps: int, max_steps: int, min_factor: float, decay_steps: int = 0
 ) -> Callable[[int], float]:
-    """Step (counted from 1) → factor of the learning rate: linear warm-up, then cosine or linear to `min_factor`.
+    """Step (counted from 1) → factor of the learning rate: linear warm-up, then what the schedule says.
+
+    cosine, linear: down to `min_factor` over all the other steps. constant: 1. wsd (warm-up, stable, decay; Hu et
+    al. 2024): 1, and linear to `min_factor` over the last `decay_steps`, which no other schedule looks at.
 
     >>> factor = learning_rate_factor("cosine", warmup_steps=10, max_steps=110, min_factor=0.1)
     >>> factor(1), factor(10), round(factor(61), 3), round(factor(111), 3)
@@ -98,14 +101,20 @@ def learning_rate_factor(
         raise ValueError(f"train.schedule: expected {', '.join(SCHEDULES)}, got {schedule!r}")
     if not 0 <= warmup_steps <= max_steps:
         raise ValueError(f"train.warmup_steps: expected 0 to max_steps = {max_steps}, got {warmup_steps}")
+    falling = {"constant": 0, "wsd": decay_steps}.get(schedule, max_steps - warmup_steps)
+    if schedule == "wsd" and not 1 <= decay_steps <= max_steps - warmup_steps:
+        raise ValueError(
+            f"train.decay_steps: with schedule wsd expected 1 to max_steps - warmup_steps = "
+            f"{max_steps - warmup_steps}, got {decay_steps}; a fifth of max_steps is usual"
+        )
 
     def factor(step: int) -> float:
         # The lesson counts from 0: its step i is our step i + 1.
         if step <= warmup_steps:
             return step / warmup_steps
-        if schedule == "constant":
+        if not falling:
             return 1.0
-        done = min(1.0, (step - 1 - warmup_steps) / max(1, max_steps - warmup_steps))
+        done = min(1.0, max(0, step - 1 - (max_steps - falling)) / falling)
         shape = 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1 - done
         return min_factor + (1 - min_factor) * shape
 

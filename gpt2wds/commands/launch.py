@@ -36,7 +36,7 @@ def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> i
     torch.set_float32_matmul_precision("high" if settings.train.dtype == "bfloat16" else "highest")
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, dtype=_dtype(settings, world)))
     run = RunDirectory(settings.run.dir)
-    dataset, recipe = Dataset(settings.data.path), _recipe(settings)
+    dataset, recipe = Dataset(settings.data.path), make_recipe(settings)
     if not dry_run:
         refuse_other_mathematics(run, settings)
     say = _printer(run, world, to_file=not dry_run)
@@ -174,13 +174,14 @@ def _dtype(settings: Config, world: World) -> str:
     return dtype
 
 
-def _recipe(settings: Config) -> Recipe:
+def make_recipe(settings: Config) -> Recipe:
     t = settings.train
     factor = learning_rate_factor(
         t.schedule,
         warmup_steps=t.warmup_steps,
         max_steps=t.max_steps,
         min_factor=t.min_learning_rate / t.learning_rate,
+        decay_steps=t.decay_steps,
     )
     return Recipe(
         max_steps=t.max_steps,

@@ -55,6 +55,7 @@ class Train:
     min_learning_rate: float = 6e-5
     warmup_steps: int = 715
     schedule: str = "cosine"
+    decay_steps: int = 0
     optimizer: str = "adamw"
     muon_learning_rate: float = 0.02
     weight_decay: float = 0.1

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
@@ -49,7 +50,16 @@ class Optimizers:
             parameter = parameters[parameter_name]
             state = owner[parameter].state[parameter]
             # AdamW's step count lives on the CPU unless the update is fused on a GPU; it moves it there itself.
-            state[key] = value.clone() if value.dim() == 0 else value.to(parameter.device, copy=True)
+            state[key] = value.clone() if value.dim() == 0 else _placed_as(parameter, value)
+
+
+def _placed_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A copy of `value` where the parameter is: its device, and this rank's part where it is in parts."""
+    copy = value.to(parameter.device, copy=True)
+    if not isinstance(parameter, DTensor):
+        return copy
+    # Every rank has the whole value: nothing needs to be sent.
+    return distribute_tensor(copy, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def make_optimizers(

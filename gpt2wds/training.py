@@ -4,26 +4,25 @@ Reads from top to bottom: `Trainer.train` steps, saves, evaluates and logs; the 
 A row "step s" tells of update s: its loss (before the update), and what was measured after it.
 """
 
-import contextlib
 import math
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import save_checkpoint
 from .distributed import World
 from .loader import StepBatches
 from .model import GPT2, autocast
 from .optim import Optimizers
+from .parallel import Shared
 from .rundir import RunDirectory
 from .signals import Signals
 
@@ -61,7 +60,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: GPT2,
+        shared: Shared,
         optimizers: Optimizers,
         batches: StepBatches,
         evaluate: Evaluate,
@@ -74,13 +73,13 @@ class Trainer:
         say: Say,
         progress: Callable[[int, str], None],
     ):
-        self.model, self.optimizers, self.batches, self.evaluate = model, optimizers, batches, evaluate
+        self.shared, self.optimizers, self.batches, self.evaluate = shared, optimizers, batches, evaluate
         self.recipe, self.run, self.world, self.signals = recipe, run, world, signals
         self.beside_weights, self.say, self.progress = beside_weights, say, progress
         self._micro_steps, self._micro_batch = micro_batch_shape(
             batches.sequences_per_step, world.world_size, recipe.micro_batch_sequences
         )
-        self._forward, self._no_sync = self._prepare_forward()
+        self._forward = self._compiled(shared.module)
         self._pending: list[Pending] = []
         self._skipped = self._skipped_in_a_row = 0
         self._clock = 0.0
@@ -122,7 +121,7 @@ class Trainer:
                     self.say(f"step {step}: stopped by {name}; the same command goes on")
                     return self.signals.stop
                 if evaluate:
-                    row = {**row, **self.evaluate(self.model)}
+                    row = {**row, **self.evaluate(self.shared.whole_model())}
                     self.say(f"step {step}: {_describe(row)}")
                 if evaluate or save or step == first > 0:
                     self._log(row)
@@ -139,13 +138,13 @@ class Trainer:
         loss = torch.zeros((), device=world.device)
         for number, (tokens, weights) in enumerate(parts):
             # Gradients add up here and are exchanged between ranks once, with the last micro-step.
-            with self._no_sync() if number < len(parts) - 1 else contextlib.nullcontext():
+            with self.shared.micro_step(last=number == len(parts) - 1):
                 with autocast(world.device, self.recipe.dtype):
                     part = self._forward(tokens[:, :-1], tokens[:, 1:], weights) / total
-                # DistributedDataParallel divides by the ranks; the loss is a mean over sequences, not over ranks.
+                # The exchange divides by the ranks; the loss is a mean over sequences, not over ranks.
                 (part * world.world_size).backward()
             loss += part.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
+        norm = self.shared.clip_gradients(self.recipe.grad_clip)
         factor = self.recipe.learning_rate_factor(step)
         row = {
             "step": step,
@@ -196,6 +195,8 @@ class Trainer:
         return rows
 
     def _save(self, step: int, row: dict[str, Any], steps_taken: int) -> None:
+        model = self.shared.whole_model()
+        tensors = self.shared.whole_tensors(self.optimizers.state(self.shared.model))
         if self.world.is_main:
             position = self.batches.position_after(steps_taken)
             state = {
@@ -206,12 +207,11 @@ class Trainer:
                 "seed": self.batches.seed,
                 "seq_len": self.batches.seq_len,
             }
-            tensors = self.optimizers.state(self.model)
             try:
                 path = save_checkpoint(
                     self.run.checkpoints,
                     step,
-                    self.model,
+                    model,
                     tensors,
                     state,
                     keep=self.recipe.checkpoint_keep,
@@ -250,21 +250,13 @@ class Trainer:
             for row in rows:
                 self.run.append(row)
 
-    def _prepare_forward(self) -> tuple[Callable[..., torch.Tensor], Callable[[], AbstractContextManager[Any]]]:
-        """The model as a micro-step calls it (its gradients exchanged between ranks, compiled where asked), and the
-        context in which gradients are not exchanged."""
-        forward: torch.nn.Module = self.model
-        no_sync: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
-        if self.world.world_size > 1:
-            device_ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-            forward = DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
-            no_sync = forward.no_sync
+    def _compiled(self, module: torch.nn.Module) -> Callable[..., torch.Tensor]:
         if not self.recipe.compile:
-            return forward, no_sync
+            return module
         if self.world.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
             self.say("train.compile: no C++ compiler here, going on without it (the same mathematics, slower)")
-            return forward, no_sync
-        return torch.compile(forward, dynamic=False), no_sync
+            return module
+        return torch.compile(module, dynamic=False)
 
 
 @dataclass

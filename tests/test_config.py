@@ -180,6 +180,7 @@ MISTAKES = {
     "train.max_stps=3": "unknown key train.max_stps; did you mean train.max_steps?",
     "train.grad_clip=0": "train.grad_clip: expected more than 0 (inf for none), got 0",
     "train.on_nan=ignore": "train.on_nan: expected stop or skip, got 'ignore'",
+    "train.parallel=tp": "train.parallel: expected ddp or fsdp, got 'tp'",
     "checkpoint.on_error=ignore": "checkpoint.on_error: expected stop or continue, got 'ignore'",
     "eval.every_steps=0": "eval.every_steps: expected at least 1, got 0",
     "checkpoint.every_steps=0": "checkpoint.every_steps: expected at least 1, got 0",
@@ -201,6 +202,12 @@ def test_a_mistake_is_one_line(plays: Dataset, tmp_path: Path, override: str) ->
     assert_one_line(result.exit_code, result.stderr, MISTAKES[override])
     # Nothing was claimed: the command put right is not another run.
     assert not (tmp_path / "run" / "config.toml").exists()
+
+
+def test_muon_needs_whole_matrices(plays: Dataset, tmp_path: Path) -> None:
+    command = arguments(tmp_path, Path(plays.path), "train.parallel=fsdp", "train.optimizer=muon")
+    result = click.testing.CliRunner().invoke(main, command)
+    assert_one_line(result.exit_code, result.stderr, "expected adamw with train.parallel = fsdp, got muon, which needs")
 
 
 def test_an_unknown_size(plays: Dataset, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training: the same numbers as a plain loop, whatever interrupts it and however many ranks share it."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -29,6 +30,7 @@ from gpt2wds.distributed import World
 from gpt2wds.loader import StepBatches
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.optim import learning_rate_factor, make_optimizers
+from gpt2wds.parallel import Replicas
 from gpt2wds.rundir import RunDirectory
 from gpt2wds.signals import Signals
 from gpt2wds.training import SKIPS_IN_A_ROW, Recipe, Trainer, micro_batch_shape, micro_batches
@@ -216,7 +218,7 @@ def trained_here(dataset: Dataset, folder: Path, model: GPT2, **options: Any) ->
     folder.mkdir(exist_ok=True)
     run = RunDirectory(folder)
     trainer = Trainer(
-        model,
+        Replicas(model, world),
         make_optimizers(model, "adamw", **rates),
         batches_of(dataset, world),
         lambda model: {},
@@ -357,6 +359,82 @@ def test_usr1_while_it_starts_is_done_after_the_first_step(plays: Dataset, tmp_p
 
 
 # (d) several ranks
+
+
+@pytest.fixture(scope="module")
+def pair(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two ranks that nothing interrupted. Read it, do not change it."""
+    run = tmp_path_factory.mktemp("pair") / "run"
+    finish(start(run, plays, "train.micro_batch_sequences=2", ranks=2))
+    return run
+
+
+def norms(run: Path) -> list[float]:
+    return [row["grad_norm"] for row in RunDirectory(run).read_metrics()[1:]]
+
+
+def test_ranks_that_each_have_a_part_of_the_model(plays: Dataset, pair: Path, tmp_path: Path) -> None:
+    """FSDP: losses and gradient norms (all of them clipped) of whole copies, and the same checkpoints."""
+    run = tmp_path / "run"
+    said = finish(start(run, plays, "train.parallel=fsdp", "train.micro_batch_sequences=2", ranks=2))
+    assert "Warning" not in said
+    np.testing.assert_allclose(rows(run), rows(pair), rtol=0, atol=1e-5)
+    # Sums of a million squares in float32; a norm of one rank's part alone would be a third less.
+    np.testing.assert_allclose(norms(run), norms(pair), rtol=1e-3)
+    assert min(norms(run)) > 1
+    for name in ("alone", "copies"):
+        shutil.copytree(run, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-0000012")
+    code, said = in_process(tmp_path / "alone", plays)
+    assert code == 0
+    said += finish(start(tmp_path / "copies", plays, ranks=2))
+    assert len(re.findall(r"resuming from \S+step-0000008", said)) == 2
+    for name in ("alone", "copies"):
+        np.testing.assert_allclose(rows(tmp_path / name), rows(pair), rtol=0, atol=2e-5)
+
+
+def steps_of(run: Path) -> list[int]:
+    return rows(run)[:, 0].astype(int).tolist()
+
+
+def test_torchrun_starts_again_when_a_rank_is_killed(plays: Dataset, pair: Path, tmp_path: Path) -> None:
+    """SIGKILL to one of two ranks: all start again, and each step is logged once, as if nothing had been."""
+    run = tmp_path / "run"
+    launcher = [str(PROGRAMS / "torchrun"), "--standalone", "--nproc-per-node=2", "--max-restarts=2", "--no-python"]
+    command = [str(PROGRAMS / "gpt2wds-train"), *arguments(run, plays, "train.micro_batch_sequences=2")]
+    process = program([*launcher, *command])
+    said = wait_for(process, "step 8: saved")
+    os.kill(rank_process(process.pid, 1), signal.SIGKILL)
+    said += finish(process)
+    assert re.findall(r"resuming from \S+step-(\d+)", said) == ["0000008"]
+    assert (run / "log.txt").read_text() == (pair / "log.txt").read_text()
+
+
+def rank_process(launcher: int, rank: int) -> int:
+    """Process number of a rank that torchrun started."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = path.joinpath("stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == launcher and f"\0RANK={rank}\0".encode() in path.joinpath("environ").read_bytes():
+                return int(path.name)
+    raise AssertionError(f"torchrun has no rank {rank}")
+
+
+def test_ranks_may_be_others_each_time(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    """Two ranks, then one, then four: steps of the same sequences, so losses to float error."""
+    run = tmp_path / "run"
+    for ranks, last in ((2, 4), (1, 8), (4, 12)):
+        if ranks > 1:
+            said = finish(start(run, plays, "checkpoint.keep=3", ranks=ranks))
+        else:
+            code, said = in_process(run, plays, "checkpoint.keep=3")
+            assert code == 0
+        for path in list_checkpoints(run / "checkpoints"):
+            if int(path.name[5:]) > last:
+                shutil.rmtree(path)
+        assert ("resuming from" in said) == (last > 4)
+    assert steps_of(run) == list(range(13))
+    np.testing.assert_allclose(rows(run), rows(whole), rtol=0, atol=1e-5)
 
 
 def test_ranks_share_a_step_that_they_do_not_divide(plays: Dataset, whole: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ..loader import StepBatches, validation_sequences
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
 from ..optim import learning_rate_factor, make_optimizers
 from ..order import Position
+from ..parallel import share
 from ..rundir import RunDirectory
 from ..signals import Signals
 from ..tokenizer import load_tokenizer
@@ -52,6 +53,7 @@ def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> i
             )
     batches = _batches(settings, dataset, world, state)
     model = (_fresh_model(settings) if checkpoint is None else load_weights(checkpoint)).to(world.device)
+    shared = share(model, world, settings.train.parallel)
     optimizers = make_optimizers(
         model,
         settings.train.optimizer,
@@ -77,7 +79,7 @@ def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> i
         files.replace(run.facts, json.dumps(facts(settings, dataset, model, world), indent=1) + "\n")
     progress = ProgressLine("training", settings.train.max_steps, " steps", done=state["step"])
     trainer = Trainer(
-        model,
+        shared,
         optimizers,
         batches,
         evaluate,

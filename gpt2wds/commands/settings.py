@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..config import differences, dump_config
 from ..model import SIZES
+from ..parallel import KINDS
 from ..rundir import RunDirectory
 
 
@@ -61,6 +62,7 @@ class Train:
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     on_nan: str = "stop"
+    parallel: str = "ddp"
     dtype: str = "bfloat16"
     compile: bool = True
 
@@ -70,6 +72,12 @@ class Train:
             raise ValueError(f"train.learning_rate: expected more than 0, got {self.learning_rate}")
         if not self.grad_clip > 0:
             raise ValueError(f"train.grad_clip: expected more than 0 (inf for none), got {self.grad_clip}")
+        _one_of("train.parallel", self.parallel, *KINDS)
+        if (self.parallel, self.optimizer) == ("fsdp", "muon"):
+            raise ValueError(
+                "train.optimizer: expected adamw with train.parallel = fsdp, got muon, which needs whole matrices; "
+                "use train.parallel=ddp"
+            )
         _one_of("train.on_nan", self.on_nan, "stop", "skip")
         _one_of("train.dtype", self.dtype, "bfloat16", "float32", "auto")
 
@@ -126,7 +134,7 @@ FREE = {
     "run": ("dir", "device"),
     "data": ("path", "num_workers"),
     "model": ("init_from",),
-    "train": ("micro_batch_sequences", "on_nan", "compile"),
+    "train": ("micro_batch_sequences", "on_nan", "parallel", "compile"),
     "eval": tuple(f.name for f in dataclasses.fields(Eval)),
     "checkpoint": tuple(f.name for f in dataclasses.fields(Checkpoint)),
 }

@@ -49,6 +49,7 @@ class Recipe:
     checkpoint_every_steps: int
     checkpoint_keep: int
     checkpoint_on_error: str  # "stop", or "continue" without
+    peak_tokens_per_second: float | None = None  # what the hardware's published peak would be, where known
 
 
 class Trainer:
@@ -178,8 +179,11 @@ class Trainer:
         norms = torch.stack([p.norm for p in pending]).tolist()
         seconds = (time.perf_counter() - self._clock) / len(pending)
         rate = self.batches.sequences_per_step * self.batches.seq_len / seconds
+        speed = {"seconds": seconds, "tokens_per_second": rate}
+        if self.recipe.peak_tokens_per_second:
+            speed["mfu"] = rate / self.recipe.peak_tokens_per_second
         rows = [
-            {**p.row, "train_loss": loss, "grad_norm": norm, "seconds": seconds, "tokens_per_second": rate}
+            {**p.row, "train_loss": loss, "grad_norm": norm, **speed}
             for p, loss, norm in zip(pending, losses, norms, strict=True)
         ]
         for row in rows if self.recipe.on_nan == "stop" else ():
@@ -307,6 +311,7 @@ def _describe(row: dict[str, Any]) -> str:
         ("hella_acc", "accuracy {:.4f}"),
         ("grad_norm", "norm {:.2f}"),
         ("tokens_per_second", "{:,.0f} tokens/s"),
+        ("mfu", "MFU {:.1%}"),
     ):
         if row.get(key) is not None:
             parts.append(form.format(row[key]))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import os
 import random
@@ -24,6 +25,7 @@ from conftest import shard_plays
 from torch.nn import functional as F
 
 from gpt2wds.checkpoint import list_checkpoints, save_checkpoint
+from gpt2wds.commands import common
 from gpt2wds.commands.train import main
 from gpt2wds.dataset import Dataset
 from gpt2wds.distributed import World
@@ -265,6 +267,51 @@ def test_micro_batches_hold_every_sequence_once(world_size: int, at_most: int) -
     assert size <= at_most
     assert 0 <= count * size - math.ceil(8 / world_size) < count  # no more padding than need be
     np.testing.assert_array_equal(np.concatenate(found), step)
+
+
+def test_a_checkpoint_is_of_the_size_announced(whole: Path) -> None:
+    (announced,) = re.findall(r"checkpoints of (\d+) MB", (whole / "gpt.log").read_text())
+    files = (whole / "checkpoints" / "step-0000012").glob("*.safetensors")
+    assert sum(path.stat().st_size for path in files) / 1e6 == pytest.approx(int(announced), abs=1)
+
+
+def test_progress_tells_what_is_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(common, "LINE_SECONDS", 0)
+    progress = common.ProgressLine("training", 1000, " steps", done=100)
+    time.sleep(0.05)
+    progress.update(10, "loss 3.0")  # a tenth of a tenth: 890 steps at ≤ 200 a second
+    (said,) = re.findall(r"training: 110 of 1,000 steps, .*/s, (.*) left, loss 3.0", capsys.readouterr().err)
+    assert re.fullmatch(r"0:00:(0[4-9]|[1-5]\d)", said)
+
+
+def test_how_much_of_the_peak_that_is(plays: Dataset, tmp_path: Path) -> None:
+    model = GPT2(GPT2Config(2, 2, 32, n_positions=32), seed=3)
+    for row in trained_here(plays, tmp_path, model, max_steps=2, peak_tokens_per_second=1e6):
+        assert row["mfu"] == pytest.approx(row["tokens_per_second"] / 1e6)
+
+
+def test_rows_for_tensorboard(plays: Dataset, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = "run.tensorboard=true"
+    in_process(tmp_path / "run", plays, board)
+    # Two steps are done again: they are there once.
+    shutil.rmtree(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    in_process(tmp_path / "run", plays, board)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train_loss")]
+    expected = [(row["step"], row["train_loss"]) for row in RunDirectory(tmp_path / "run").read_metrics()[1:]]
+    assert [step for step, _ in found] == list(range(1, 13))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert [event.step for event in events.Scalars("val_loss")] == [0, 5, 10, 12]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="needs tensorboard to be absent")
+def test_tensorboard_where_it_is_not_installed(plays: Dataset, tmp_path: Path) -> None:
+    code, said = in_process(tmp_path / "run", plays, "run.tensorboard=true")
+    assert code == 1
+    assert "error: run.tensorboard: expected the package tensorboard, which is not installed; pip install" in said
 
 
 # (b) killed at any moment
@@ -614,6 +661,7 @@ def test_a_step_whose_gradient_is_no_number_is_skipped(plays: Dataset, tmp_path:
 
 FAULTY = """
 import os, sys, torch
+from gpt2wds.commands import common
 from gpt2wds.commands.train import main
 from gpt2wds.model import GPT2
 

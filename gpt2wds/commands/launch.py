@@ -10,6 +10,7 @@ import torch
 from .. import files
 from ..checkpoint import load_state, load_weights, newest_sound_checkpoint
 from ..config import dump_config
+from ..cost import flops_per_token, peak_flops
 from ..dataset import Dataset
 from ..distributed import World
 from ..evaluation import generate, validation_loss
@@ -26,7 +27,7 @@ from ..tokenizer import load_tokenizer
 from ..training import Recipe, Trainer
 from .common import ProgressLine
 from .models import find_weights
-from .overview import facts, introduce
+from .overview import device_name, facts, forecast, introduce
 from .settings import Config, refuse_other_mathematics
 
 EVALUATION_SEQUENCES = 16  # of one forward pass over validation text, at most
@@ -36,7 +37,7 @@ def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> i
     """Begin the run, or go on with it; returns the signal that stopped it, or 0."""
     torch.set_float32_matmul_precision("high" if settings.train.dtype == "bfloat16" else "highest")
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, dtype=_dtype(settings, world)))
-    run = RunDirectory(settings.run.dir)
+    run = RunDirectory(settings.run.dir, tensorboard=settings.run.tensorboard and world.is_main)
     dataset, recipe = Dataset(settings.data.path), make_recipe(settings)
     if not dry_run:
         refuse_other_mathematics(run, settings)
@@ -69,6 +70,7 @@ def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> i
         _claim(run, settings, world)
     introduce(settings, dataset, model, batches, world, say)
     if dry_run:
+        forecast(settings, model, batches, world, say)
         return 0
     if checkpoint is not None:
         if state["step"] == settings.train.max_steps and _is_logged(run, state["step"]):
@@ -77,6 +79,10 @@ def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> i
         say(f"resuming from {checkpoint}")
     if world.is_main:
         files.replace(run.facts, json.dumps(facts(settings, dataset, model, world), indent=1) + "\n")
+    peak = peak_flops(device_name(world), settings.train.dtype)
+    if peak is not None:
+        per_token = flops_per_token(model, settings.data.seq_len)
+        recipe = dataclasses.replace(recipe, peak_tokens_per_second=peak * world.world_size / per_token)
     progress = ProgressLine("training", settings.train.max_steps, " steps", done=state["step"])
     trainer = Trainer(
         shared,

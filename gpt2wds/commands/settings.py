@@ -15,6 +15,7 @@ class Run:
     dir: str = "runs/gpt2"
     seed: int = 1337
     device: str = "auto"
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Config:
 
 # What a run may be continued with differently: nothing here changes a number in log.txt, but for when it is taken.
 FREE = {
-    "run": ("dir", "device"),
+    "run": ("dir", "device", "tensorboard"),
     "data": ("path", "num_workers"),
     "model": ("init_from",),
     "train": ("micro_batch_sequences", "on_nan", "parallel", "compile"),

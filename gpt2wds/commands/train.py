@@ -15,13 +15,16 @@ from .common import one_line_errors
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
-@click.option("--dry-run", is_flag=True, help="Print what would be done: sizes, steps, tokens left out.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done: sizes, steps, what each rank takes, memory.")
 @click.version_option(__version__)
 def main(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train a GPT-2 on a dataset directory as CONFIG, a TOML file, says.
 
     Alone, or on several GPUs: torchrun --standalone --nproc-per-node=8 --no-python gpt2wds-train CONFIG.
     A run that was stopped, in whatever way, goes on when the same command is given again.
+
+    MFU, shown on GPUs whose bfloat16 peak we know, is tokens/s × (6 N + 12 L H Q T) / peak, as in PaLM's appendix B;
+    nanoGPT's way leaves the position embeddings out of N.
     """
     signals = Signals()
     # Noted before torch is imported, which takes seconds: a SIGUSR1 in that time must not kill, nor be lost.

@@ -32,12 +32,13 @@ from gpt2wds.commands.train import main
 from gpt2wds.dataset import Dataset
 from gpt2wds.distributed import World
 from gpt2wds.loader import StepBatches
+from gpt2wds.microbatches import micro_batch_shape, micro_batches
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.optim import learning_rate_factor, make_optimizers
 from gpt2wds.parallel import Replicas
 from gpt2wds.rundir import RunDirectory
 from gpt2wds.signals import Signals
-from gpt2wds.training import SKIPS_IN_A_ROW, Recipe, Trainer, micro_batch_shape, micro_batches
+from gpt2wds.training import SKIPS_IN_A_ROW, Recipe, Trainer
 
 PROGRAMS = Path(sys.executable).parent
 # 8 sequences a step, which three ranks do not divide. Small, but for the vocabulary.

@@ -13,9 +13,9 @@ from ..dataset import Dataset
 from ..distributed import World
 from ..evaluation import unigram_entropy
 from ..loader import StepBatches
+from ..microbatches import micro_batch_shape
 from ..model import GPT2
 from ..order import rank_slots
-from ..training import micro_batch_shape
 from .settings import Config
 
 
@@ -73,6 +73,8 @@ def checkpoint_bytes(model: GPT2, optimizer: str) -> int:
 
 def attention_kernel(settings: Config, model: GPT2, world: World) -> str:
     """The back end that scaled_dot_product_attention takes here for our shapes, and cuDNN's version."""
+    if world.device.type not in ("cpu", "cuda"):
+        return "torch's choice"
     c = model.config
     dtype = torch.bfloat16 if settings.train.dtype == "bfloat16" else torch.float32
     # A gradient is wanted: some back ends only serve inference.

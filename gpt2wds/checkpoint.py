@@ -3,7 +3,8 @@
     model.safetensors, config.json   GPT-2 in Hugging Face layout: `transformers` opens the directory as it is
     optimizer.safetensors            state tensors by parameter name
     state.json                       step, position in the data, and what else an exact resume needs
-    SHA256SUMS                       of the four; `sha256sum -c` checks a checkpoint by hand
+    vocab.json, merges.txt, …        the tokenizer, for `transformers`; no part of a resume
+    SHA256SUMS                       of all of these; `sha256sum -c` checks a checkpoint by hand
 
 Nothing in it is ever unpickled.
 """
@@ -12,11 +13,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .files import sync
@@ -29,12 +32,34 @@ WEIGHTS, CONFIG, OPTIMIZER, STATE, SUMS = (
     "state.json",
     "SHA256SUMS",
 )
+NEEDED = (WEIGHTS, CONFIG, OPTIMIZER, STATE)  # for a resume
+
+
+# What our model computes; an absent setting is transformers' default, which is the first of these.
+COMPUTED: dict[str, tuple[Any, ...]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: GPT2, optimizer_state: dict[str, torch.Tensor], state: dict[str, Any], *, keep: int
+    folder: Path,
+    step: int,
+    model: GPT2,
+    optimizer_state: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    *,
+    keep: int,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Path:
     """Write `folder`/step-0000100 under a temporary name, rename it, and remove all but `keep`: it and those before.
+
+    `beside`: name → content of further files, for those who read the weights.
 
     Raises OSError when it cannot be written (disk full); then no part of it is left and the older ones stay.
     """
@@ -44,11 +69,13 @@ def save_checkpoint(
     _clear(folder)
     try:
         temporary.mkdir()
-        save_file(model.hf_state_dict(), temporary / WEIGHTS, metadata={"format": "pt"})
+        _write_tensors(model.hf_state_dict(), temporary / WEIGHTS)
         (temporary / CONFIG).write_text(json.dumps(hf_config(model.config), indent=2) + "\n")
-        save_file({name: tensor.contiguous() for name, tensor in optimizer_state.items()}, temporary / OPTIMIZER)
+        _write_tensors({n: tensor.contiguous() for n, tensor in optimizer_state.items()}, temporary / OPTIMIZER)
         (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=1) + "\n")
-        sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in (WEIGHTS, CONFIG, OPTIMIZER, STATE))
+        for name, content in beside.items():
+            (temporary / name).write_bytes(content)
+        sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in (*NEEDED, *beside))
         (temporary / SUMS).write_text(sums)
         for path in (*temporary.iterdir(), temporary):
             sync(path)
@@ -112,22 +139,34 @@ def load_weights(path: Path) -> GPT2:
     }
     if not all(isinstance(value, int) for value in shape.values()):
         raise ValueError(f"model {path}: expected whole numbers in {CONFIG}, got {shape}")
+    for name, values in COMPUTED.items():
+        if config.get(name, values[0]) not in values:
+            raise ValueError(
+                f"model {path}: {name}: expected {values[0]!r}, got {config[name]!r}, which we do not compute"
+            )
     model = GPT2(GPT2Config(**shape))
     model.load_hf_state_dict(tensors)
     return model
 
 
-def restore(path: Path, model: GPT2) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Load a checkpoint's weights into `model`; returns its state and the optimizer's tensors."""
-    model.load_hf_state_dict(load_file(path / WEIGHTS))
+def load_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A checkpoint's state, and its optimizer's tensors by name."""
     return json.loads((path / STATE).read_text()), load_file(path / OPTIMIZER)
+
+
+def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # A full disk among others, in an exception class of its own.
+        raise OSError(f"{path.name}: {error}") from None
 
 
 def _damage(path: Path) -> str | None:
     try:
         lines = [line.partition("  ") for line in (path / SUMS).read_text().splitlines()]
         sums = {name: digest for digest, _, name in lines}
-        for name in (WEIGHTS, CONFIG, OPTIMIZER, STATE):
+        for name in NEEDED:
             if sums.get(name) != _sha256(path / name):
                 return f"{name} is not what was written"
     except (OSError, ValueError) as error:

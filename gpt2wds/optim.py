@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 OPTIMIZERS = ("adamw", "muon")
-SCHEDULES = ("cosine", "linear", "constant")
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
 
 class Optimizers:
@@ -23,6 +24,11 @@ class Optimizers:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimizer.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Without gradients a step changes nothing, the optimizers' own state included."""
+        for optimizer in self.all:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -44,7 +50,16 @@ class Optimizers:
             parameter = parameters[parameter_name]
             state = owner[parameter].state[parameter]
             # AdamW's step count lives on the CPU unless the update is fused on a GPU; it moves it there itself.
-            state[key] = value.clone() if value.dim() == 0 else value.to(parameter.device, copy=True)
+            state[key] = value.clone() if value.dim() == 0 else _placed_as(parameter, value)
+
+
+def _placed_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A copy of `value` where the parameter is: its device, and this rank's part where it is in parts."""
+    copy = value.to(parameter.device, copy=True)
+    if not isinstance(parameter, DTensor):
+        return copy
+    # Every rank has the whole value: nothing needs to be sent.
+    return distribute_tensor(copy, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def make_optimizers(
@@ -81,9 +96,12 @@ def make_optimizers(
 
 
 def learning_rate_factor(
-    schedule: str, *, warmup_steps: int, max_steps: int, min_factor: float
+    schedule: str, *, warmup_steps: int, max_steps: int, min_factor: float, decay_steps: int = 0
 ) -> Callable[[int], float]:
-    """Step (counted from 1) → factor of the learning rate: linear warm-up, then cosine or linear to `min_factor`.
+    """Step (counted from 1) → factor of the learning rate: linear warm-up, then what the schedule says.
+
+    cosine, linear: down to `min_factor` over all the other steps. constant: 1. wsd (warm-up, stable, decay; Hu et
+    al. 2024): 1, and linear to `min_factor` over the last `decay_steps`, which no other schedule looks at.
 
     >>> factor = learning_rate_factor("cosine", warmup_steps=10, max_steps=110, min_factor=0.1)
     >>> factor(1), factor(10), round(factor(61), 3), round(factor(111), 3)
@@ -93,14 +111,20 @@ def learning_rate_factor(
         raise ValueError(f"train.schedule: expected {', '.join(SCHEDULES)}, got {schedule!r}")
     if not 0 <= warmup_steps <= max_steps:
         raise ValueError(f"train.warmup_steps: expected 0 to max_steps = {max_steps}, got {warmup_steps}")
+    falling = {"constant": 0, "wsd": decay_steps}.get(schedule, max_steps - warmup_steps)
+    if schedule == "wsd" and not 1 <= decay_steps <= max_steps - warmup_steps:
+        raise ValueError(
+            f"train.decay_steps: with schedule wsd expected 1 to max_steps - warmup_steps = "
+            f"{max_steps - warmup_steps}, got {decay_steps}; a fifth of max_steps is usual"
+        )
 
     def factor(step: int) -> float:
         # The lesson counts from 0: its step i is our step i + 1.
         if step <= warmup_steps:
             return step / warmup_steps
-        if schedule == "constant":
+        if not falling:
             return 1.0
-        done = min(1.0, (step - 1 - warmup_steps) / max(1, max_steps - warmup_steps))
+        done = min(1.0, max(0, step - 1 - (max_steps - falling)) / falling)
         shape = 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1 - done
         return min_factor + (1 - min_factor) * shape
 

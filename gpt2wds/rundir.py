@@ -6,10 +6,12 @@
     log.txt         step train_loss val_loss hella_acc, one row per step, nan where not measured
     metrics.jsonl   the same and more, one JSON object per step
     checkpoints/    see checkpoint.py
+    tensorboard/    the numbers of metrics.jsonl once more, where asked for
 
 `log.txt` holds nothing that differs between two identical runs: no clock, no rates.
 """
 
+import importlib.util
 import json
 import math
 from collections.abc import Iterator
@@ -22,10 +24,20 @@ LOG_HEADER = "# step train_loss val_loss hella_acc\n"
 
 
 class RunDirectory:
-    """Paths and row files of one run."""
+    """Paths and row files of one run.
 
-    def __init__(self, path: str | Path):
+    With `tensorboard`, rows are written for it too. Raises ValueError where that package is not installed.
+    """
+
+    def __init__(self, path: str | Path, *, tensorboard: bool = False):
+        if tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ValueError(
+                "run.tensorboard: expected the package tensorboard, which is not installed; "
+                "pip install 'gpt2wds[tensorboard]', or leave it off"
+            )
         self.path = Path(path)
+        self._wants_board = tensorboard
+        self._board: Any = None
         self.config = self.path / "config.toml"
         self.facts = self.path / "run.json"
         self.printed = self.path / "gpt.log"
@@ -42,6 +54,11 @@ class RunDirectory:
         objects = [line for line in _whole_lines(self.metrics) if json.loads(line)["step"] <= step]
         files.replace(self.log, LOG_HEADER + "".join(rows))
         files.replace(self.metrics, "".join(objects))
+        if self._wants_board:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What was written of later steps is not shown again.
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Write one step's row to `log.txt` and its object to `metrics.jsonl`.
@@ -55,6 +72,11 @@ class RunDirectory:
             f.write(f"{metrics['step']} {row}\n")
         with self.metrics.open("a", encoding="utf-8") as f:
             f.write(json.dumps(_without_nan(metrics), ensure_ascii=False) + "\n")
+        if self._board is not None:
+            for name, value in metrics.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, metrics["step"])
+            self._board.flush()
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All objects of `metrics.jsonl`, in order; a last line cut short by a kill is left out."""

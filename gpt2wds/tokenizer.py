@@ -118,6 +118,10 @@ class Tokenizer:
         tokens[0], tokens[1:] = END_OF_TEXT, ids
         return tokens
 
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each token by id, `<|endoftext|>` left out: token i is the i-th that encoding may make."""
+        return [self._encoding.decode_single_token_bytes(i) for i in range(END_OF_TEXT)]
+
     def decode(self, tokens: np.ndarray) -> str:
         """Text of (tokens,) ids; bytes that are no UTF-8 (a cut character) become U+FFFD."""
         return self._encoding.decode(tokens.tolist())

@@ -4,28 +4,30 @@ Reads from top to bottom: `Trainer.train` steps, saves, evaluates and logs; the 
 A row "step s" tells of update s: its loss (before the update), and what was measured after it.
 """
 
-import contextlib
 import math
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import save_checkpoint
 from .distributed import World
 from .loader import StepBatches
+from .microbatches import micro_batch_shape, micro_batches
 from .model import GPT2, autocast
 from .optim import Optimizers
+from .parallel import Shared
 from .rundir import RunDirectory
+from .signals import Signals
 
+SKIPS_IN_A_ROW = 10  # updates skipped one after the other, after which nothing is to be hoped for
 SYNC_STEPS = 10  # losses are fetched from the device, and signals agreed on, once in so many steps
 
 Evaluate = Callable[[GPT2], dict[str, Any]]  # a model → metrics such as {"val_loss": 5.1}
@@ -39,6 +41,7 @@ class Recipe:
     max_steps: int
     micro_batch_sequences: int
     grad_clip: float
+    on_nan: str  # "stop", or "skip" the update
     dtype: str  # of the matrix products: "float32" or "bfloat16"
     compile: bool
     learning_rate: float
@@ -46,51 +49,20 @@ class Recipe:
     eval_every_steps: int
     checkpoint_every_steps: int
     checkpoint_keep: int
-
-
-@dataclass
-class Signals:
-    """What the outside asked for: SIGTERM and SIGINT save and stop, SIGUSR1 saves."""
-
-    stop: int = 0
-    save: bool = False
-    _old: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> "Signals":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: Any) -> None:
-        if number == signal.SIGUSR1:
-            self.save = True
-        else:
-            self.stop = number
-            # Who asks twice does not want to wait.
-            signal.signal(number, self._old[number])
-
-    def agree(self, world: World) -> tuple[bool, bool]:
-        """(save, stop), the same on every rank."""
-        stop, save = world.any(bool(self.stop)), world.any(self.save or bool(self.stop))
-        self.save = False
-        if stop and not self.stop:
-            self.stop = signal.SIGTERM
-        return save, stop
+    checkpoint_on_error: str  # "stop", or "continue" without
+    peak_tokens_per_second: float | None = None  # what the hardware's published peak would be, where known
 
 
 class Trainer:
     """One rank's training: the objects it works on, and the loop.
 
     state: {"step": updates done, "row": that step's metrics}, from a checkpoint or for a fresh run.
+    beside_weights: files that go into each checkpoint beside the weights, name → content.
     """
 
     def __init__(
         self,
-        model: GPT2,
+        shared: Shared,
         optimizers: Optimizers,
         batches: StepBatches,
         evaluate: Evaluate,
@@ -98,13 +70,20 @@ class Trainer:
         *,
         run: RunDirectory,
         world: World,
+        signals: Signals,
+        beside_weights: dict[str, bytes],
         say: Say,
         progress: Callable[[int, str], None],
     ):
-        self.model, self.optimizers, self.batches, self.evaluate = model, optimizers, batches, evaluate
-        self.recipe, self.run, self.world, self.say, self.progress = recipe, run, world, say, progress
-        self._forward, self._no_sync = self._prepare_forward()
+        self.shared, self.optimizers, self.batches, self.evaluate = shared, optimizers, batches, evaluate
+        self.recipe, self.run, self.world, self.signals = recipe, run, world, signals
+        self.beside_weights, self.say, self.progress = beside_weights, say, progress
+        self._micro_steps, self._micro_batch = micro_batch_shape(
+            batches.sequences_per_step, world.world_size, recipe.micro_batch_sequences
+        )
+        self._forward = self._compiled(shared.module)
         self._pending: list[Pending] = []
+        self._skipped = self._skipped_in_a_row = 0
         self._clock = 0.0
 
     def train(self, state: dict[str, Any]) -> int:
@@ -115,18 +94,21 @@ class Trainer:
         """
         recipe, world = self.recipe, self.world
         first, row = state["step"], state["row"]
+        self._skipped = row.get("skipped", 0)
         if world.is_main:
             self.run.rewind(first - 1)
         sequences = iter(self.batches)
         self._clock = time.perf_counter()
-        with Signals() as signals:
+        wanted = False  # a checkpoint, by a signal
+        with self.signals.noting(signal.SIGTERM, signal.SIGINT), self._naming_memory():
             for step in count(first):
                 last = step >= recipe.max_steps
                 evaluate = step % recipe.eval_every_steps == 0 or last
                 save = step > first and (step % recipe.checkpoint_every_steps == 0 or last)
                 sync = world.world_size == 1 or step % SYNC_STEPS == 0
-                asked, stop = signals.agree(world) if sync else (False, False)
-                save = save or (asked and step > first)
+                asked, stop = self.signals.agree(world.any) if sync else (False, False)
+                wanted = wanted or asked  # asked before the first step, it is done after it
+                save = save or (wanted and step > first)
 
                 if self._pending and (evaluate or save or step % SYNC_STEPS == 0):
                     *earlier, row = self._fetch()
@@ -135,11 +117,13 @@ class Trainer:
                         self._log(row)
                 if save:
                     self._save(step, row, step - first)
+                    wanted = False
                 if stop:
-                    self.say(f"step {step}: stopped by {signal.Signals(signals.stop).name}; the same command goes on")
-                    return signals.stop
+                    name = signal.Signals(self.signals.stop).name
+                    self.say(f"step {step}: stopped by {name}; the same command goes on")
+                    return self.signals.stop
                 if evaluate:
-                    row = {**row, **self.evaluate(self.model)}
+                    row = {**row, **self.evaluate(self.shared.whole_model())}
                     self.say(f"step {step}: {_describe(row)}")
                 if evaluate or save or step == first > 0:
                     self._log(row)
@@ -152,22 +136,42 @@ class Trainer:
     def _step(self, step: int, sequences: np.ndarray) -> "Pending":
         """One update from this rank's sequences, (slots, T + 1) uint16. Nobody waits for the device here."""
         total, world = self.batches.sequences_per_step, self.world
-        parts = list(micro_batches(sequences, total, world, self.recipe.micro_batch_sequences))
+        parts = list(micro_batches(sequences, self._micro_steps, self._micro_batch, world.device))
         loss = torch.zeros((), device=world.device)
         for number, (tokens, weights) in enumerate(parts):
             # Gradients add up here and are exchanged between ranks once, with the last micro-step.
-            with self._no_sync() if number < len(parts) - 1 else contextlib.nullcontext():
+            with self.shared.micro_step(last=number == len(parts) - 1):
                 with autocast(world.device, self.recipe.dtype):
                     part = self._forward(tokens[:, :-1], tokens[:, 1:], weights) / total
-                # DistributedDataParallel divides by the ranks; the loss is a mean over sequences, not over ranks.
+                # The exchange divides by the ranks; the loss is a mean over sequences, not over ranks.
                 (part * world.world_size).backward()
             loss += part.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
+        norm = self.shared.clip_gradients(self.recipe.grad_clip)
         factor = self.recipe.learning_rate_factor(step)
+        row = {
+            "step": step,
+            "tokens": step * total * self.batches.seq_len,
+            "learning_rate": self.recipe.learning_rate * factor,
+        }
+        if self.recipe.on_nan == "skip":
+            row["skipped"] = self._skipped = self._skipped + self._skip(step, loss, norm)
         self.optimizers.step(factor)
-        tokens_so_far = step * total * self.batches.seq_len
-        row = {"step": step, "tokens": tokens_so_far, "learning_rate": self.recipe.learning_rate * factor}
         return Pending(row, loss, norm)
+
+    def _skip(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> bool:
+        """Drop the gradients where loss or norm is not finite on any rank. Waits for the device, in each step."""
+        if torch.isfinite(self.world.sum(loss + norm)).item():
+            self._skipped_in_a_row = 0
+            return False
+        self.optimizers.drop_gradients()
+        self._skipped_in_a_row += 1
+        self.say(f"step {step}: loss or gradient is not finite, update skipped; {self._skipped + 1} so far")
+        if self._skipped_in_a_row == SKIPS_IN_A_ROW:
+            raise ValueError(
+                f"step {step}: expected a finite loss, {SKIPS_IN_A_ROW} steps one after the other had none; "
+                'lower train.learning_rate or use train.dtype = "float32"'
+            )
+        return True
 
     def _fetch(self) -> list[dict[str, Any]]:
         """Rows of the steps since the last fetch; the one place where the host waits for the device."""
@@ -176,21 +180,28 @@ class Trainer:
         norms = torch.stack([p.norm for p in pending]).tolist()
         seconds = (time.perf_counter() - self._clock) / len(pending)
         rate = self.batches.sequences_per_step * self.batches.seq_len / seconds
+        speed = {"seconds": seconds, "tokens_per_second": rate}
+        if self.recipe.peak_tokens_per_second:
+            speed["mfu"] = rate / self.recipe.peak_tokens_per_second
         rows = [
-            {**p.row, "train_loss": loss, "grad_norm": norm, "seconds": seconds, "tokens_per_second": rate}
+            {**p.row, "train_loss": loss, "grad_norm": norm, **speed}
             for p, loss, norm in zip(pending, losses, norms, strict=True)
         ]
-        for row in rows:
-            if not math.isfinite(row["train_loss"]):
+        for row in rows if self.recipe.on_nan == "stop" else ():
+            if not (math.isfinite(row["train_loss"]) and math.isfinite(row["grad_norm"])):
+                # Fetched before a checkpoint is written, so none has seen this step.
                 raise ValueError(
-                    f"step {row['step']}: expected a finite loss, got {row['train_loss']}; nothing was saved since the "
-                    'last checkpoint: lower train.learning_rate or use train.dtype = "float32"'
+                    f"step {row['step']}: expected a finite loss and gradient, got {row['train_loss']} and "
+                    f"{row['grad_norm']}; nothing was saved since the last checkpoint: lower train.learning_rate, use "
+                    'train.dtype = "float32", or pass over such steps with train.on_nan = "skip"'
                 )
         self.progress(len(rows), _describe(rows[-1]))
         self._clock = time.perf_counter()
         return rows
 
     def _save(self, step: int, row: dict[str, Any], steps_taken: int) -> None:
+        model = self.shared.whole_model()
+        tensors = self.shared.whole_tensors(self.optimizers.state(self.shared.model))
         if self.world.is_main:
             position = self.batches.position_after(steps_taken)
             state = {
@@ -201,32 +212,56 @@ class Trainer:
                 "seed": self.batches.seed,
                 "seq_len": self.batches.seq_len,
             }
-            tensors = self.optimizers.state(self.model)
-            keep = self.recipe.checkpoint_keep
-            path = save_checkpoint(self.run.checkpoints, step, self.model, tensors, state, keep=keep)
-            self.say(f"step {step}: saved {path}")
+            try:
+                path = save_checkpoint(
+                    self.run.checkpoints,
+                    step,
+                    model,
+                    tensors,
+                    state,
+                    keep=self.recipe.checkpoint_keep,
+                    beside=self.beside_weights,
+                )
+            except OSError as error:
+                problem = f"step {step}: the checkpoint could not be written ({error.strerror or error})"
+                if self.recipe.checkpoint_on_error == "stop":
+                    raise ValueError(
+                        f"{problem}; make room, then the same command goes on from the one before"
+                    ) from None
+                self.say(f"WARNING: {problem}; going on, the one before is kept")
+            else:
+                self.say(f"step {step}: saved {path}")
         self.world.barrier()
+
+    @contextmanager
+    def _naming_memory(self) -> Iterator[None]:
+        """Turn "out of memory" into one line that says what to lower."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            known = (MemoryError, torch.OutOfMemoryError)
+            if not isinstance(error, known) and "can't allocate memory" not in str(error):
+                raise
+            size = self._micro_batch
+            remedy = (
+                f"try train.micro_batch_sequences={size // 2}, which changes no loss"
+                if size > 1
+                else "lower data.seq_len or take a smaller model"
+            )
+            raise ValueError(f"out of memory with micro-batches of {size} sequence(s): {remedy}") from None
 
     def _log(self, *rows: dict[str, Any]) -> None:
         if self.world.is_main:
             for row in rows:
                 self.run.append(row)
 
-    def _prepare_forward(self) -> tuple[Callable[..., torch.Tensor], Callable[[], AbstractContextManager[Any]]]:
-        """The model as a micro-step calls it (its gradients exchanged between ranks, compiled where asked), and the
-        context in which gradients are not exchanged."""
-        forward: torch.nn.Module = self.model
-        no_sync: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
-        if self.world.world_size > 1:
-            device_ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-            forward = DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
-            no_sync = forward.no_sync
+    def _compiled(self, module: torch.nn.Module) -> Callable[..., torch.Tensor]:
         if not self.recipe.compile:
-            return forward, no_sync
+            return module
         if self.world.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
             self.say("train.compile: no C++ compiler here, going on without it (the same mathematics, slower)")
-            return forward, no_sync
-        return torch.compile(forward, dynamic=False), no_sync
+            return module
+        return torch.compile(module, dynamic=False)
 
 
 @dataclass
@@ -238,31 +273,6 @@ class Pending:
     norm: torch.Tensor
 
 
-def micro_batches(
-    sequences: np.ndarray, total: int, world: World, at_most: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """This rank's sequences in equal parts: (B, T + 1) int64 tokens and (B,) weights, 0 for padding.
-
-    Every rank gets the same number of parts of the same size, whether or not the ranks divide the step: as few
-    parts as `at_most` sequences each allow.
-    """
-    most = math.ceil(total / world.world_size)  # sequences of the rank that has most
-    parts = math.ceil(most / at_most)
-    size = math.ceil(most / parts)
-    padded = np.zeros((parts * size, sequences.shape[1]), dtype=np.uint16)
-    padded[: len(sequences)] = sequences
-    tokens = torch.from_numpy(padded)
-    weights = torch.from_numpy((np.arange(parts * size) < len(sequences)).astype(np.float32))
-    if world.device.type == "cuda":
-        # Pinned, so that the copy goes on while the step before is still computed.
-        tokens, weights = tokens.pin_memory(), weights.pin_memory()
-    tokens = tokens.to(world.device, non_blocking=True)
-    weights = weights.to(world.device, non_blocking=True)
-    for part in range(parts):
-        rows = slice(part * size, (part + 1) * size)
-        yield tokens[rows].long(), weights[rows]
-
-
 def _describe(row: dict[str, Any]) -> str:
     parts = []
     for key, form in (
@@ -271,6 +281,7 @@ def _describe(row: dict[str, Any]) -> str:
         ("hella_acc", "accuracy {:.4f}"),
         ("grad_norm", "norm {:.2f}"),
         ("tokens_per_second", "{:,.0f} tokens/s"),
+        ("mfu", "MFU {:.1%}"),
     ):
         if row.get(key) is not None:
             parts.append(form.format(row[key]))

@@ -49,7 +49,7 @@ def test_some_modules_stand_alone() -> None:
 
 def test_only_commands_know_the_configuration() -> None:
     knowing = {name for name, asked in GRAPH.items() if "gpt2wds.config" in asked}
-    assert knowing == {"gpt2wds.commands.train"}
+    assert knowing == {f"gpt2wds.commands.{name}" for name in ("train", "settings", "launch")}
 
 
 def test_only_commands_know_commands() -> None:

@@ -1,11 +1,12 @@
 """Checkpoints: others open them, damage is found, and a failed write harms nothing."""
 
-import errno
 import json
 import pickle
+import resource
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ import pytest
 import torch
 import transformers
 
-from gpt2wds import checkpoint
 from gpt2wds.checkpoint import (
     list_checkpoints,
+    load_state,
     load_weights,
     newest_sound_checkpoint,
-    restore,
     save_checkpoint,
 )
 from gpt2wds.model import GPT2, GPT2Config
@@ -84,7 +84,7 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
         monkeypatch.setattr(module, name, refuse)
     assert newest_sound_checkpoint(tmp_path, pytest.fail) == path
-    restore(path, GPT2(SMALL))
+    load_state(path)
     load_weights(path)
     # A pickle under the weights' name is refused as what it is not.
     (path / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
@@ -96,8 +96,8 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizers = trained()
     state = {"row": {"train_loss": 10.123456789012345}, "epoch": 3, "taken": [[8, 5], [4, 1]], "dataset_id": "é"}
     path = save_checkpoint(tmp_path, 12, model, optimizers.state(model), state, keep=1)
-    other = GPT2(SMALL, seed=9)
-    restored, tensors = restore(path, other)
+    other = load_weights(path)
+    restored, tensors = load_state(path)
     assert restored == {"step": 12, **state}
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     expected = optimizers.state(model)
@@ -174,19 +174,25 @@ def test_a_damaged_one_is_replaced_by_the_same_step(tmp_path: Path) -> None:
     assert newest_sound_checkpoint(tmp_path, pytest.fail) == damaged
 
 
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A real failure of writing, in the middle of a file, wherever the tests run."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 @pytest.mark.parametrize("fails", ["model.safetensors", "optimizer.safetensors"])
-def test_a_full_disk_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+def test_a_failed_write_harms_nothing(tmp_path: Path, fails: str) -> None:
     (older,) = save(tmp_path, 1)
-
-    def no_space(tensors: dict[str, torch.Tensor], path: Path, **options: Any) -> None:
-        if path.name == fails:
-            path.write_bytes(b"a part of it")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save_file(tensors, path, **options)
-
-    save_file = checkpoint.save_file
-    monkeypatch.setattr(checkpoint, "save_file", no_space)
-    with pytest.raises(OSError, match="No space left on device"):
+    size = (older / "model.safetensors").stat().st_size
+    with (
+        files_of_at_most(size if fails.startswith("opt") else size - 1),
+        pytest.raises(OSError, match=f"{fails}: .*File too large"),
+    ):
         save(tmp_path, 2, keep=1)
     assert names(tmp_path) == [older.name]
     assert newest_sound_checkpoint(tmp_path, pytest.fail) == older
@@ -198,6 +204,27 @@ def test_what_a_killed_write_left_is_no_checkpoint(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path) == [path]
     save(tmp_path, 3)
     assert names(tmp_path) == ["step-0000001", "step-0000003"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("activation_function", "relu", "'gelu_new'"),
+        ("layer_norm_epsilon", 1e-6, "1e-05"),
+        ("scale_attn_by_inverse_layer_idx", True, "False"),
+        ("reorder_and_upcast_attn", True, "False"),
+        ("scale_attn_weights", False, "True"),
+    ],
+)
+def test_settings_that_our_model_does_not_compute(tmp_path: Path, setting: str, value: Any, expected: str) -> None:
+    (path,) = save(tmp_path, 1)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {setting: value}))
+    with pytest.raises(ValueError, match=f"{setting}: expected {expected}, got {value!r}, which we do not compute"):
+        load_weights(path)
+    # The same function by its other name.
+    (path / "config.json").write_text(json.dumps(config | {"activation_function": "gelu_pytorch_tanh"}))
+    load_weights(path)
 
 
 def test_models_that_are_none(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Configuration: types, overrides, the way through a file and back; and how mistakes are told."""
 
+import math
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -14,9 +16,12 @@ from conftest import shard_plays
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt2wds.commands.launch import make_recipe
+from gpt2wds.commands.settings import Config
 from gpt2wds.commands.train import main
 from gpt2wds.config import differences, dump_config, load_config
 from gpt2wds.dataset import Dataset
+from gpt2wds.model import GPT2, GPT2Config
 
 
 @dataclass(frozen=True)
@@ -166,13 +171,17 @@ MISTAKES = {
     "train.tokens_per_step=7": "got 7; try 32",
     "train.tokens_per_step=-5": "got -5; try 32",
     "train.dtype=float16": "train.dtype: expected bfloat16, float32 or auto, got 'float16'",
-    "train.schedule=step": "train.schedule: expected cosine, linear, constant, got 'step'",
+    "train.schedule=step": "train.schedule: expected cosine, linear, constant, wsd, got 'step'",
     "train.optimizer=sgd": "train.optimizer: expected adamw or muon, got 'sgd'",
     "train.warmup_steps=3": "train.warmup_steps: expected 0 to max_steps = 2, got 3",
     "train.max_steps=0": "train.max_steps: expected at least 1, got 0",
     "train.micro_batch_sequences=0": "train.micro_batch_sequences: expected at least 1, got 0",
     "train.learning_rate=0": "train.learning_rate: expected",
     "train.max_stps=3": "unknown key train.max_stps; did you mean train.max_steps?",
+    "train.grad_clip=0": "train.grad_clip: expected more than 0 (inf for none), got 0",
+    "train.on_nan=ignore": "train.on_nan: expected stop or skip, got 'ignore'",
+    "train.parallel=tp": "train.parallel: expected ddp or fsdp, got 'tp'",
+    "checkpoint.on_error=ignore": "checkpoint.on_error: expected stop or continue, got 'ignore'",
     "eval.every_steps=0": "eval.every_steps: expected at least 1, got 0",
     "checkpoint.every_steps=0": "checkpoint.every_steps: expected at least 1, got 0",
     "checkpoint.keep=0": "checkpoint.keep: expected at least 1, got 0",
@@ -193,6 +202,12 @@ def test_a_mistake_is_one_line(plays: Dataset, tmp_path: Path, override: str) ->
     assert_one_line(result.exit_code, result.stderr, MISTAKES[override])
     # Nothing was claimed: the command put right is not another run.
     assert not (tmp_path / "run" / "config.toml").exists()
+
+
+def test_muon_needs_whole_matrices(plays: Dataset, tmp_path: Path) -> None:
+    command = arguments(tmp_path, Path(plays.path), "train.parallel=fsdp", "train.optimizer=muon")
+    result = click.testing.CliRunner().invoke(main, command)
+    assert_one_line(result.exit_code, result.stderr, "expected adamw with train.parallel = fsdp, got muon, which needs")
 
 
 def test_an_unknown_size(plays: Dataset, tmp_path: Path) -> None:
@@ -235,5 +250,35 @@ def test_a_missing_configuration_through_the_installed_command(tmp_path: Path) -
 def test_a_dry_run_writes_nothing(plays: Dataset, tmp_path: Path) -> None:
     result = click.testing.CliRunner().invoke(main, [*arguments(tmp_path, Path(plays.path)), "--dry-run"])
     assert result.exit_code == 0, result.output
-    assert "steps: 2 of 256 tokens" in result.output
+    said = result.output
+    assert "steps: 2 of 256 tokens" in said
+    assert "model: 1,622,016 parameters" in said
+    assert "rank 0: slots 0 to 7 of 8, 1 micro-steps of at most 8 sequences; its first steps begin at positions" in said
+    assert "memory of each rank, estimated: 0.0 GB" in said
+    assert "attention: flash_attention" in said or "attention: math" in said
     assert not (tmp_path / "run").exists()
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# Parameters of the published models.
+PARAMETERS = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_loads_and_is_what_its_name_says(path: Path) -> None:
+    settings = load_config(path, [], Config)
+    with torch.device("meta"):
+        model = GPT2(GPT2Config(*settings.model.shape, n_positions=settings.data.seq_len))
+    make_recipe(settings)  # the schedule fits the steps
+    if path.stem == "demo":
+        return
+    assert settings.run.dir == f"runs/{path.stem}"
+    assert model.parameter_count() == PARAMETERS[settings.model.size]
+    size = int(re.match(r"gpt2-(\d+)m", path.stem)[1])
+    # Names are as in the papers: 350M is GPT-3's word for 355M parameters.
+    assert math.isclose(size * 1e6, model.parameter_count(), rel_tol=0.015)
+    # One epoch of ten billion tokens, of whole sequences.
+    assert math.isclose(settings.train.max_steps * settings.train.tokens_per_step, 1e10, rel_tol=1e-3)
+    assert settings.data.seq_len == 1024
+    published = {"gpt2": 6e-4, "gpt2-medium": 3e-4, "gpt2-large": 2.5e-4, "gpt2-xl": 2e-4}[settings.model.size]
+    assert settings.train.learning_rate == (3 * published if "fast" in path.stem else published)

@@ -103,10 +103,23 @@ def test_the_other_schedules() -> None:
     assert learning_rate_factor("cosine", warmup_steps=5, max_steps=5, min_factor=0.1)(5) == 1.0
 
 
+def test_warm_up_stable_decay() -> None:
+    wsd = learning_rate_factor("wsd", warmup_steps=10, max_steps=110, min_factor=0.2, decay_steps=20)
+    steps = (1, 10, 11, 50, 91, 101, 111, 500)
+    assert [wsd(step) for step in steps] == pytest.approx([0.1, 1.0, 1.0, 1.0, 1.0, 0.6, 0.2, 0.2])
+    # All of it decay: then it is linear.
+    all_of_it = learning_rate_factor("wsd", warmup_steps=10, max_steps=110, min_factor=0.2, decay_steps=100)
+    linear = learning_rate_factor("linear", warmup_steps=10, max_steps=110, min_factor=0.2)
+    assert all(all_of_it(step) == linear(step) for step in range(1, 130))
+    for steps in (0, 101):
+        with pytest.raises(ValueError, match=rf"train.decay_steps: .* = 100, got {steps}; a fifth of max_steps"):
+            learning_rate_factor("wsd", warmup_steps=10, max_steps=110, min_factor=0.2, decay_steps=steps)
+
+
 def test_what_there_is_not() -> None:
     with pytest.raises(ValueError, match=r"train.optimizer: expected adamw or muon, got 'sgd'"):
         optimizers_of(GPT2(SMALL), "sgd")
-    with pytest.raises(ValueError, match=r"train.schedule: expected cosine, linear, constant, got 'step'"):
+    with pytest.raises(ValueError, match=r"train.schedule: expected cosine, linear, constant, wsd, got 'step'"):
         learning_rate_factor("step", warmup_steps=1, max_steps=2, min_factor=0.1)
     for warmup in (-1, 11):
         with pytest.raises(ValueError, match=rf"train.warmup_steps: expected 0 to max_steps = 10, got {warmup}"):

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import click
@@ -67,9 +68,13 @@ class ProgressLine:
         self._said = time.monotonic()
         of = "" if self._total is None else f" of {self._total:,.0f}"
         seconds = self._said - self._start
-        rate = f", {(self._done - self._before) / seconds:,.1f}/s" if seconds > 0 else ""
+        per_second = (self._done - self._before) / seconds if seconds > 0 else 0.0
+        rate = f", {per_second:,.1f}/s" if seconds > 0 else ""
+        left = ""
+        if self._total is not None and per_second > 0 and self._done < self._total:
+            left = f", {timedelta(seconds=round((self._total - self._done) / per_second))} left"
         print(
-            f"{self._label}: {self._done:,.0f}{of} {self._unit.strip()}{rate}{note and ', ' + note}",
+            f"{self._label}: {self._done:,.0f}{of} {self._unit.strip()}{rate}{left}{note and ', ' + note}",
             file=sys.stderr,
             flush=True,
         )

@@ -1,0 +1,120 @@
+"""What a run says of itself before it begins, and the facts its report tells."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend
+
+from .. import __version__
+from ..cost import activation_bytes, flops_per_token, training_bytes
+from ..dataset import Dataset
+from ..distributed import World
+from ..evaluation import unigram_entropy
+from ..loader import StepBatches
+from ..microbatches import micro_batch_shape
+from ..model import GPT2
+from ..order import rank_slots
+from .settings import Config
+
+
+def introduce(
+    settings: Config, dataset: Dataset, model: GPT2, batches: StepBatches, world: World, say: Callable[[str], None]
+) -> None:
+    """Hardware, sizes, steps, and what of the data is left out."""
+    steps, tokens = settings.train.max_steps, settings.train.tokens_per_step
+    say(f"gpt2wds {__version__}, torch {torch.__version__}, {device_name(world)}, {world.world_size} rank(s)")
+    c = model.config
+    say(f"model: {model.parameter_count():,} parameters, {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels")
+    say(f"data: {dataset.corpus}, {dataset.total('train', 'tokens'):,} training tokens, dataset_id {dataset.id}")
+    say(
+        f"steps: {steps:,} of {tokens:,} tokens, {steps / batches.steps_per_epoch:.2f} epochs of "
+        f"{batches.steps_per_epoch:,} steps; left out of an epoch: {batches.left_out:,} sequences that fill no step, "
+        f"{batches.trailing_tokens:,} tokens at shards' ends that fill no sequence"
+    )
+    say(
+        f"precision: {settings.train.dtype}; attention: {attention_kernel(settings, model, world)}; "
+        f"checkpoints of {checkpoint_bytes(model, settings.train.optimizer) / 1e6:,.0f} MB"
+    )
+
+
+def forecast(settings: Config, model: GPT2, batches: StepBatches, world: World, say: Callable[[str], None]) -> None:
+    """What a dry run adds: who takes what of a step, and an estimate of the memory it needs."""
+    total, ranks = settings.sequences_per_step, world.world_size
+    parts, size = micro_batch_shape(total, ranks, settings.train.micro_batch_sequences)
+    for rank in range(ranks):
+        slots = rank_slots(total, rank, ranks)
+        starts = [slots.start * batches.steps_per_epoch + step for step in range(min(3, settings.train.max_steps))]
+        say(
+            f"rank {rank}: slots {slots.start:,} to {slots.stop - 1:,} of {total:,}, {parts} micro-steps of at most "
+            f"{size} sequences; its first steps begin at positions {', '.join(f'{s:,}' for s in starts)} of "
+            f"{batches.sequences:,}"
+        )
+    # Whether the head's logits exist as a whole: on a CPU they do not.
+    on_cpu = world.device.type == "cpu"
+    activations = activation_bytes(model.config, size * settings.data.seq_len, settings.train.dtype, head=not on_cpu)
+    weights = training_bytes(model, ranks if settings.train.parallel == "fsdp" else 1)
+    say(
+        f"memory of each rank, estimated: {(weights + activations) / 1e9:,.1f} GB, of which {weights / 1e9:,.1f} for "
+        f"weights, gradients and optimizer, {activations / 1e9:,.1f} for a micro-step (less when compiled)"
+    )
+    say(
+        f"computation: {flops_per_token(model, settings.data.seq_len) * settings.train.tokens_per_step / 1e12:,.1f} "
+        "teraflops a step (6 N + 12 L H Q T per token, PaLM's appendix B)"
+    )
+
+
+def checkpoint_bytes(model: GPT2, optimizer: str) -> int:
+    """Weights and moments in float32: two for each parameter, one for a matrix that Muon has."""
+    hidden = sum(p.numel() for p in model.h.parameters() if p.dim() == 2) if optimizer == "muon" else 0
+    return 4 * (3 * model.parameter_count() - hidden)
+
+
+def attention_kernel(settings: Config, model: GPT2, world: World) -> str:
+    """The back end that scaled_dot_product_attention takes here for our shapes, and cuDNN's version."""
+    if world.device.type not in ("cpu", "cuda"):
+        return "torch's choice"
+    c = model.config
+    dtype = torch.bfloat16 if settings.train.dtype == "bfloat16" else torch.float32
+    # A gradient is wanted: some back ends only serve inference.
+    q = torch.zeros(
+        1, c.n_head, settings.data.seq_len, c.n_embd // c.n_head, dtype=dtype, device=world.device, requires_grad=True
+    )
+    name = SDPBackend(torch._fused_sdp_choice(q, q, q, None, 0.0, True)).name.lower()
+    if world.device.type != "cuda":
+        return name
+    slow = "; WARNING: no fused kernel takes these shapes here" if name == "math" else ""
+    return f"{name} (cuDNN {torch.backends.cudnn.version()}){slow}"
+
+
+def facts(settings: Config, dataset: Dataset, model: GPT2, world: World) -> dict[str, Any]:
+    """What the report tells of the run as a whole."""
+    blocks = (dataset.read_tokens("val", block) for block in range(len(dataset.blocks["val"])))
+    return {
+        "version": __version__,
+        "corpus": dataset.corpus,
+        "dataset_id": dataset.id,
+        "train_tokens": dataset.total("train", "tokens"),
+        "val_tokens": min(settings.eval.val_tokens, dataset.total("val", "tokens")),
+        "parameters": model.parameter_count(),
+        "tokens_per_step": settings.train.tokens_per_step,
+        "seq_len": settings.data.seq_len,
+        "max_steps": settings.train.max_steps,
+        "world_size": world.world_size,
+        "device": device_name(world),
+        "torch": torch.__version__,
+        "val_unigram_entropy": unigram_entropy(blocks) if len(dataset.blocks["val"]) else None,
+    }
+
+
+def device_name(world: World) -> str:
+    """The GPU's name, or the processor's and the threads used."""
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_name(world.device)
+    if world.device.type == "cpu":
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        return f"CPU {names[0] if names else ''}, {torch.get_num_threads()} threads"
+    return world.device.type

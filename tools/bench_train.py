@@ -1,0 +1,158 @@
+"""One training step: gpt2wds's against a plain loop as in "let's reproduce GPT-2", on the same model and tokens.
+
+The plain loop: logits of all positions and F.cross_entropy under autocast, gradients accumulated over micro-batches,
+clipping, fused AdamW; compiled as ours is, with TF32, scaled dot-product attention and the padded vocabulary. Rounds
+alternate, medians are compared; both must give the same losses.
+
+    python tools/bench_train.py                                              # the demo's model, on a CPU
+    python tools/bench_train.py --size gpt2 --sequences 512 --micro-batch 64 --seq-len 1024 --compile   # on a GPU
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from gpt2wds.commands.overview import device_name
+from gpt2wds.cost import flops_per_token, peak_flops
+from gpt2wds.distributed import World, join_world
+from gpt2wds.model import GPT2, SIZES, GPT2Config, autocast
+from gpt2wds.optim import make_optimizers
+from gpt2wds.parallel import Replicas
+from gpt2wds.rundir import RunDirectory
+from gpt2wds.signals import Signals
+from gpt2wds.training import Recipe, Trainer
+
+SHAPES = SIZES | {"demo": (4, 4, 128)}
+RATES: dict[str, Any] = {"learning_rate": 6e-4, "weight_decay": 0.1, "muon_learning_rate": 0.0}
+Step = Callable[[], float]  # one update; its loss
+
+
+class SameBatch:
+    """What a Trainer asks of its data: the same random sequences in each step."""
+
+    def __init__(self, sequences: int, seq_len: int):
+        self.sequences_per_step, self.seq_len = sequences, seq_len
+        rows = np.random.default_rng(0).integers(0, 50257, (sequences, seq_len + 1))
+        self.rows = rows.astype(np.uint16)
+
+
+def ours(model: GPT2, data: SameBatch, world: World, micro_batch: int, dtype: str, compiled: bool) -> Step:
+    recipe = Recipe(
+        max_steps=10**9,
+        micro_batch_sequences=micro_batch,
+        grad_clip=1.0,
+        on_nan="stop",
+        dtype=dtype,
+        compile=compiled,
+        learning_rate=RATES["learning_rate"],
+        learning_rate_factor=lambda step: 1.0,
+        eval_every_steps=10**9,
+        checkpoint_every_steps=10**9,
+        checkpoint_keep=1,
+        checkpoint_on_error="stop",
+    )
+    trainer = Trainer(
+        Replicas(model, world),
+        make_optimizers(model, "adamw", **RATES),
+        data,  # type: ignore[arg-type]
+        lambda model: {},
+        recipe,
+        run=RunDirectory(Path(tempfile.gettempdir()) / "never-written"),
+        world=world,
+        signals=Signals(),
+        beside_weights={},
+        say=print,
+        progress=lambda steps, note: None,
+    )
+    return lambda: trainer._step(1, data.rows).loss.item()
+
+
+def plain(model: GPT2, data: SameBatch, world: World, micro_batch: int, dtype: str, compiled: bool) -> Step:
+    def logits(inputs: torch.Tensor) -> torch.Tensor:
+        return F.linear(model.hidden(inputs)[0], model.wte.weight)  # (B, T, padded vocabulary)
+
+    forward = torch.compile(logits, dynamic=False) if compiled else logits
+    optimizer = make_optimizers(model, "adamw", **RATES).all[0]
+    tokens = torch.from_numpy(data.rows.astype(np.int64))
+    parts = len(tokens) // micro_batch
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=world.device)
+        for part in tokens.split(micro_batch):
+            part = part.to(world.device, non_blocking=True)
+            with autocast(world.device, dtype):
+                loss = F.cross_entropy(forward(part[:, :-1]).flatten(0, 1), part[:, 1:].flatten()) / parts
+            loss.backward()
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return total.item()
+
+    return step
+
+
+def timed(step: Step, world: World) -> tuple[float, float, int]:
+    """(seconds, loss, peak bytes on a GPU) of one step; reading the loss waits for the device."""
+    on_gpu = world.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    loss = step()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, loss, torch.cuda.max_memory_allocated() if on_gpu else 0
+
+
+@click.command()
+@click.option("--size", type=click.Choice(list(SHAPES)), default="demo", show_default=True)
+@click.option("--seq-len", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--sequences", type=click.IntRange(1), default=8, show_default=True, help="Of one step.")
+@click.option("--micro-batch", type=click.IntRange(1), default=8, show_default=True, help="Must divide them.")
+@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True)
+@click.option("--compile", "compiled", is_flag=True)
+@click.option("--device", default="auto", show_default=True)
+def main(
+    size: str, seq_len: int, sequences: int, micro_batch: int, rounds: int, dtype: str, compiled: bool, device: str
+) -> None:
+    torch.set_float32_matmul_precision("high")
+    with join_world(device) as world:
+        data = SameBatch(sequences, seq_len)
+        steps, models = {}, {}
+        for name, make in (("gpt2wds", ours), ("plain", plain)):
+            models[name] = GPT2(GPT2Config(*SHAPES[size], n_positions=seq_len)).to(world.device)
+            steps[name] = make(models[name], data, world, micro_batch, dtype, compiled)
+        found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in steps}
+        for number in range(rounds + 2):
+            for name, step in steps.items():
+                one = timed(step, world)
+                if number >= 2:  # the first compile and warm up
+                    found[name].append(one)
+        print(f"{size}, {sequences} × {seq_len} in micro-batches of {micro_batch}, {dtype}, {device_name(world)}")
+        print(f"  compiled: {compiled}; torch {torch.__version__}; median of {rounds} alternating rounds")
+        peak = peak_flops(device_name(world), dtype)
+        for name, runs in found.items():
+            seconds = statistics.median(run[0] for run in runs)
+            rate = sequences * seq_len / seconds
+            shares = [
+                f"{way} {rate * flops_per_token(models[name], seq_len, way) / peak:.1%}" if peak else f"{way} –"
+                for way in ("palm", "nanogpt")
+            ]
+            memory = f", peak {max(run[2] for run in runs) / 1e9:.1f} GB" if world.device.type == "cuda" else ""
+            print(f"  {name:8} {seconds * 1e3:9.1f} ms, {rate:12,.0f} tokens/s, MFU {', '.join(shares)}{memory}")
+        apart = max(abs(a[1] - b[1]) for a, b in zip(*found.values(), strict=True))
+        print(f"  largest difference of a loss: {apart:.2g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,16 @@
 # make demo        Shakespeare → shards → training → score → sample → report, in a few minutes on two CPU cores
 # make test        install what the tests need and run them
+# make test-parity hold the lm-eval mode to EleutherAI's lm-eval, installed in an environment of its own
 # make lint        ruff and mypy
 # make clean-demo  remove what the demo made
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PARITY := .venv-parity
 DEMO_OVERRIDES ?=
 
-.PHONY: demo test lint clean-demo
+.PHONY: demo test test-parity lint clean-demo
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo-is-installed
@@ -28,6 +30,9 @@ demo: $(VENV)/demo-is-installed
 test: $(VENV)/dev-is-installed
 	$(BIN)/python -m pytest
 
+test-parity: $(PARITY)/is-installed
+	$(PARITY)/bin/python -m pytest -rs tests/test_parity.py
+
 lint: $(VENV)/dev-is-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,4 +49,12 @@ $(VENV)/%-is-installed: pyproject.toml constraints.txt
 	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	@rm $(VENV).installing
+	@touch $@
+
+$(PARITY)/is-installed: pyproject.toml constraints.txt constraints-parity.txt
+	@rm -rf $(PARITY)
+	@echo "installing into $(PARITY) (a minute or two)"
+	@$(PYTHON) -m venv $(PARITY)
+	@grep -v '^python-dateutil' constraints.txt | cat - constraints-parity.txt > $(PARITY)/constraints.txt
+	@$(PARITY)/bin/pip install --quiet --constraint $(PARITY)/constraints.txt --editable '.[parity]'
 	@touch $@

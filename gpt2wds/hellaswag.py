@@ -25,7 +25,7 @@ from .tokenizer import END_OF_TEXT
 
 NORMS = ("tokens", "characters", "bytes")
 SCORES = ("acc", *(f"acc_norm_{norm}" for norm in NORMS))
-BATCH_TOKENS = 8192  # padded tokens of one forward pass
+BATCH_TOKENS, BATCH_TOKENS_CPU = 8192, 1024  # padded tokens of one forward pass; a CPU's caches are small
 PADDING_SHARE = 1 / 16  # of a batch, at most: a small set has no two rows of one length
 CONTEXT, PADDING = -1, -2  # segments of a row that are no ending
 
@@ -117,7 +117,7 @@ def ending_log_probabilities(
     _check_vocabulary(model)
     log_p, owners = [torch.zeros(0, device=world.device)], [np.zeros(0, dtype=np.int64)]
     with inference(world.device, dtype):
-        for batch in _batches(questions.rows)[world.rank :: world.world_size]:
+        for batch in _batches(questions.rows, world.device)[world.rank :: world.world_size]:
             log_p.append(_batch_log_probabilities(model, batch, world.device))
             owners += [row.owners for row in batch]
             progress(sum(len(np.unique(row.owners)) for row in batch))
@@ -200,9 +200,9 @@ def per_example(questions: Questions, sums: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def padding_share(questions: Questions) -> float:
+def padding_share(questions: Questions, device: torch.device) -> float:
     """Share of padding in all that the forward passes read."""
-    read = sum(len(batch) * len(batch[-1].tokens) for batch in _batches(questions.rows))
+    read = sum(len(batch) * len(batch[-1].tokens) for batch in _batches(questions.rows, device))
     return 1 - sum(len(row.tokens) for row in questions.rows) / read
 
 
@@ -234,14 +234,15 @@ def _row(context: np.ndarray, endings: list[np.ndarray], first_owner: int) -> Ro
     )
 
 
-def _batches(rows: list[Row]) -> list[list[Row]]:
+def _batches(rows: list[Row], device: torch.device) -> list[list[Row]]:
     """Rows in ascending length, in batches of at most BATCH_TOKENS tokens and PADDING_SHARE padding, or one row."""
+    most = BATCH_TOKENS_CPU if device.type == "cpu" else BATCH_TOKENS
     batches: list[list[Row]] = []
     tokens = 0  # of the last batch, without padding
     for row in sorted(rows, key=lambda row: len(row.tokens)):
         tokens += len(row.tokens)
         padded = (len(batches[-1]) + 1) * len(row.tokens) if batches else 0
-        if batches and padded <= BATCH_TOKENS and padded - tokens <= PADDING_SHARE * padded:
+        if batches and padded <= most and padded - tokens <= PADDING_SHARE * padded:
             batches[-1].append(row)
         else:
             batches.append([row])

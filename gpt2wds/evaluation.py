@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from .distributed import World
-from .inference import inference, target_log_probabilities
+from .inference import check_vocabulary, inference, target_log_probabilities
 from .model import GPT2
 from .tokenizer import END_OF_TEXT, Tokenizer
 
@@ -56,7 +56,9 @@ def generate(
 
     temperature 0 always takes the likeliest token; top_k 0 considers all. The same seed gives the same text, with
     and without the cache of keys and values. When the model's positions are full, it goes on from the last half.
+    Raises ValueError for a model with another vocabulary than GPT-2's.
     """
+    check_vocabulary(model)
     generator = torch.Generator().manual_seed(seed)
     ids = tokenizer.encode(prompt).tolist() or [END_OF_TEXT]
     given, positions = len(ids), model.config.n_positions

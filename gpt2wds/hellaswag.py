@@ -7,7 +7,6 @@ The four endings of an example have one context, so the model reads it once: a r
 endings, each of which counts its positions from the context's end and sees the context and itself, not the others.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from . import prompts
 from .dataset import MULTIPLE_CHOICE, Dataset
 from .distributed import World
-from .inference import inference, target_log_probabilities
+from .inference import check_vocabulary, inference, target_log_probabilities
 from .model import GPT2
 from .tokenizer import END_OF_TEXT
 
@@ -114,7 +113,7 @@ def ending_log_probabilities(
     the last digit; `progress` hears of the endings that this rank has done.
     Raises ValueError for a model with another vocabulary than GPT-2's.
     """
-    _check_vocabulary(model)
+    check_vocabulary(model)
     log_p, owners = [torch.zeros(0, device=world.device)], [np.zeros(0, dtype=np.int64)]
     with inference(world.device, dtype):
         for batch in _batches(questions.rows, world.device)[world.rank :: world.world_size]:
@@ -270,17 +269,6 @@ def _batch_log_probabilities(model: GPT2, batch: list[Row], device: torch.device
     hidden, _ = model.hidden(torch.from_numpy(tokens).to(device), positions=places, visible=visible)
     hidden = hidden.flatten(0, 1)[torch.from_numpy(predictors).to(device)]  # (P, C)
     return target_log_probabilities(model, hidden, torch.from_numpy(targets).to(device))
-
-
-def _check_vocabulary(model: GPT2) -> None:
-    vocab_size, gpt2 = model.config.vocab_size, END_OF_TEXT + 1
-    # Some publish a model with the rows that pad its vocabulary in memory; more than that is another vocabulary.
-    padded = math.ceil(gpt2 / 128) * 128
-    if not gpt2 <= vocab_size <= padded:
-        raise ValueError(
-            f"model: expected GPT-2's vocabulary, {gpt2:,} tokens (padded: at most {padded:,}), got {vocab_size:,}; "
-            "the examples are stored as GPT-2's tokens, score a model that was trained on them"
-        )
 
 
 def _right(questions: Questions, sums: np.ndarray) -> dict[str, np.ndarray]:

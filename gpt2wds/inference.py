@@ -1,5 +1,6 @@
 """Reading texts with a model that does not learn from them: what validation and scoring share."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .model import GPT2, autocast
+from .model import GPT2, VOCAB_SIZE, autocast
 
 # Positions whose logits exist at a time. On a CPU the 26 MB of float32 come from memory that malloc keeps: larger ones
 # are new pages each time, which cost as much as the softmax. On a GPU few large products are better than many small.
@@ -37,6 +38,18 @@ def target_log_probabilities(model: GPT2, hidden: Tensor, targets: Tensor) -> Te
         # In place: a second array of this size costs more than the arithmetic.
         parts.append(chosen - highest - logits.sub_(highest).exp_().sum(dim=1, keepdim=True).log())
     return torch.cat(parts)[:, 0]
+
+
+def check_vocabulary(model: GPT2) -> None:
+    """Raises ValueError for a model with another vocabulary than GPT-2's, of which all our tokens are."""
+    vocab_size, gpt2 = model.config.vocab_size, VOCAB_SIZE
+    # Some publish a model with the rows that pad its vocabulary in memory; more than that is another vocabulary.
+    padded = math.ceil(gpt2 / 128) * 128
+    if not gpt2 <= vocab_size <= padded:
+        raise ValueError(
+            f"model: expected GPT-2's vocabulary, {gpt2:,} tokens (padded: at most {padded:,}), got {vocab_size:,}; "
+            "texts are GPT-2's tokens here, use a model that was trained on them"
+        )
 
 
 class _PackedWeights(TorchFunctionMode):

@@ -209,6 +209,10 @@ def validation_sequences(
     All ranks together give each batch of a single rank once, so what is computed from them does not depend on how many
     share the work. Raises ValueError when there is not one sequence.
     """
+    if dataset.kind != TOKENS:
+        raise ValueError(
+            f"dataset {dataset.path}: expected tokens, got {dataset.kind}; make some with gpt2wds-shard files"
+        )
     tokens = dataset.blocks[split]["tokens"].astype(np.int64)
     per_block = np.maximum(tokens - 1, 0) // seq_len
     total = min(int(per_block.sum()), max_tokens // seq_len)

@@ -15,8 +15,9 @@ def validation_loss(model: GPT2, batches: Iterable[np.ndarray], world: World, dt
     """Mean loss in nats per token over all ranks' batches of (B, T + 1) uint16 sequences, one or more in all.
 
     Tokens' losses are added up in float64 (float32 on MPS, which has no more), so that neither their number nor how
-    they are shared out shows in the sum.
+    they are shared out shows in the sum. Raises ValueError for a model with another vocabulary than GPT-2's.
     """
+    check_vocabulary(model)
     exact = torch.float64 if world.device.type != "mps" else torch.float32
     total = torch.zeros(2, dtype=exact, device=world.device)
     with inference(world.device, dtype):

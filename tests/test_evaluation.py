@@ -127,6 +127,25 @@ def test_top_k_leaves_the_k_likeliest() -> None:
     assert len(everything) > 20
 
 
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.5, 0), (1.0, 50), (5.0, 3)])
+def test_every_way_to_choose_is_the_same_without_the_cache(temperature: float, top_k: int) -> None:
+    model, options = opinionated(32), {"tokens": 30, "temperature": temperature, "top_k": top_k, "seed": 7}
+    assert continued(model, **options) == continued(model, **options, use_cache=False)
+
+
+def test_temperature_divides_the_logits() -> None:
+    model, tokenizer = opinionated(), load_tokenizer()
+    with torch.no_grad():
+        ids = torch.tensor([tokenizer.encode(PROMPT).tolist()])
+        two = model.logits(model.hidden(ids)[0])[0, -1].topk(2)
+    second = PROMPT + tokenizer.decode(np.array([two.indices[1]], dtype=np.uint16))
+    gap = (two.values[0] - two.values[1]).item()
+    for temperature in (gap / 3, gap, 5 * gap):
+        texts = [continued(model, tokens=1, top_k=2, temperature=temperature, seed=seed) for seed in range(300)]
+        expected = 1 / (1 + math.exp(gap / temperature))
+        assert texts.count(second) / 300 == pytest.approx(expected, abs=0.09)  # three standard errors
+
+
 def test_it_stops_at_the_end_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     model = opinionated()
     ends_after(monkeypatch, model, 3)

@@ -6,22 +6,29 @@ import numpy as np
 import torch
 
 from .distributed import World
-from .model import GPT2, autocast
+from .inference import check_vocabulary, inference, target_log_probabilities
+from .model import GPT2
 from .tokenizer import END_OF_TEXT, Tokenizer
 
 
-@torch.no_grad()
 def validation_loss(model: GPT2, batches: Iterable[np.ndarray], world: World, dtype: str) -> float:
-    """Mean loss in nats per token over all ranks' batches of (B, T + 1) uint16 sequences."""
-    total = torch.zeros(2, dtype=torch.float64 if world.device.type != "mps" else torch.float32, device=world.device)
-    for batch in batches:
-        tokens = torch.from_numpy(batch.astype(np.int64)).to(world.device)
-        with autocast(world.device, dtype):
-            loss = model(tokens[:, :-1], tokens[:, 1:], torch.ones(len(tokens), device=world.device))
-        total[0] += loss
-        total[1] += len(tokens)
-    loss_sum, sequences = world.sum(total).tolist()
-    return loss_sum / sequences
+    """Mean loss in nats per token over all ranks' batches of (B, T + 1) uint16 sequences, one or more in all.
+
+    Tokens' losses are added up in float64 (float32 on MPS, which has no more), so that neither their number nor how
+    they are shared out shows in the sum. Raises ValueError for a model with another vocabulary than GPT-2's.
+    """
+    check_vocabulary(model)
+    exact = torch.float64 if world.device.type != "mps" else torch.float32
+    total = torch.zeros(2, dtype=exact, device=world.device)
+    with inference(world.device, dtype):
+        for batch in batches:
+            tokens = torch.from_numpy(batch.astype(np.int64)).to(world.device)
+            hidden, _ = model.hidden(tokens[:, :-1])
+            log_p = target_log_probabilities(model, hidden.flatten(0, 1), tokens[:, 1:].flatten())  # (B T,)
+            total[0] -= log_p.to(exact).sum()
+            total[1] += len(log_p)
+    loss_sum, count = world.sum(total).tolist()
+    return loss_sum / count
 
 
 def unigram_entropy(tokens: Iterable[np.ndarray]) -> float:
@@ -50,7 +57,9 @@ def generate(
 
     temperature 0 always takes the likeliest token; top_k 0 considers all. The same seed gives the same text, with
     and without the cache of keys and values. When the model's positions are full, it goes on from the last half.
+    Raises ValueError for a model with another vocabulary than GPT-2's.
     """
+    check_vocabulary(model)
     generator = torch.Generator().manual_seed(seed)
     ids = tokenizer.encode(prompt).tolist() or [END_OF_TEXT]
     given, positions = len(ids), model.config.n_positions

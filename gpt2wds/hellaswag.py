@@ -7,7 +7,6 @@ The four endings of an example have one context, so the model reads it once: a r
 endings, each of which counts its positions from the context's end and sees the context and itself, not the others.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +18,14 @@ from torch import Tensor
 from . import prompts
 from .dataset import MULTIPLE_CHOICE, Dataset
 from .distributed import World
-from .model import GPT2, autocast
+from .inference import check_vocabulary, inference, target_log_probabilities
+from .model import GPT2
 from .tokenizer import END_OF_TEXT
 
 NORMS = ("tokens", "characters", "bytes")
 SCORES = ("acc", *(f"acc_norm_{norm}" for norm in NORMS))
-BATCH_TOKENS = 8192  # padded tokens of one forward pass
-HEAD_POSITIONS = 256  # positions whose logits exist at a time: 51 MB in float32
+BATCH_TOKENS, BATCH_TOKENS_CPU = 8192, 1024  # padded tokens of one forward pass; a CPU's caches are small
+PADDING_SHARE = 1 / 16  # of a batch, at most: a small set has no two rows of one length
 CONTEXT, PADDING = -1, -2  # segments of a row that are no ending
 
 
@@ -99,7 +99,6 @@ def load_questions(dataset: Dataset, mode: str, n_positions: int, limit: int | N
     return Questions(dataset.corpus, mode, rows, arrays, np.array(labels), inds, truncated)
 
 
-@torch.no_grad()
 def ending_log_probabilities(
     model: GPT2,
     questions: Questions,
@@ -109,19 +108,18 @@ def ending_log_probabilities(
 ) -> np.ndarray:
     """(E, 4) sums of the endings' log-probabilities in nats, the same on every rank.
 
-    Each rank scores every world_size-th row; `progress` hears of the endings it has done. Rows go in order of their
-    length and are padded on the right, which nobody sees; only positions that predict something go through the head.
+    Rows go in order of their length and are padded on the right, which nobody sees; only positions that predict
+    something go through the head. Batches are cut before they are dealt out, so the ranks compute what one would, to
+    the last digit; `progress` hears of the endings that this rank has done.
     Raises ValueError for a model with another vocabulary than GPT-2's.
     """
-    _check_vocabulary(model)
-    by_length = np.argsort([len(row.tokens) for row in questions.rows], kind="stable")
-    mine = [questions.rows[i] for i in by_length[world.rank :: world.world_size]]
+    check_vocabulary(model)
     log_p, owners = [torch.zeros(0, device=world.device)], [np.zeros(0, dtype=np.int64)]
-    for batch in _batches(mine):
-        with autocast(world.device, dtype):
-            log_p.append(_target_log_probabilities(model, batch, world.device))
-        owners += [row.owners for row in batch]
-        progress(sum(int(row.segments.max()) + 1 for row in batch))
+    with inference(world.device, dtype):
+        for batch in _batches(questions.rows, world.device)[world.rank :: world.world_size]:
+            log_p.append(_batch_log_probabilities(model, batch, world.device))
+            owners += [row.owners for row in batch]
+            progress(sum(len(np.unique(row.owners)) for row in batch))
     # Added up here and in order: the same digits every time, which a GPU's index_add_ does not promise.
     here = torch.cat(log_p).double().cpu() if world.device.type != "mps" else torch.cat(log_p).cpu().double()
     sums = np.bincount(np.concatenate(owners), here.numpy(), minlength=prompts.ENDINGS * len(questions.labels))
@@ -201,11 +199,10 @@ def per_example(questions: Questions, sums: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def padding_share(questions: Questions) -> float:
-    """Share of padding in all that one rank's forward passes read."""
-    rows = sorted(questions.rows, key=lambda row: len(row.tokens))
-    read = sum(len(batch) * len(batch[-1].tokens) for batch in _batches(rows))
-    return 1 - sum(len(row.tokens) for row in rows) / read
+def padding_share(questions: Questions, device: torch.device) -> float:
+    """Share of padding in all that the forward passes read."""
+    read = sum(len(batch) * len(batch[-1].tokens) for batch in _batches(questions.rows, device))
+    return 1 - sum(len(row.tokens) for row in questions.rows) / read
 
 
 def _rows(context: np.ndarray, endings: list[np.ndarray], first_owner: int, n_positions: int) -> list[Row]:
@@ -236,18 +233,23 @@ def _row(context: np.ndarray, endings: list[np.ndarray], first_owner: int) -> Ro
     )
 
 
-def _batches(rows: list[Row]) -> list[list[Row]]:
-    """Cut rows in ascending length into batches of at most BATCH_TOKENS padded tokens, or one row."""
+def _batches(rows: list[Row], device: torch.device) -> list[list[Row]]:
+    """Rows in ascending length, in batches of at most BATCH_TOKENS tokens and PADDING_SHARE padding, or one row."""
+    most = BATCH_TOKENS_CPU if device.type == "cpu" else BATCH_TOKENS
     batches: list[list[Row]] = []
-    for row in rows:
-        if batches and (len(batches[-1]) + 1) * len(row.tokens) <= BATCH_TOKENS:
+    tokens = 0  # of the last batch, without padding
+    for row in sorted(rows, key=lambda row: len(row.tokens)):
+        tokens += len(row.tokens)
+        padded = (len(batches[-1]) + 1) * len(row.tokens) if batches else 0
+        if batches and padded <= most and padded - tokens <= PADDING_SHARE * padded:
             batches[-1].append(row)
         else:
             batches.append([row])
+            tokens = len(row.tokens)
     return batches
 
 
-def _target_log_probabilities(model: GPT2, batch: list[Row], device: torch.device) -> Tensor:
+def _batch_log_probabilities(model: GPT2, batch: list[Row], device: torch.device) -> Tensor:
     """(P,) log-probabilities in nats of the targets of all rows, B of them, the last being the longest."""
     longest = len(batch[-1].tokens)
     tokens = np.full((len(batch), longest), END_OF_TEXT, dtype=np.int64)
@@ -266,23 +268,7 @@ def _target_log_probabilities(model: GPT2, batch: list[Row], device: torch.devic
     places = torch.from_numpy(positions).to(device)
     hidden, _ = model.hidden(torch.from_numpy(tokens).to(device), positions=places, visible=visible)
     hidden = hidden.flatten(0, 1)[torch.from_numpy(predictors).to(device)]  # (P, C)
-    target = torch.from_numpy(targets).to(device)
-    parts = []
-    for h, t in zip(hidden.split(HEAD_POSITIONS), target.split(HEAD_POSITIONS), strict=True):
-        logits = model.logits(h).float()  # (positions, V)
-        parts.append(logits.gather(1, t[:, None])[:, 0] - logits.logsumexp(dim=1))
-    return torch.cat(parts)
-
-
-def _check_vocabulary(model: GPT2) -> None:
-    vocab_size, gpt2 = model.config.vocab_size, END_OF_TEXT + 1
-    # Some publish a model with the rows that pad its vocabulary in memory; more than that is another vocabulary.
-    padded = math.ceil(gpt2 / 128) * 128
-    if not gpt2 <= vocab_size <= padded:
-        raise ValueError(
-            f"model: expected GPT-2's vocabulary, {gpt2:,} tokens (padded: at most {padded:,}), got {vocab_size:,}; "
-            "the examples are stored as GPT-2's tokens, score a model that was trained on them"
-        )
+    return target_log_probabilities(model, hidden, torch.from_numpy(targets).to(device))
 
 
 def _right(questions: Questions, sums: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ order (order.py). Tar reading and grouping are WebDataset's own.
 """
 
 import io
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -205,8 +206,13 @@ def validation_sequences(
 ) -> Iterator[np.ndarray]:
     """The first `max_tokens` tokens of a split in storage order: (≤ batch_sequences, seq_len + 1) uint16 arrays.
 
-    All ranks together give each sequence once. Raises ValueError when there is not one sequence.
+    All ranks together give each batch of a single rank once, so what is computed from them does not depend on how many
+    share the work. Raises ValueError when there is not one sequence.
     """
+    if dataset.kind != TOKENS:
+        raise ValueError(
+            f"dataset {dataset.path}: expected tokens, got {dataset.kind}; make some with gpt2wds-shard files"
+        )
     tokens = dataset.blocks[split]["tokens"].astype(np.int64)
     per_block = np.maximum(tokens - 1, 0) // seq_len
     total = min(int(per_block.sum()), max_tokens // seq_len)
@@ -215,7 +221,8 @@ def validation_sequences(
             f"dataset {dataset.path}: expected a {split} text of more than seq_len = {seq_len} tokens, got "
             f"{dataset.total(split, 'tokens')} tokens of which eval.val_tokens = {max_tokens} are used"
         )
-    mine = rank_slots(total, rank, world_size)
+    dealt = rank_slots(math.ceil(total / batch_sequences), rank, world_size)
+    mine = range(dealt.start * batch_sequences, min(dealt.stop * batch_sequences, total))
     starts = np.cumsum(per_block) - per_block
     batch: list[np.ndarray] = []
     for block in range(len(per_block)):

@@ -89,8 +89,15 @@ def _checked(line: bytes, where: str) -> dict[str, Any]:
         example["label"] = int(example["label"])  # as the Hub's copy of HellaSwag has it
     kinds = {"ind": int, "activity_label": str, "ctx_a": str, "ctx_b": str, "ctx": str, "endings": list, "label": int}
     for name, kind in kinds.items():
-        if not isinstance(example, dict) or type(example.get(name)) is not kind:
-            raise ValueError(f"{where}: expected {name!r} to be {kind.__name__}, as in HellaSwag's schema")
+        value = example.get(name) if isinstance(example, dict) else None
+        if name == "label" and value in (None, ""):
+            raise ValueError(
+                f"{where}: expected a label from 0 to {ENDINGS - 1}, got none, as in HellaSwag's test split; "
+                "use its validation split"
+            )
+        if type(value) is not kind:
+            got = "nothing" if value is None else f"{str(value)[:40]!r}"
+            raise ValueError(f"{where}: expected {name!r} to be {kind.__name__}, as in HellaSwag's schema, got {got}")
     if len(example["endings"]) != ENDINGS or not all(isinstance(e, str) and e.strip() for e in example["endings"]):
         raise ValueError(f"{where}: expected {ENDINGS} endings with text, got {str(example['endings'])[:80]}")
     if not 0 <= example["label"] < ENDINGS:

@@ -126,6 +126,14 @@ class Tokenizer:
         """Text of (tokens,) ids; bytes that are no UTF-8 (a cut character) become U+FFFD."""
         return self._encoding.decode(tokens.tolist())
 
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """(50257,) bytes of text that each token stands for: none for `<|endoftext|>`."""
+        ranks = self._encoding._mergeable_ranks
+        lengths = np.zeros(END_OF_TEXT + 1, dtype=np.int64)
+        lengths[list(ranks.values())] = [len(token) for token in ranks]
+        return lengths
+
     def decode_documents(self, pieces: Iterable[np.ndarray]) -> Iterator[str]:
         """Texts of the documents in a token stream that comes in pieces and begins with `<|endoftext|>`."""
         held: list[np.ndarray] = []

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ import torch
 from click.testing import CliRunner
 from torch.nn import functional as F
 
+from gpt2wds.checkpoint import save_checkpoint
 from gpt2wds.commands import eval as eval_command
+from gpt2wds.commands import shard as shard_command
 from gpt2wds.commands import train as train_command
 from gpt2wds.dataset import Dataset
 from gpt2wds.distributed import World
@@ -122,6 +127,25 @@ def test_top_k_leaves_the_k_likeliest() -> None:
     assert len(everything) > 20
 
 
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.5, 0), (1.0, 50), (5.0, 3)])
+def test_every_way_to_choose_is_the_same_without_the_cache(temperature: float, top_k: int) -> None:
+    model, options = opinionated(32), {"tokens": 30, "temperature": temperature, "top_k": top_k, "seed": 7}
+    assert continued(model, **options) == continued(model, **options, use_cache=False)
+
+
+def test_temperature_divides_the_logits() -> None:
+    model, tokenizer = opinionated(), load_tokenizer()
+    with torch.no_grad():
+        ids = torch.tensor([tokenizer.encode(PROMPT).tolist()])
+        two = model.logits(model.hidden(ids)[0])[0, -1].topk(2)
+    second = PROMPT + tokenizer.decode(np.array([two.indices[1]], dtype=np.uint16))
+    gap = (two.values[0] - two.values[1]).item()
+    for temperature in (gap / 3, gap, 5 * gap):
+        texts = [continued(model, tokens=1, top_k=2, temperature=temperature, seed=seed) for seed in range(300)]
+        expected = 1 / (1 + math.exp(gap / temperature))
+        assert texts.count(second) / 300 == pytest.approx(expected, abs=0.09)  # three standard errors
+
+
 def test_it_stops_at_the_end_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     model = opinionated()
     ends_after(monkeypatch, model, 3)
@@ -193,20 +217,8 @@ def direct_loss(model: GPT2, tokens: np.ndarray, length: int) -> float:
     return torch.cat(losses).mean().item()
 
 
-class _Silent(World):
-    """A rank that keeps its own sums, for a test to add up."""
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor.clone())
-        return tensor
-
-
-kept: list[torch.Tensor] = []
-
-
-def batches(plays: Dataset, size: int, rank: int = 0, ranks: int = 1) -> Any:
-    options = {"seq_len": 32, "max_tokens": 32 * 13, "batch_sequences": size, "rank": rank, "world_size": ranks}
-    return validation_sequences(plays, **options)
+def batches(plays: Dataset, size: int) -> Any:
+    return validation_sequences(plays, seq_len=32, max_tokens=32 * 13, batch_sequences=size)
 
 
 def test_validation_loss_is_the_mean_over_tokens(plays: Dataset) -> None:
@@ -217,15 +229,31 @@ def test_validation_loss_is_the_mean_over_tokens(plays: Dataset) -> None:
         assert validation_loss(model, batches(plays, size), ALONE, "float32") == pytest.approx(expected, rel=1e-6)
 
 
-def test_validation_loss_of_three_ranks(plays: Dataset) -> None:
+def test_validation_loss_does_not_depend_on_the_batch(plays: Dataset) -> None:
     model = opinionated(32)
-    expected = validation_loss(model, batches(plays, 4), ALONE, "float32")
-    kept.clear()
-    for rank in range(3):  # 13 sequences: 4, 4 and 5
-        validation_loss(model, batches(plays, 4, rank, 3), _Silent(rank, 3, ALONE.device), "float32")
-    loss, sequences = torch.stack(kept).sum(0).tolist()
-    assert sequences == 13
-    assert loss / sequences == pytest.approx(expected, rel=1e-6)
+    found = [validation_loss(model, batches(plays, size), ALONE, "float32") for size in (1, 2, 5, 13)]
+    assert found == pytest.approx([found[0]] * 4, rel=1e-9)
+
+
+def test_validation_loss_does_not_depend_on_the_ranks(run_dir: Path, plays: Dataset) -> None:
+    here = Path(sys.executable).parent
+    found = []
+    for ranks in (1, 2, 3):
+        launcher = [here / "torchrun", "--standalone", f"--nproc-per-node={ranks}", "--no-python"] if ranks > 1 else []
+        arguments = ["loss", run_dir, "--data", plays.path, "--device", "cpu", "--json"]
+        result = subprocess.run(
+            [*map(str, launcher), str(here / "gpt2wds-eval"), *map(str, arguments)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr
+        found.append(json.loads(result.stdout))
+    losses = [one.pop("loss") for one in found]
+    # The same float32 numbers in each batch; only float64 sums of whole batches come in another order.
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-12)
+    assert found[0]["tokens"] == found[1]["tokens"] == found[2]["tokens"] > 3 * 8192  # work for each of them
 
 
 # --- the commands
@@ -255,11 +283,52 @@ def test_the_loss_command(run_dir: Path, plays: Dataset) -> None:
     assert (result["model"], result["split"], result["corpus"]) == (str(run_dir), "val", plays.corpus)
     assert 10 < result["loss"] < 12
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
-    bytes_per_token = plays.total("val", "text_bytes") / plays.total("val", "tokens")
-    assert result["bits_per_byte"] == pytest.approx(result["loss"] / math.log(2) / bytes_per_token)
+    # Of the text that was scored: all but the first token, and but what fills no sequence of 32 at the end.
+    text = plays.read_tokens("val", 0), plays.read_tokens("val", 1)
+    scored = [block[1 : (len(block) - 1) // 32 * 32 + 1] for block in text]
+    assert result["tokens"] == sum(map(len, scored))
+    pieces = [load_tokenizer()._encoding.decode_bytes(block[block != END_OF_TEXT].tolist()) for block in scored]
+    assert result["text_bytes"] == sum(map(len, pieces))
+    assert result["bits_per_byte"] == pytest.approx(
+        result["loss"] * result["tokens"] / math.log(2) / result["text_bytes"], rel=1e-12
+    )
     line = command("loss", run_dir, "--data", plays.path)
     assert line.count("\n") == 1
     assert f"loss {result['loss']:.4f} nats per token" in line and f"{result['bits_per_byte']:.4f} bits" in line
+
+
+def test_bits_per_byte_of_little_text(tmp_path: Path) -> None:
+    # 32 of 45 tokens are scored, and those are not like the rest: the bytes of the whole text would mislead.
+    text = "a " * 32 + " internationalisation responsibilities" * 6
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(text)
+    out, model = tmp_path / "data", save_checkpoint(tmp_path / "model", 1, opinionated(32), {}, {}, keep=1)
+    result = CliRunner().invoke(
+        shard_command.main, ["files", str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), "--out", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(command("loss", model, "--data", out, "--json"))
+    tokens = load_tokenizer().encode(text)[:32]
+    assert found["tokens"] == 32
+    assert found["text_bytes"] == len(load_tokenizer().decode(tokens)) < 0.4 * len(text)
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] * 32 / math.log(2) / found["text_bytes"])
+
+
+@pytest.mark.parametrize("vocab_size", [300, 60_000])
+def test_another_vocabulary_is_one_line(vocab_size: int, plays: Dataset, tmp_path: Path) -> None:
+    model = save_checkpoint(tmp_path, 1, GPT2(GPT2Config(1, 2, 32, 32, vocab_size)), {}, {}, keep=1)
+    for arguments in (["loss", str(model), "--data", str(plays.path)], ["sample", str(model)]):
+        result = CliRunner().invoke(eval_command.main, arguments)
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert result.stderr.startswith("error: model: expected GPT-2's vocabulary, 50,257 tokens")
+        assert f"got {vocab_size:,}" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_the_loss_of_examples_is_one_line(run_dir: Path, choices: Dataset) -> None:
+    result = CliRunner().invoke(eval_command.main, ["loss", str(run_dir), "--data", str(choices.path)])
+    assert result.exit_code == 1
+    assert "expected tokens, got multiple-choice" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_the_loss_command_says_what_the_run_said(run_dir: Path, plays: Dataset) -> None:

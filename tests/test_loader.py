@@ -306,6 +306,23 @@ def test_validation_honours_its_limit(plays: Dataset) -> None:
         validation(plays, 1, 511)
 
 
+def test_ranks_share_out_the_batches_of_one(plays: Dataset) -> None:
+    options = {"seq_len": 512, "max_tokens": 40 * 512, "batch_sequences": 7}
+    alone = list(validation_sequences(plays, **options))
+    assert [len(batch) for batch in alone] == [7, 7, 7, 7, 7, 5]
+    for world_size in (2, 3, 4, 9):
+        ranks = [list(validation_sequences(plays, **options, rank=r, world_size=world_size)) for r in range(world_size)]
+        together = [batch for rank in ranks for batch in rank]
+        assert len(together) == len(alone)
+        assert all(np.array_equal(one, many) for one, many in zip(alone, together, strict=True))
+        assert max(map(len, ranks)) <= -(-6 // world_size)
+
+
+def test_examples_are_no_text_to_validate_on(choices: Dataset) -> None:
+    with pytest.raises(ValueError, match="expected tokens, got multiple-choice"):
+        next(validation_sequences(choices, seq_len=8, max_tokens=100, batch_sequences=1))
+
+
 def test_validation_of_another_split(plays: Dataset) -> None:
     batch = next(validation_sequences(plays, seq_len=100, max_tokens=10**6, batch_sequences=3, split="train"))
     tokens = tokens_of_shards(plays, "train")[0]

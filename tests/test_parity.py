@@ -88,12 +88,12 @@ def trained_model(folder: Path) -> Path:
         for example in map(json.loads, lines):
             file.write(json.dumps({"text": f"{example['ctx']} {example['endings'][example['label']]}"}) + "\n")
     out = folder / "tokens"
-    run(shard_command.main, "files", texts, "--out", out, "--val-docs", 4)
+    run(shard_command.main, "files", texts, "--out", out, "--val-docs", 8)
     config = folder / "config.toml"
     config.write_text(CONFIG.format(dir=folder / "run", data=out))
     run(train_command.main, config)
     step, train_loss, *_ = (folder / "run" / "log.txt").read_text().splitlines()[-1].split()
-    assert step == "100" and float(train_loss) < 7.5  # it has learned something: 10.8 at the start
+    assert step == "100" and float(train_loss) < 8  # it has learned something: 10.8 at the start
     return find_weights(str(folder / "run"))
 
 
@@ -131,10 +131,10 @@ def harness_samples(monkeypatch: pytest.MonkeyPatch, folder: Path, source: Path)
     return sorted(samples, key=lambda sample: sample["doc_id"])
 
 
-# 64 positions: most prompts are too long and lose tokens on the left.
-@pytest.mark.parametrize(("kind", "n_positions"), [("random", 256), ("trained", 256), ("decided", 64)])
+# 96 positions: long prompts do not fit and lose tokens on the left.
+@pytest.mark.parametrize(("kind", "n_positions"), [("random", 256), ("trained", 256), ("decided", 96)])
 def test_lm_eval_mode_is_lm_evals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, n_positions: int) -> None:
-    source, out = part_of_source(EXAMPLES if kind != "decided" else 50, tmp_path), tmp_path / "data"
+    source, out = part_of_source(EXAMPLES if kind != "decided" else 30, tmp_path), tmp_path / "data"
     count = len(source.read_text(encoding="utf-8").splitlines())
     run(shard_command.main, "hellaswag", "--source", source, "--out", out)
     noise = 0.2 if kind == "decided" else 0.0
@@ -147,7 +147,7 @@ def test_lm_eval_mode_is_lm_evals(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     records = [json.loads(line) for line in each.read_text().splitlines()]
     theirs = harness_samples(monkeypatch, add_tokenizer(folder), source)
     assert len(records) == len(theirs) == count
-    assert n_positions > 64 or SOURCE != REAL or result["truncated"] > 0
+    assert n_positions > 96 or SOURCE != REAL or result["truncated"] > 0
     largest, flipped = 0.0, []
     for record, sample in zip(records, theirs, strict=True):
         expected = np.array([float(response[0]) for response in sample["filtered_resps"]])

@@ -49,12 +49,25 @@ def join_world(device: str) -> Iterator[World]:
     if here.type == "cuda":
         torch.cuda.set_device(here)
     if world_size > 1:
-        dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
+        _init_process_group("nccl" if here.type == "cuda" else "gloo")
     try:
         yield World(rank, world_size, here)
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def _init_process_group(backend: str) -> None:
+    # Ranks that torchrun's agent starts again find its store as the ones before left it, and might take a dead rank's
+    # address from it and wait for ever: so each start has names of its own. Agents of several nodes count starts each
+    # for itself; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives each start a store of its own.
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restart == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend)
+        return
+    store, rank, world_size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    own = dist.PrefixStore(f"restart {restart}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world_size)
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:

@@ -483,11 +483,16 @@ def test_progress_says_documents_tokens_shards_and_the_time_left(tmp_path, run, 
     pq.write_table(pa.table({"text": texts(0, 40)}), source)
     _, _, err = run("files", source, "--val-docs", 0, "--docs-per-shard", 10, "--workers", 1, "--out", tmp_path / "out")
     lines = err.splitlines()
-    assert re.fullmatch(
-        r"sharding files: 25 of 40 documents, [\d,.]+/s, [\d,]+ tokens at [\d,]+/s, 2 of 4 shards, 0:00:\d\d left",
-        lines[26],
-    ), lines[26]
+    time_left = r"\d:\d\d:\d\d left"
+    rates = r"[\d,.]+/s, " + time_left + r", [\d,]+ tokens at [\d,]+/s"
+    assert re.fullmatch(rf"sharding files: 25 of 40 documents, {rates}, 2 of 4 shards", lines[26]), lines[26]
     assert re.fullmatch(r"sharding files: 40 of 40 documents, .*, 4 of 4 shards", lines[-1])
+    # Where documents are not counted beforehand, by shards.
+    source = write_jsonl(tmp_path / "a.jsonl", texts(0, 40))
+    cut = ["--val-docs", 0, "--docs-per-shard", 10, "--workers", 1]
+    _, _, err = run("files", source, *cut, "--out", tmp_path / "lines")
+    found = [line for line in err.splitlines() if re.fullmatch(rf"sharding files: 25 documents, .*, {time_left}", line)]
+    assert len(found) == 1 and ", 2 of 4 shards, " in found[0], err
 
 
 def test_spans_say_where_documents_come_from(tmp_path):

@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -224,15 +225,14 @@ class _Progress:
         units = {source.get("unit", "row") for source in plan["sources"]}
         counts = [count for task in todo for _, _, count in task["spans"]]
         known = units == {"row"} and None not in counts
-        self._documents_in_all = sum(counts) if known else None
-        self._line = ProgressLine(f"sharding {plan['corpus']['name']}", self._documents_in_all, " documents")
+        self._total = sum(counts) if known else None
+        self._line = ProgressLine(f"sharding {plan['corpus']['name']}", self._total, " documents")
         self._todo, self._there = len(todo), len(plan["tasks"]) - len(todo)
-        self._documents = self._tokens = self._done = 0
+        self._tokens = self._done = 0
         self._start = time.monotonic()
 
     def report(self, documents: int, tokens: int, task_done: bool) -> None:
-        self._documents, self._tokens = self._documents + documents, self._tokens + tokens
-        self._done += task_done
+        self._tokens, self._done = self._tokens + tokens, self._done + task_done
         self._line.update(documents, self._note)
 
     def close(self) -> None:
@@ -240,16 +240,12 @@ class _Progress:
 
     def _note(self) -> str:
         seconds = max(1e-9, time.monotonic() - self._start)
-        # By documents where their number is known; else by whole shards, and unknown until one is done.
-        share = self._documents / self._documents_in_all if self._documents_in_all else self._done / max(1, self._todo)
-        left = f", {_clock(seconds * (1 - share) / share)} left" if 0 < share < 1 else ""
+        left = ""
+        if self._total is None and 0 < self._done < self._todo:
+            # Known by shards alone; where documents are counted, the line says itself what is left.
+            left = f", {timedelta(seconds=round(seconds * (self._todo - self._done) / self._done))} left"
         rate = f"{self._tokens:,} tokens at {self._tokens / seconds:,.0f}/s"
         return f"{rate}, {self._there + self._done} of {self._there + self._todo} shards{left}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 for _command in (info, verify, cat, export):

@@ -25,6 +25,9 @@ def export(dataset: Dataset, out: Path, file_format: str, progress: Callable[[in
     """
     if dataset.kind != TOKENS:
         raise ValueError(f"dataset {dataset.path}: expected tokens to export, got {dataset.kind}")
+    if any(out.glob("*.bin")):
+        # Left from another export they would be read as part of this one.
+        raise ValueError(f"export {out}: expected a directory without .bin files; remove them, or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for split in SPLITS:

@@ -200,6 +200,11 @@ def _plan(out: Path, request: dict[str, Any], content: Callable[[], dict[str, An
     if not path.exists():
         if (out / "manifest.json").exists():
             raise ValueError(f"{out}: expected a directory of this command's own, got a dataset without its plan.json")
+        if any(out.glob("receipts/*.json")) and not path.exists():
+            # They are another plan's: taken for this one's, documents would be lost or doubled.
+            raise ValueError(
+                f"{out}: expected an empty directory, got shards without their {PLAN}; choose another --out"
+            )
         plan = {"request": request, "tokenizer": tokenizer, "versions": shards.shard_versions(), **content()}
         out.mkdir(parents=True, exist_ok=True)
         files.create(path, json.dumps(plan, indent=1, ensure_ascii=False) + "\n")

@@ -75,3 +75,11 @@ def test_what_cannot_be_exported_is_one_line(choices: Dataset, plays: Dataset, t
     result = CliRunner().invoke(main, ["export", plays.path, "--out", str(tmp_path), "--format", "npy"])
     assert result.exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_earlier_export_left_is_not_mixed_in(plays: Dataset, tmp_path: Path):
+    export(plays, tmp_path, "nanogpt")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    result = CliRunner().invoke(main, ["export", plays.path, "--out", str(tmp_path), "--format", "llmc"])
+    assert result.exit_code == 1 and "expected a directory without .bin files" in result.output
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -375,6 +375,14 @@ def test_a_dataset_without_its_plan_is_not_written_over(small, source, fails):
 # What is in it
 
 
+def test_shards_of_a_plan_that_is_gone_are_not_taken_for_anothers(small, source, fails):
+    for name in ("plan.json", "manifest.json"):
+        (small / name).unlink()
+    before = tree(small)
+    said = fails("files", source, "--val-docs", "2", "--docs-per-shard", "3", "--out", small)
+    assert "got shards without their plan.json" in said and tree(small) == before
+
+
 def test_copies_of_validation_and_documents_without_text_are_counted(tmp_path, run):
     documents = ["first", "second", "a", "first", None, "b", "", "second", "second", "c"]
     source = write_jsonl(tmp_path / "source.jsonl", documents)

@@ -108,8 +108,12 @@ class Tokenizer:
         return "".join(differing)
 
     def use_fast_engine(self, differing: str | None) -> None:
-        """Encode with the fast engine from now on, but for texts with a character in `differing`; None: do not."""
-        self._fast = FastEngine(self._encoding, differing) if differing is not None else None
+        """Encode with the fast engine from now on, but for texts with a character in `differing`; None: do not.
+
+        Nor if one of them is ASCII: hardly a text would be left for it.
+        """
+        usable = differing is not None and not any(map(str.isascii, differing))
+        self._fast = FastEngine(self._encoding, differing or "") if usable else None
 
     def encode_document(self, text: str) -> np.ndarray:
         """`<|endoftext|>` and the ids of `text`: (tokens,) uint16."""

@@ -220,6 +220,11 @@ def test_a_text_with_a_character_the_engines_differ_on_goes_to_tiktoken(fast):
     assert fast.encode("cafè").tolist() == [7]  # the same first byte, another character
 
 
+def test_an_engine_that_differs_on_ascii_is_not_used(fast):
+    fast.use_fast_engine("é'")
+    assert fast._fast is None and fast.encode("it's").tolist() == fast._encoding.encode_ordinary("it's")
+
+
 WIDE = st.characters(min_codepoint=0x80, exclude_categories=["Cs"])
 
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
-from .locations import Location
+from .locations import Location, SeekableReader
 
 Decompressor = Callable[[BinaryIO], BinaryIO]
 
@@ -41,7 +41,7 @@ def decompressing(location: Location) -> Iterator[None]:
         raise ValueError(f"{location}: it does not decompress to its end ({error})") from None
 
 
-class _ZstdStream(io.RawIOBase):
+class _ZstdStream(SeekableReader):
     """What a zstd file of any number of frames decompresses to; a file that ends within a frame is an error."""
 
     PIECE_BYTES = 1 << 14  # small, because a piece may decompress to thousands of times its size
@@ -81,12 +81,3 @@ class _ZstdStream(io.RawIOBase):
         while self._at < offset and self.readinto(dropped[: offset - self._at]):
             pass
         return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True

@@ -155,7 +155,22 @@ class HubFile:
 Location = LocalFile | UrlFile | HubFile
 
 
-class RangedFile(io.RawIOBase):
+class SeekableReader(io.RawIOBase):
+    """A raw file to read and seek in, at place `_at`."""
+
+    _at = 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+class RangedFile(SeekableReader):
     """A file read through `read_range(start, end)`. What `hold` was given is not asked for again."""
 
     def __init__(self, read_range: Callable[[int, int], bytes], size: int):
@@ -180,15 +195,6 @@ class RangedFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
 
 def local_file(path: Path) -> LocalFile:

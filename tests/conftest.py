@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gpt2wds import corpora, dataset, sharding
+from gpt2wds.tokenizer import load_tokenizer
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -23,6 +24,17 @@ def shard(out: Path, plan: dict) -> dataset.Dataset:
         sharding.run_task(out, plan, task, lambda documents, tokens: None)
     sharding.finish(out, plan)
     return dataset.Dataset(out)
+
+
+def texts_of(out: Path) -> list[str]:
+    """All documents of a dataset directory, validation first."""
+    data, tokenizer = dataset.Dataset(out), load_tokenizer()
+    return [
+        text
+        for split in ("val", "train")
+        for number in range(len(data.shards(split)))
+        for text in tokenizer.decode_documents(data.iterate_tokens(split, number))
+    ]
 
 
 def shard_plays(out: Path, **cut: int) -> dataset.Dataset:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import texts_of
 from loopback_hub import COMMIT, LoopbackHub
 
 from gpt2wds.checkpoint import save_checkpoint
 from gpt2wds.dataset import Dataset
 from gpt2wds.model import GPT2, GPT2Config
-from gpt2wds.tokenizer import load_tokenizer
 
 SAMPLE = Path(__file__).parents[1] / "gpt2wds" / "data" / "multiple_choice_sample.jsonl"
 
@@ -122,16 +122,6 @@ def shard_fineweb(
     return command("gpt2wds-shard", "fineweb", *arguments, endpoint=hub.url, home=tmp_path / "home")
 
 
-def texts(out: Path) -> list[str]:
-    tokenizer, dataset = load_tokenizer(), Dataset(out)
-    return [
-        text
-        for split in ("val", "train")
-        for shard in range(len(dataset.shards(split)))
-        for text in tokenizer.decode_documents(dataset.iterate_tokens(split, shard))
-    ]
-
-
 def test_fineweb_streams_every_document_once_in_few_requests(fineweb: Path, tmp_path: Path):
     with LoopbackHub({"datasets/HuggingFaceFW/fineweb-edu": fineweb}) as hub:
         done = shard_fineweb(hub, tmp_path)
@@ -139,7 +129,7 @@ def test_fineweb_streams_every_document_once_in_few_requests(fineweb: Path, tmp_
         asked = list(hub.ranges)
         again = shard_fineweb(hub, tmp_path)
         assert "already there" in again.stdout and hub.ranges == asked, "a finished run asks for nothing"
-    assert texts(tmp_path / "out") == [text_of(row) for row in range(ROWS)]
+    assert texts_of(tmp_path / "out") == [text_of(row) for row in range(ROWS)]
     manifest = Dataset(tmp_path / "out").manifest
     assert manifest["corpus"]["revision"] == COMMIT
     spans = [span for split in ("val", "train") for s in manifest["shards"][split] for span in s["spans"]]
@@ -161,7 +151,7 @@ def test_a_resumed_run_reads_no_finished_range_again(fineweb: Path, tmp_path: Pa
         hub.faults, hub.ranges = [], []
         assert shard_fineweb(hub, tmp_path, workers=1).returncode == 0
         second = list(hub.ranges)
-    assert texts(out) == [text_of(row) for row in range(ROWS)]
+    assert texts_of(out) == [text_of(row) for row in range(ROWS)]
     # Rows of finished tasks lie in row groups; none that holds only such rows is asked for again.
     finished = set()
     for shard in receipts:
@@ -200,7 +190,7 @@ def test_jsonl_on_the_hub_is_read_by_range_and_other_formats_by_datasets(tmp_pat
         failed = command("gpt2wds-shard", "hf", "owner/name", *wrong, endpoint=hub.url, home=home)
         assert failed.returncode == 1 and "expected a column 'body', got" in failed.stderr
         assert len(failed.stderr.splitlines()) == 1, failed.stderr
-    assert texts(out) == rows
+    assert texts_of(out) == rows
     dataset = Dataset(out)
     assert dataset.manifest["corpus"]["revision"] == COMMIT
     assert [s["documents"] for s in dataset.shards("val")] == [10]
@@ -244,7 +234,7 @@ def test_a_passing_fault_of_the_network_changes_nothing(fineweb: Path, tmp_path:
         hub.faults = ["", fault, "", "", fault]
         done = shard_fineweb(hub, tmp_path)
         assert done.returncode == 0, (done.stderr, hub.requests)
-    assert texts(tmp_path / "out") == [text_of(row) for row in range(ROWS)]
+    assert texts_of(tmp_path / "out") == [text_of(row) for row in range(ROWS)]
 
 
 @pytest.mark.parametrize(("fault", "said"), [("whole", "ignores byte ranges"), ("changed", "changed under its commit")])
@@ -258,7 +248,7 @@ def test_a_server_that_cannot_be_trusted_is_refused_and_the_run_goes_on_later(
         assert not (tmp_path / "out" / "manifest.json").exists()
         hub.faults = []
         assert shard_fineweb(hub, tmp_path).returncode == 0
-    assert texts(tmp_path / "out") == [text_of(row) for row in range(ROWS)]
+    assert texts_of(tmp_path / "out") == [text_of(row) for row in range(ROWS)]
 
 
 def test_bad_requests_of_the_hub_are_one_line(fineweb: Path, tmp_path: Path):

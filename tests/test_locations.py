@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from conftest import texts_of
 
 from gpt2wds.dataset import Dataset
 from gpt2wds.locations import HubFile, LocalFile, UrlFile, located
-from gpt2wds.tokenizer import load_tokenizer
 
 pytest.importorskip("moto", reason="needs an S3 server: moto[s3], flask, flask-cors, s3fs")
 pytest.importorskip("s3fs", reason="needs the extra 's3'")
@@ -66,16 +66,6 @@ def lines(documents: list[str]) -> bytes:
     return "".join(json.dumps({"text": text}) + "\n" for text in documents).encode()
 
 
-def documents(out: Path) -> list[str]:
-    dataset, tokenizer = Dataset(out), load_tokenizer()
-    return [
-        text
-        for split in ("val", "train")
-        for shard in range(len(dataset.shards(split)))
-        for text in tokenizer.decode_documents(dataset.iterate_tokens(split, shard))
-    ]
-
-
 def test_every_format_is_read_from_s3_by_pattern(s3: Bucket, tmp_path: Path):
     wanted = {name: texts(name, 300) for name in ("a", "b", "c", "d")}
     s3.put("texts/a.jsonl", lines(wanted["a"]))
@@ -92,9 +82,9 @@ def test_every_format_is_read_from_s3_by_pattern(s3: Bucket, tmp_path: Path):
     assert names == [
         f"s3://corpus/texts/{n}" for n in ("a.jsonl", "b.jsonl.gz", "d.parquet", "deep/c.jsonl.zst") for _ in "123"
     ]
-    assert documents(out) == [text for name in "abdc" for text in wanted[name]]
+    assert texts_of(out) == [text for name in "abdc" for text in wanted[name]]
     again = s3.shard("files", "s3://corpus/texts/e.txt", "--val-docs", 0, "--out", tmp_path / "text")
-    assert again.returncode == 0 and documents(tmp_path / "text") == ["one text"]
+    assert again.returncode == 0 and texts_of(tmp_path / "text") == ["one text"]
 
 
 def test_a_url_that_changed_since_the_plan_is_refused(s3: Bucket, tmp_path: Path):
@@ -106,7 +96,7 @@ def test_a_url_that_changed_since_the_plan_is_refused(s3: Bucket, tmp_path: Path
     assert failed.returncode == 1 and "the file changed since the plan was made" in failed.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
     s3.put("changing/a.jsonl", lines(texts("a", 20)))
-    assert s3.shard(*arguments).returncode == 0 and documents(tmp_path / "out") == texts("a", 20)
+    assert s3.shard(*arguments).returncode == 0 and texts_of(tmp_path / "out") == texts("a", 20)
 
 
 @pytest.mark.parametrize(

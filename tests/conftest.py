@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2wds import corpora, dataset, sharding
+from gpt2wds.corpus import corpora, sharding
+from gpt2wds.dataset import directory
 from gpt2wds.tokenizer import load_tokenizer
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -18,17 +19,17 @@ def shared_file(name: str) -> Path:
     return path
 
 
-def shard(out: Path, plan: dict) -> dataset.Dataset:
+def shard(out: Path, plan: dict) -> directory.Dataset:
     """Run all tasks of a plan here, as gpt2wds-shard does."""
     for task in sharding.missing_tasks(out, plan):
         sharding.run_task(out, plan, task, lambda documents, tokens: None)
     sharding.finish(out, plan)
-    return dataset.Dataset(out)
+    return directory.Dataset(out)
 
 
 def texts_of(out: Path) -> list[str]:
     """All documents of a dataset directory, validation first."""
-    data, tokenizer = dataset.Dataset(out), load_tokenizer()
+    data, tokenizer = directory.Dataset(out), load_tokenizer()
     return [
         text
         for split in ("val", "train")
@@ -37,20 +38,20 @@ def texts_of(out: Path) -> list[str]:
     ]
 
 
-def shard_plays(out: Path, **cut: int) -> dataset.Dataset:
+def shard_plays(out: Path, **cut: int) -> directory.Dataset:
     options = corpora.Cut(**cut)
     request = {"corpus": "shakespeare", "source": "plays", **cut}
     return shard(out, sharding.plan_corpus(out, request, lambda: corpora.shakespeare("plays", options, out), options))
 
 
 @pytest.fixture(scope="session")
-def plays(tmp_path_factory: pytest.TempPathFactory) -> dataset.Dataset:
+def plays(tmp_path_factory: pytest.TempPathFactory) -> directory.Dataset:
     """Shakespeare's plays: three training shards and one for validation. Read it, do not change it."""
     return shard_plays(tmp_path_factory.mktemp("plays") / "data", docs_per_shard=12)
 
 
 @pytest.fixture(scope="session")
-def choices(tmp_path_factory: pytest.TempPathFactory) -> dataset.Dataset:
+def choices(tmp_path_factory: pytest.TempPathFactory) -> directory.Dataset:
     """The packaged sample of multiple-choice examples. Read it, do not change it."""
     out = tmp_path_factory.mktemp("choices") / "data"
     return shard(out, sharding.plan_multiple_choice(out, sharding.SAMPLE, None))

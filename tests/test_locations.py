@@ -14,7 +14,7 @@ import pytest
 import zstandard
 from conftest import texts_of
 
-from gpt2wds.dataset import Dataset
+from gpt2wds.dataset.directory import Dataset
 from gpt2wds.locations import HubFile, LocalFile, UrlFile, located
 
 pytest.importorskip("moto", reason="needs an S3 server: moto[s3], flask, flask-cors, s3fs")

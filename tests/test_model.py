@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt2wds.model import GPT2, SIZES, GPT2Config, autocast, hf_config
-from gpt2wds.optim import OPTIMIZERS, make_optimizers
+from gpt2wds.train.optim import OPTIMIZERS, make_optimizers
 
 TINY = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64)
 # A small vocabulary that is no multiple of 128, so that there are padding rows.

@@ -1,4 +1,4 @@
-"""Multiple-choice examples per second: gpt2wds.hellaswag against the loop of "let's reproduce GPT-2", and lm-eval.
+"""Multiple-choice examples per second: gpt2wds.evaluate.hellaswag against the loop of "let's reproduce GPT-2", and lm-eval.
 
 The loop takes one example at a time: its four rows padded to the longest, the logits of all their positions, and
 their cross-entropies, of which the endings' are summed. All use the same model with random weights (speed does not
@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2wds import prompts, sharding
-from gpt2wds.checkpoint import save_checkpoint
-from gpt2wds.dataset import Dataset
+from gpt2wds.corpus import sharding
+from gpt2wds.dataset import prompts
+from gpt2wds.dataset.directory import Dataset
 from gpt2wds.distributed import World, join_world
-from gpt2wds.hellaswag import ending_log_probabilities, load_questions, padding_share
+from gpt2wds.evaluate.hellaswag import ending_log_probabilities, load_questions, padding_share
 from gpt2wds.model import GPT2, SIZES, GPT2Config, autocast
 from gpt2wds.tokenizer import END_OF_TEXT
+from gpt2wds.train.checkpoint import save_checkpoint
 
 SHAPES = {"gpt2": SIZES["gpt2"], "tiny": (2, 2, 64)}  # n_layer, n_head, n_embd
 LM_EVAL_ROWS = 8  # of one of its batches: more is no faster on a CPU

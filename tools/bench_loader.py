@@ -28,8 +28,8 @@ import numpy as np
 import torch
 import webdataset
 
-from gpt2wds.dataset import Dataset
-from gpt2wds.loader import StepBatches
+from gpt2wds.dataset.directory import Dataset
+from gpt2wds.dataset.loader import StepBatches
 
 BATCH, SEQ_LEN = 8, 1024
 Batches = Iterator[Any]

@@ -35,8 +35,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpt2wds import corpora, sharding
-from gpt2wds.dataset import Dataset
+from gpt2wds.corpus import corpora, sharding
+from gpt2wds.dataset.directory import Dataset
 from gpt2wds.locations import package_folder
 from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
 

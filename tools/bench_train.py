@@ -21,14 +21,14 @@ import torch
 from torch.nn import functional as F
 
 from gpt2wds.commands.overview import device_name
-from gpt2wds.cost import flops_per_token, peak_flops
 from gpt2wds.distributed import World, join_world
 from gpt2wds.model import GPT2, SIZES, GPT2Config, autocast
-from gpt2wds.optim import make_optimizers
-from gpt2wds.parallel import Replicas
-from gpt2wds.rundir import RunDirectory
-from gpt2wds.signals import Signals
-from gpt2wds.training import Recipe, Trainer
+from gpt2wds.train.cost import flops_per_token, peak_flops
+from gpt2wds.train.loop import Recipe, Trainer
+from gpt2wds.train.optim import make_optimizers
+from gpt2wds.train.parallel import Replicas
+from gpt2wds.train.rundir import RunDirectory
+from gpt2wds.train.signals import Signals
 
 SHAPES = SIZES | {"demo": (4, 4, 128)}
 RATES: dict[str, Any] = {"learning_rate": 6e-4, "weight_decay": 0.1, "muon_learning_rate": 0.0}

@@ -18,10 +18,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from gpt2wds import shards
-from gpt2wds.dataset import FORMAT_VERSION, TOKENS, Dataset, dataset_id
-from gpt2wds.loader import StepBatches
-from gpt2wds.order import rank_slots
+from gpt2wds.dataset import shards
+from gpt2wds.dataset.directory import FORMAT_VERSION, TOKENS, Dataset, dataset_id
+from gpt2wds.dataset.loader import StepBatches
+from gpt2wds.dataset.order import rank_slots
 from gpt2wds.tokenizer import load_tokenizer
 
 BLOCKS_PER_SHARD = 1533  # 100 million tokens

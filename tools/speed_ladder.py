@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt2wds.commands.overview import device_name
-from gpt2wds.dataset import Dataset
+from gpt2wds.dataset.directory import Dataset
+from gpt2wds.dataset.loader import StepBatches
 from gpt2wds.distributed import World, join_world
-from gpt2wds.loader import StepBatches
 from gpt2wds.model import GPT2, SIZES, VOCAB_SIZE, GPT2Config, autocast
 
 SHAPES = SIZES | {"demo": (4, 4, 128)}

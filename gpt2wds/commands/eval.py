@@ -9,16 +9,17 @@ from typing import Any
 import click
 import numpy as np
 
-from .. import __version__, report
-from .. import hellaswag as multiple_choice
-from ..checkpoint import load_weights
-from ..dataset import SPLITS, Dataset
+from .. import __version__
+from ..dataset.directory import SPLITS, Dataset
+from ..dataset.loader import validation_sequences
+from ..dataset.prompts import ENDINGS, MODES
 from ..distributed import World, join_world
-from ..evaluation import generate, validation_loss
-from ..loader import validation_sequences
+from ..evaluate import hellaswag as multiple_choice
+from ..evaluate.text import generate, validation_loss
 from ..model import GPT2
-from ..prompts import ENDINGS, MODES
 from ..tokenizer import load_tokenizer
+from ..train import report
+from ..train.checkpoint import load_weights
 from .common import Commands, ProgressLine, print_json
 from .models import find_weights
 

@@ -8,23 +8,23 @@ from typing import Any
 import torch
 
 from .. import files
-from ..checkpoint import load_state, load_weights, newest_sound_checkpoint
 from ..config import dump_config
-from ..cost import flops_per_token, peak_flops
-from ..dataset import Dataset
+from ..dataset.directory import Dataset
+from ..dataset.loader import StepBatches, validation_sequences
+from ..dataset.order import Position
 from ..distributed import World
-from ..evaluation import generate, validation_loss
-from ..hellaswag import Questions, ending_log_probabilities, load_questions, scores
-from ..hf_tokenizer import tokenizer_files
-from ..loader import StepBatches, validation_sequences
+from ..evaluate.hellaswag import Questions, ending_log_probabilities, load_questions, scores
+from ..evaluate.text import generate, validation_loss
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
-from ..optim import learning_rate_factor, make_optimizers
-from ..order import Position
-from ..parallel import share
-from ..rundir import RunDirectory
-from ..signals import Signals
 from ..tokenizer import load_tokenizer
-from ..training import Recipe, Trainer
+from ..train.checkpoint import load_state, load_weights, newest_sound_checkpoint
+from ..train.cost import flops_per_token, peak_flops
+from ..train.hf_tokenizer import tokenizer_files
+from ..train.loop import Recipe, Trainer
+from ..train.optim import learning_rate_factor, make_optimizers
+from ..train.parallel import share
+from ..train.rundir import RunDirectory
+from ..train.signals import Signals
 from .common import ProgressLine
 from .models import find_weights
 from .overview import device_name, facts, forecast, introduce

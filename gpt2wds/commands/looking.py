@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from .. import export as exporting
-from ..dataset import MULTIPLE_CHOICE, SPLITS, Dataset
+from ..dataset import export as exporting
+from ..dataset.directory import MULTIPLE_CHOICE, SPLITS, Dataset
 from ..tokenizer import load_tokenizer
 from .common import ProgressLine, print_json
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from ..checkpoint import CONFIG, WEIGHTS, newest_sound_checkpoint
-from ..rundir import RunDirectory
+from ..train.checkpoint import CONFIG, WEIGHTS, newest_sound_checkpoint
+from ..train.rundir import RunDirectory
 
 
 def _warn(text: str) -> None:

@@ -8,14 +8,14 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from .. import __version__
-from ..cost import activation_bytes, flops_per_token, training_bytes
-from ..dataset import Dataset
+from ..dataset.directory import Dataset
+from ..dataset.loader import StepBatches
+from ..dataset.order import rank_slots
 from ..distributed import World
-from ..evaluation import unigram_entropy
-from ..loader import StepBatches
-from ..microbatches import micro_batch_shape
+from ..evaluate.text import unigram_entropy
 from ..model import GPT2
-from ..order import rank_slots
+from ..train.cost import activation_bytes, flops_per_token, training_bytes
+from ..train.microbatches import micro_batch_shape
 from .settings import Config
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from ..config import differences, dump_config
 from ..model import SIZES
-from ..parallel import KINDS
-from ..rundir import RunDirectory
+from ..train.parallel import KINDS
+from ..train.rundir import RunDirectory
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from .. import __version__, corpora, executors, sharding
-from ..dataset import SPLITS, TOKENS, Dataset
+from .. import __version__
+from ..corpus import corpora, executors, sharding
+from ..dataset.directory import SPLITS, TOKENS, Dataset
 from ..tokenizer import load_tokenizer
 from .common import Commands, ProgressLine
 from .looking import cat, export, info, skipped, totals, verify

@@ -8,7 +8,7 @@ import click
 
 from .. import __version__
 from ..config import load_config
-from ..signals import Signals
+from ..train.signals import Signals
 from .common import one_line_errors
 
 

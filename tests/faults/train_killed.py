@@ -21,8 +21,8 @@ import torch._dynamo  # else each process does, for a second: optimizers need it
 
 from gpt2wds.commands import launch
 from gpt2wds.commands.train import main
-from gpt2wds.hf_tokenizer import tokenizer_files
 from gpt2wds.tokenizer import load_tokenizer
+from gpt2wds.train.hf_tokenizer import tokenizer_files
 
 
 def kill_at(module: str, name: str, n: int) -> None:

@@ -1,0 +1,1 @@
+"""A corpus → shards. Never imports torch."""

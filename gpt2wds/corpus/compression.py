@@ -1,0 +1,83 @@
+"""Compressed sources, read as streams in which one can go forward cheaply, and back by beginning again."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, BinaryIO, cast
+
+import zstandard
+
+from ..locations import Location, SeekableReader
+
+Decompressor = Callable[[BinaryIO], BinaryIO]
+
+
+def gunzip(raw: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+
+
+def unzstd(raw: BinaryIO) -> BinaryIO:
+    return io.BufferedReader(_ZstdStream(raw), 1 << 16)
+
+
+@lru_cache(maxsize=1)
+def open_stream(location: Location, decompressor: Decompressor) -> BinaryIO:
+    """A file's decompressed content, wherever it was left: `seek` first.
+
+    Kept open, because the next part of a file mostly begins where the last one ended.
+    """
+    return decompressor(location.open())
+
+
+@contextmanager
+def decompressing(location: Location) -> Iterator[None]:
+    """Turn damage that shows while a file is decompressed into one line that names the file."""
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise ValueError(f"{location}: it does not decompress to its end ({error})") from None
+
+
+class _ZstdStream(SeekableReader):
+    """What a zstd file of any number of frames decompresses to; a file that ends within a frame is an error."""
+
+    PIECE_BYTES = 1 << 14  # small, because a piece may decompress to thousands of times its size
+
+    def __init__(self, raw: BinaryIO):
+        self._raw = raw
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._raw.seek(0)
+        self._at, self._ready, self._rest = 0, memoryview(b""), b""
+        self._frame: Any = None
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            data = self._rest or self._raw.read(self.PIECE_BYTES)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the file ends in the middle of a zstd frame")
+                return 0
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            self._ready, self._rest = memoryview(self._frame.decompress(data)), b""
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        self._at += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        assert whence == io.SEEK_SET
+        if offset < self._at:
+            self._rewind()
+        dropped = memoryview(bytearray(1 << 16))
+        while self._at < offset and self.readinto(dropped[: offset - self._at]):
+            pass
+        return self._at

@@ -1,0 +1,121 @@
+"""Datasets on the Hub: which files a configuration has at a commit, and rows of those that `datasets` must read."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ..files import replace
+from ..locations import HubFile
+from .readers import Document, Part, as_document, no_column
+
+HELLASWAG_REPO = "Rowan/hellaswag"
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """Rows of one file of any format, as `datasets` streams them. A part is reached through the rows before it."""
+
+    config: str | None
+    split: str
+
+    unit, may_share, in_order, one_task = "row", False, True, True
+
+    def count_documents(self, location: HubFile) -> int:
+        return max(1, location.size // 4000)  # a guess: to know would mean reading the file
+
+    def advance(self, location: HubFile, first: int, documents: int | None, text_bytes: int | None) -> Part:
+        if documents is None:
+            return None, None  # one task per file: only reading it would tell where its rows end
+        if documents == 0:
+            return first, 0
+        found = sum(1 for _ in islice(self._rows(location), first, first + documents))
+        return first + found, found
+
+    def check(self, location: HubFile, text_column: str) -> None:
+        row = next(self._rows(location), {text_column: ""})
+        if text_column not in row:
+            raise ValueError(no_column(location, text_column, list(row)))
+
+    def read(self, location: HubFile, first: int, count: int | None, text_column: str) -> Iterator[Document]:
+        end = None if count is None else first + count
+        for row in islice(self._rows(location), first, end):
+            yield as_document(row.get(text_column))
+
+    def _rows(self, location: HubFile) -> Iterator[dict[str, Any]]:
+        import datasets
+
+        try:
+            builder = datasets.load_dataset_builder(location.repo, self.config, revision=location.revision)
+            found = builder.config.data_files or {}
+            urls = [url for url in found.get(self.split, []) if str(url) == str(location)]
+            builder.config.data_files = datasets.data_files.DataFilesDict(
+                {self.split: datasets.data_files.DataFilesList(urls, [])}
+            )
+            yield from builder.as_streaming_dataset(self.split)
+        except Exception as error:  # of whatever library reads the format
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{location}: datasets cannot read it ({reason}); the same command goes on") from None
+
+
+def resolve(repo: str, config: str | None, split: str, revision: str | None) -> tuple[str, list[HubFile]]:
+    """The commit that `revision` (default: main) is now, and the files of a configuration's split, in order.
+
+    Configurations are understood by `datasets`, whatever way the repository declares them. Raises ValueError.
+    """
+    import datasets
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.hf_api import RepoFile
+
+    try:
+        commit = str(HfApi().dataset_info(repo, revision=revision).sha)
+        builder = datasets.load_dataset_builder(repo, config, revision=commit)
+        found = builder.config.data_files or {}
+        if split not in found:
+            raise ValueError(f"dataset {repo}: expected a split {split!r}, it has {', '.join(found) or 'none'}")
+        prefix = f"hf://datasets/{repo}@{commit}/"
+        names = [str(url).removeprefix(prefix) for url in found[split]]
+        listed = HfApi().get_paths_info(repo, names, repo_type="dataset", revision=commit)
+        infos = {info.path: info for info in listed if isinstance(info, RepoFile)}
+    except (HfHubHTTPError, datasets.exceptions.DatasetsError, OSError) as error:
+        raise ValueError(f"dataset {repo}: expected it on the Hub, got {str(error).splitlines()[0]}") from None
+    files = []
+    for name in names:
+        info = infos[name]
+        files.append(HubFile(repo, commit, name, info.size, info.lfs.sha256 if info.lfs else info.blob_id))
+    return commit, files
+
+
+def download_hellaswag(folder: Path) -> tuple[Path, str]:
+    """HellaSwag's validation split from the Hub as folder/hellaswag_val.jsonl, and the commit it is from.
+
+    Raises ValueError when the Hub cannot be reached or has no such split.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        info = HfApi().dataset_info(HELLASWAG_REPO)
+        names = [f.rfilename for f in info.siblings or [] if f.rfilename.endswith(".parquet")]
+        names = [name for name in names if "validation" in name]
+        tables = [
+            pq.read_table(hf_hub_download(HELLASWAG_REPO, name, repo_type="dataset", revision=info.sha))
+            for name in sorted(names)
+        ]
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"hellaswag: expected {HELLASWAG_REPO} from the Hub, got {str(error).splitlines()[0]}; "
+            "give a local copy with --source hellaswag_val.jsonl"
+        ) from None
+    if not tables:
+        raise ValueError(f"hellaswag: expected a validation split in parquet in {HELLASWAG_REPO}, found none")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "hellaswag_val.jsonl"
+    rows = [row for table in tables for row in table.to_pylist()]
+    replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path, str(info.sha)

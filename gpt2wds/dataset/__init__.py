@@ -1,0 +1,1 @@
+"""A dataset directory: its format, reading it, and the order in which it is read."""

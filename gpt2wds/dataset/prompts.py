@@ -1,0 +1,109 @@
+"""Multiple-choice examples in HellaSwag's schema → what each prompt mode shows the model.
+
+Two modes, because two ways to score HellaSwag are in use and their numbers differ:
+
+* `completion`: the context, a space and the ending, encoded apart and joined (as in "let's reproduce GPT-2");
+* `lm-eval`: as in EleutherAI's harness: "activity: context", second part capitalised, WikiHow's bracketed tags
+  removed; context and ending encoded together and split by the context's own length.
+
+A prompt is stored as five "documents": the context and the four endings, each after `<|endoftext|>`.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..tokenizer import END_OF_TEXT, Tokenizer
+
+MODES = ("completion", "lm-eval")
+ENDINGS = 4
+
+
+def read_examples(path: Path) -> Iterator[dict[str, Any]]:
+    """Examples of a JSON-lines file in HellaSwag's schema. Raises ValueError that names the line."""
+    count = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                count += 1
+                yield _checked(line, f"{path} line {number}")
+    if not count:
+        raise ValueError(f"{path}: expected examples in HellaSwag's schema, got an empty file")
+
+
+def prompt_tokens(example: dict[str, Any], mode: str, tokenizer: Tokenizer) -> np.ndarray:
+    """(tokens,) uint16: `<|endoftext|>` context, then `<|endoftext|>` ending, four times."""
+    if mode == "completion":
+        context, endings = example["ctx"], example["endings"]
+    else:
+        context = harness_text(f"{example['activity_label']}: {example['ctx_a']} {example['ctx_b'].capitalize()}")
+        endings = [harness_text(ending) for ending in example["endings"]]
+    context_ids = tokenizer.encode(context)
+    parts = [context_ids]
+    for ending in endings:
+        if mode == "completion":
+            parts.append(tokenizer.encode(" " + ending))
+        else:
+            # The harness moves blanks at the context's end to the ending before it encodes both together.
+            stripped = context.rstrip()
+            if len(stripped) < len(context):
+                parts[0] = tokenizer.encode(stripped)
+            parts.append(tokenizer.encode(context + " " + ending)[len(parts[0]) :])
+    separator = np.array([END_OF_TEXT], dtype=np.uint16)
+    return np.concatenate([piece for part in parts for piece in (separator, part)])
+
+
+def split_prompt(tokens: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The context and the endings of a stored prompt."""
+    context, *endings = np.split(tokens, np.flatnonzero(tokens == END_OF_TEXT))[1:]
+    return context[1:], [ending[1:] for ending in endings]
+
+
+def ending_lengths(example: dict[str, Any], mode: str) -> list[tuple[int, int]]:
+    """(characters, UTF-8 bytes) of each ending as the mode shows it, without the space before it."""
+    texts = example["endings"] if mode == "completion" else [harness_text(e) for e in example["endings"]]
+    return [(len(text), len(text.encode())) for text in texts]
+
+
+def harness_text(text: str) -> str:
+    """What lm-eval's hellaswag task makes of a text.
+
+    >>> harness_text("[header] How to fry [title] Heat oil.  Wait. [step] Then")
+    ' How to fry. Heat oil. Wait. Then'
+    """
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def _checked(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        example = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        start = line.strip()[:40].decode("utf-8", "backslashreplace")
+        raise ValueError(f"{where}: expected a JSON object in HellaSwag's schema, got {start!r}") from None
+    if isinstance(example, dict) and example.get("label") in ("0", "1", "2", "3"):
+        example["label"] = int(example["label"])  # as the Hub's copy of HellaSwag has it
+    kinds = {"ind": int, "activity_label": str, "ctx_a": str, "ctx_b": str, "ctx": str, "endings": list, "label": int}
+    for name, kind in kinds.items():
+        value = example.get(name) if isinstance(example, dict) else None
+        if name == "label" and value in (None, ""):
+            raise ValueError(
+                f"{where}: expected a label from 0 to {ENDINGS - 1}, got none, as in HellaSwag's test split; "
+                "use its validation split"
+            )
+        if type(value) is not kind:
+            got = "nothing" if value is None else f"{str(value)[:40]!r}"
+            raise ValueError(f"{where}: expected {name!r} to be {kind.__name__}, as in HellaSwag's schema, got {got}")
+    if len(example["endings"]) != ENDINGS or not all(isinstance(e, str) and e.strip() for e in example["endings"]):
+        raise ValueError(f"{where}: expected {ENDINGS} endings with text, got {str(example['endings'])[:80]}")
+    if not 0 <= example["label"] < ENDINGS:
+        raise ValueError(f"{where}: expected a label from 0 to {ENDINGS - 1}, got {example['label']}")
+    try:
+        json.dumps(example, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: expected text, got half of a surrogate pair") from None
+    return {name: example[name] for name in kinds}

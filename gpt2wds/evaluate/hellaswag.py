@@ -1,0 +1,281 @@
+"""Scoring multiple-choice examples: which ending does the model find likeliest?
+
+Four scores, because "accuracy" alone says little: endings compared by the sum of their log-probabilities (`acc`),
+and by that sum per token, per character (what EleutherAI's harness calls acc_norm) and per byte.
+
+The four endings of an example have one context, so the model reads it once: a row is the context and behind it the
+endings, each of which counts its positions from the context's end and sees the context and itself, not the others.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..dataset import prompts
+from ..dataset.directory import MULTIPLE_CHOICE, Dataset
+from ..distributed import World
+from ..model import GPT2
+from ..tokenizer import END_OF_TEXT
+from .inference import check_vocabulary, inference, target_log_probabilities
+
+NORMS = ("tokens", "characters", "bytes")
+SCORES = ("acc", *(f"acc_norm_{norm}" for norm in NORMS))
+BATCH_TOKENS, BATCH_TOKENS_CPU = 8192, 1024  # padded tokens of one forward pass; a CPU's caches are small
+PADDING_SHARE = 1 / 16  # of a batch, at most: a small set has no two rows of one length
+CONTEXT, PADDING = -1, -2  # segments of a row that are no ending
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the model reads at once: T tokens, a context and one or more endings without their last tokens.
+
+    The P tokens of those endings are what is predicted: `targets[i]` by the row's position `predictors[i]`, for the
+    ending `owners[i]` of the set (ending k of example e is 4 e + k).
+    """
+
+    tokens: np.ndarray  # (T,)
+    positions: np.ndarray  # (T,)
+    segments: np.ndarray  # (T,) CONTEXT, or the ending's number in this row
+    predictors: np.ndarray  # (P,)
+    targets: np.ndarray  # (P,)
+    owners: np.ndarray  # (P,)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A set of E examples made ready for one prompt mode."""
+
+    name: str
+    mode: str
+    rows: list[Row]
+    lengths: dict[str, np.ndarray]  # by norm: (E, 4)
+    labels: np.ndarray  # (E,)
+    inds: list[int]
+    truncated: int  # endings whose context lost tokens on the left, to fit the model's positions
+
+
+def load_questions(dataset: Dataset, mode: str, n_positions: int, limit: int | None = None) -> Questions:
+    """Read a multiple-choice dataset, or its first `limit` examples.
+
+    Raises ValueError for another kind of dataset, an unknown mode, and an ending that the model cannot hold.
+    """
+    if dataset.kind != MULTIPLE_CHOICE:
+        raise ValueError(
+            f"dataset {dataset.path}: expected multiple-choice examples, got {dataset.kind}; "
+            "make some with gpt2wds-shard hellaswag"
+        )
+    if mode not in prompts.MODES:
+        raise ValueError(f"mode: expected {' or '.join(prompts.MODES)}, got {mode!r}")
+    rows: list[Row] = []
+    labels: list[int] = []
+    inds: list[int] = []
+    truncated = 0
+    lengths: dict[str, list[list[int]]] = {norm: [] for norm in NORMS}
+    for example in dataset.examples("val"):
+        if limit is not None and len(labels) >= limit:
+            break
+        context, endings = prompts.split_prompt(example["prompts"][mode])
+        if not len(context):
+            context = np.array([END_OF_TEXT], dtype=np.uint16)
+        longest = max(map(len, endings))
+        if longest > n_positions:
+            raise ValueError(
+                f"dataset {dataset.path}: example {example['ind']} has an ending of {longest} tokens, expected at most "
+                f"{n_positions}, the model's n_positions; leave the example out, or score a model that holds it"
+            )
+        truncated += sum(len(context) + len(ending) > n_positions + 1 for ending in endings)
+        rows += _rows(context, endings, prompts.ENDINGS * len(labels), n_positions)
+        texts = prompts.ending_lengths(example, mode)
+        lengths["tokens"].append([len(ending) for ending in endings])
+        lengths["characters"].append([characters for characters, _ in texts])
+        lengths["bytes"].append([size for _, size in texts])
+        labels.append(example["label"])
+        inds.append(example["ind"])
+    arrays = {norm: np.array(values) for norm, values in lengths.items()}
+    return Questions(dataset.corpus, mode, rows, arrays, np.array(labels), inds, truncated)
+
+
+def ending_log_probabilities(
+    model: GPT2,
+    questions: Questions,
+    world: World,
+    dtype: str,
+    progress: Callable[[int], None] = lambda endings: None,
+) -> np.ndarray:
+    """(E, 4) sums of the endings' log-probabilities in nats, the same on every rank.
+
+    Rows go in order of their length and are padded on the right, which nobody sees; only positions that predict
+    something go through the head. Batches are cut before they are dealt out, so the ranks compute what one would, to
+    the last digit; `progress` hears of the endings that this rank has done.
+    Raises ValueError for a model with another vocabulary than GPT-2's.
+    """
+    check_vocabulary(model)
+    log_p, owners = [torch.zeros(0, device=world.device)], [np.zeros(0, dtype=np.int64)]
+    with inference(world.device, dtype):
+        for batch in _batches(questions.rows, world.device)[world.rank :: world.world_size]:
+            log_p.append(_batch_log_probabilities(model, batch, world.device))
+            owners += [row.owners for row in batch]
+            progress(sum(len(np.unique(row.owners)) for row in batch))
+    # Added up here and in order: the same digits every time, which a GPU's index_add_ does not promise.
+    here = torch.cat(log_p).double().cpu() if world.device.type != "mps" else torch.cat(log_p).cpu().double()
+    sums = np.bincount(np.concatenate(owners), here.numpy(), minlength=prompts.ENDINGS * len(questions.labels))
+    total = world.sum(torch.from_numpy(sums).float().to(world.device))
+    return total.cpu().numpy().astype(np.float64).reshape(-1, prompts.ENDINGS)
+
+
+def scores(questions: Questions, sums: np.ndarray) -> dict[str, Any]:
+    """The result as it is printed and logged: four accuracies with their standard errors, and what was scored."""
+    result: dict[str, Any] = {"name": questions.name, "mode": questions.mode, "examples": len(questions.labels)}
+    for score, right in _right(questions, sums).items():
+        result[score] = float(right.mean())
+        result[f"{score}_stderr"] = _standard_error(right)
+    result["truncated"] = questions.truncated
+    return result
+
+
+def compare(questions: Questions, first: np.ndarray, second: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Two models' (E, 4) sums on the same examples, by score: who is right more often, and could that be chance?
+
+    `difference` is the second's accuracy minus the first's, `p` McNemar's exact test: the probability of so uneven a
+    split of the examples on which just one is right, if either were equally likely to be that one.
+    """
+    rights = zip(_right(questions, first).items(), _right(questions, second).values(), strict=True)
+    result: dict[str, dict[str, Any]] = {}
+    for (score, a), b in rights:
+        only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+        gain = b.astype(np.float64) - a
+        result[score] = {
+            "difference": float(gain.mean()),
+            "difference_stderr": _standard_error(gain),
+            "only_first_right": only_first,
+            "only_second_right": only_second,
+            "p": mcnemar(only_first, only_second),
+        }
+    return result
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """McNemar's exact two-sided p of two counts of examples.
+
+    >>> mcnemar(1, 5)  # 2 × (1 + 6) / 2⁶
+    0.21875
+    >>> mcnemar(3, 3)
+    1.0
+    """
+    n = only_first + only_second
+    term = tail = 1  # ways to choose k of n; and k or fewer
+    for k in range(min(only_first, only_second)):
+        term = term * (n - k) // (k + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**n)
+
+
+def predictions(questions: Questions, sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Chosen ending of each example, (E,), by score; the first of equals."""
+    chosen = {"acc": sums.argmax(axis=1)}
+    # An ending that a mode leaves without any text has no mean: -inf, never chosen, as in the harness.
+    with np.errstate(divide="ignore"):
+        for norm in NORMS:
+            chosen[f"acc_norm_{norm}"] = (sums / questions.lengths[norm]).argmax(axis=1)
+    return chosen
+
+
+def per_example(questions: Questions, sums: np.ndarray) -> list[dict[str, Any]]:
+    """One record per example: everything that the scores are made of."""
+    predicted = predictions(questions, sums)
+    return [
+        {
+            "ind": questions.inds[i],
+            "label": int(questions.labels[i]),
+            "log_probabilities": sums[i].tolist(),
+            **{norm: questions.lengths[norm][i].tolist() for norm in NORMS},
+            "predicted": {score: int(chosen[i]) for score, chosen in predicted.items()},
+        }
+        for i in range(len(questions.labels))
+    ]
+
+
+def padding_share(questions: Questions, device: torch.device) -> float:
+    """Share of padding in all that the forward passes read."""
+    read = sum(len(batch) * len(batch[-1].tokens) for batch in _batches(questions.rows, device))
+    return 1 - sum(len(row.tokens) for row in questions.rows) / read
+
+
+def _rows(context: np.ndarray, endings: list[np.ndarray], first_owner: int, n_positions: int) -> list[Row]:
+    """One row for an example, or one for each ending where they leave the context different room."""
+    contexts = [context[-(n_positions + 1 - len(ending)) :] for ending in endings]
+    if all(len(cut) == len(context) for cut in contexts):
+        return [_row(context, endings, first_owner)]
+    return [_row(cut, [ending], first_owner + k) for k, (cut, ending) in enumerate(zip(contexts, endings, strict=True))]
+
+
+def _row(context: np.ndarray, endings: list[np.ndarray], first_owner: int) -> Row:
+    tokens, positions, segments = [context], [np.arange(len(context))], [np.full(len(context), CONTEXT)]
+    predictors, at = [], len(context)
+    for k, ending in enumerate(endings):
+        read = len(ending) - 1  # nothing is predicted from an ending's last token
+        tokens.append(ending[:read])
+        positions.append(len(context) + np.arange(read))
+        segments.append(np.full(read, k))
+        predictors += [np.array([len(context) - 1]), at + np.arange(read)]
+        at += read
+    return Row(
+        tokens=np.concatenate(tokens),
+        positions=np.concatenate(positions),
+        segments=np.concatenate(segments),
+        predictors=np.concatenate(predictors),
+        targets=np.concatenate(endings),
+        owners=np.repeat(first_owner + np.arange(len(endings)), [len(ending) for ending in endings]),
+    )
+
+
+def _batches(rows: list[Row], device: torch.device) -> list[list[Row]]:
+    """Rows in ascending length, in batches of at most BATCH_TOKENS tokens and PADDING_SHARE padding, or one row."""
+    most = BATCH_TOKENS_CPU if device.type == "cpu" else BATCH_TOKENS
+    batches: list[list[Row]] = []
+    tokens = 0  # of the last batch, without padding
+    for row in sorted(rows, key=lambda row: len(row.tokens)):
+        tokens += len(row.tokens)
+        padded = (len(batches[-1]) + 1) * len(row.tokens) if batches else 0
+        if batches and padded <= most and padded - tokens <= PADDING_SHARE * padded:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+            tokens = len(row.tokens)
+    return batches
+
+
+def _batch_log_probabilities(model: GPT2, batch: list[Row], device: torch.device) -> Tensor:
+    """(P,) log-probabilities in nats of the targets of all rows, B of them, the last being the longest."""
+    longest = len(batch[-1].tokens)
+    tokens = np.full((len(batch), longest), END_OF_TEXT, dtype=np.int64)
+    positions, segments = np.zeros_like(tokens), np.full_like(tokens, PADDING)
+    for i, row in enumerate(batch):
+        tokens[i, : len(row.tokens)] = row.tokens
+        positions[i, : len(row.tokens)] = row.positions
+        segments[i, : len(row.tokens)] = row.segments
+    predictors = np.concatenate([i * longest + row.predictors for i, row in enumerate(batch)])
+    targets = np.concatenate([row.targets for row in batch]).astype(np.int64)
+
+    segment = torch.from_numpy(segments).to(device)
+    # (B, 1, T, T): a position sees what comes before it in the context and in its own ending.
+    visible = (segment[:, None, :] == CONTEXT) | (segment[:, None, :] == segment[:, :, None])
+    visible = visible.tril()[:, None]
+    places = torch.from_numpy(positions).to(device)
+    hidden, _ = model.hidden(torch.from_numpy(tokens).to(device), positions=places, visible=visible)
+    hidden = hidden.flatten(0, 1)[torch.from_numpy(predictors).to(device)]  # (P, C)
+    return target_log_probabilities(model, hidden, torch.from_numpy(targets).to(device))
+
+
+def _right(questions: Questions, sums: np.ndarray) -> dict[str, np.ndarray]:
+    """(E,) of bool by score: whether the chosen ending is the true one."""
+    return {score: chosen == questions.labels for score, chosen in predictions(questions, sums).items()}
+
+
+def _standard_error(values: np.ndarray) -> float | None:
+    """Of the mean of (E,) values; None for a single one, which says nothing of it."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None

@@ -1,0 +1,184 @@
+"""A checkpoint: a directory that is whole or not there.
+
+    model.safetensors, config.json   GPT-2 in Hugging Face layout: `transformers` opens the directory as it is
+    optimizer.safetensors            state tensors by parameter name
+    state.json                       step, position in the data, and what else an exact resume needs
+    vocab.json, merges.txt, …        the tokenizer, for `transformers`; no part of a resume
+    SHA256SUMS                       of all of these; `sha256sum -c` checks a checkpoint by hand
+
+Nothing in it is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..files import sync
+from ..model import GPT2, GPT2Config, hf_config
+
+WEIGHTS, CONFIG, OPTIMIZER, STATE, SUMS = (
+    "model.safetensors",
+    "config.json",
+    "optimizer.safetensors",
+    "state.json",
+    "SHA256SUMS",
+)
+NEEDED = (WEIGHTS, CONFIG, OPTIMIZER, STATE)  # for a resume
+
+
+# What our model computes; an absent setting is transformers' default, which is the first of these.
+COMPUTED: dict[str, tuple[Any, ...]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: GPT2,
+    optimizer_state: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    *,
+    keep: int,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+) -> Path:
+    """Write `folder`/step-0000100 under a temporary name, rename it, and remove all but `keep`: it and those before.
+
+    `beside`: name → content of further files, for those who read the weights.
+
+    Raises OSError when it cannot be written (disk full); then no part of it is left and the older ones stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:07d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    _clear(folder)
+    try:
+        temporary.mkdir()
+        _write_tensors(model.hf_state_dict(), temporary / WEIGHTS)
+        (temporary / CONFIG).write_text(json.dumps(hf_config(model.config), indent=2) + "\n")
+        _write_tensors({n: tensor.contiguous() for n, tensor in optimizer_state.items()}, temporary / OPTIMIZER)
+        (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=1) + "\n")
+        for name, content in beside.items():
+            (temporary / name).write_bytes(content)
+        sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in (*NEEDED, *beside))
+        (temporary / SUMS).write_text(sums)
+        for path in (*temporary.iterdir(), temporary):
+            sync(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if final.exists():
+        # A damaged one that a fall-back trained past again.
+        shutil.rmtree(final)
+    temporary.rename(final)
+    sync(folder)
+    # What is further on is damaged, a fall-back passed over it: kept, it would push a sound one out.
+    found = list_checkpoints(folder)
+    kept = found[: found.index(final) + 1][-keep:]
+    for old in found:
+        if old not in kept:
+            shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), key=lambda p: (len(p.name), p.name))
+
+
+def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose every byte is as it was written, or None when there is none at all.
+
+    Says through `warn` which it passes over. Raises ValueError when there are some and all are damaged: starting
+    from nothing is not what anybody would want then.
+    """
+    found = list_checkpoints(folder)
+    for path in reversed(found):
+        problem = _damage(path)
+        if problem is None:
+            return path
+        warn(f"WARNING: checkpoint {path} is damaged ({problem}); falling back to the one before")
+    if found:
+        raise ValueError(
+            f"{folder}: expected a sound checkpoint, all {len(found)} are damaged; "
+            "restore one, or remove the run directory to start from nothing"
+        )
+    return None
+
+
+def load_weights(path: Path) -> GPT2:
+    """A model from a directory in Hugging Face layout. Raises ValueError for what is no GPT-2."""
+    try:
+        config = json.loads((path / CONFIG).read_text())
+        tensors = load_file(path / WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model {path}: expected {CONFIG} and {WEIGHTS} in Hugging Face layout ({error})") from None
+    except Exception as error:
+        # safetensors has an exception class of its own, without a base that says so.
+        raise ValueError(f"model {path}: cannot read {WEIGHTS} ({error})") from None
+    if not isinstance(config, dict) or config.get("model_type") != "gpt2":
+        kind = config.get("model_type") if isinstance(config, dict) else config
+        raise ValueError(f"model {path}: expected a GPT-2, got model_type {kind!r} in {CONFIG}")
+    shape: dict[str, Any] = {
+        name: config.get(name) for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
+    }
+    if not all(isinstance(value, int) for value in shape.values()):
+        raise ValueError(f"model {path}: expected whole numbers in {CONFIG}, got {shape}")
+    for name, values in COMPUTED.items():
+        if config.get(name, values[0]) not in values:
+            raise ValueError(
+                f"model {path}: {name}: expected {values[0]!r}, got {config[name]!r}, which we do not compute"
+            )
+    model = GPT2(GPT2Config(**shape))
+    model.load_hf_state_dict(tensors)
+    return model
+
+
+def load_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A checkpoint's state, and its optimizer's tensors by name."""
+    return json.loads((path / STATE).read_text()), load_file(path / OPTIMIZER)
+
+
+def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # A full disk among others, in an exception class of its own.
+        raise OSError(f"{path.name}: {error}") from None
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        lines = [line.partition("  ") for line in (path / SUMS).read_text().splitlines()]
+        sums = {name: digest for digest, _, name in lines}
+        for name in NEEDED:
+            if sums.get(name) != _sha256(path / name):
+                return f"{name} is not what was written"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _clear(folder: Path) -> None:
+    for stray in folder.glob(".step-*.tmp"):
+        shutil.rmtree(stray, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

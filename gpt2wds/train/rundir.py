@@ -1,0 +1,104 @@
+"""A run directory: what a training run leaves behind, and how it is read back.
+
+    config.toml     the resolved configuration
+    run.json        facts that stay the same for the whole run: data, sizes, hardware
+    gpt.log         everything that was printed
+    log.txt         step train_loss val_loss hella_acc, one row per step, nan where not measured
+    metrics.jsonl   the same and more, one JSON object per step
+    checkpoints/    see checkpoint.py
+    tensorboard/    the numbers of metrics.jsonl once more, where asked for
+
+`log.txt` holds nothing that differs between two identical runs: no clock, no rates.
+"""
+
+import importlib.util
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import files
+
+LOG_HEADER = "# step train_loss val_loss hella_acc\n"
+
+
+class RunDirectory:
+    """Paths and row files of one run.
+
+    With `tensorboard`, rows are written for it too. Raises ValueError where that package is not installed.
+    """
+
+    def __init__(self, path: str | Path, *, tensorboard: bool = False):
+        if tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ValueError(
+                "run.tensorboard: expected the package tensorboard, which is not installed; "
+                "pip install 'gpt2wds[tensorboard]', or leave it off"
+            )
+        self.path = Path(path)
+        self._wants_board = tensorboard
+        self._board: Any = None
+        self.config = self.path / "config.toml"
+        self.facts = self.path / "run.json"
+        self.printed = self.path / "gpt.log"
+        self.log = self.path / "log.txt"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+
+    def rewind(self, step: int) -> None:
+        """Drop all rows after `step` (and half-written ones): a resumed run writes them again.
+
+        A killed run may have logged steps that its last checkpoint does not have.
+        """
+        rows = [row for row in _whole_lines(self.log) if not row.startswith("#") and int(row.split()[0]) <= step]
+        objects = [line for line in _whole_lines(self.metrics) if json.loads(line)["step"] <= step]
+        files.replace(self.log, LOG_HEADER + "".join(rows))
+        files.replace(self.metrics, "".join(objects))
+        if self._wants_board:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What was written of later steps is not shown again.
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        """Write one step's row to `log.txt` and its object to `metrics.jsonl`.
+
+        `metrics` needs "step"; "train_loss", "val_loss" and "hella_acc" go to both files.
+        Nine significant digits give a float32 back exactly.
+        """
+        columns = [metrics.get(name) for name in ("train_loss", "val_loss", "hella_acc")]
+        row = " ".join("nan" if value is None else f"{value:.9g}" for value in columns)
+        with self.log.open("a", encoding="utf-8") as f:
+            f.write(f"{metrics['step']} {row}\n")
+        with self.metrics.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(_without_nan(metrics), ensure_ascii=False) + "\n")
+        if self._board is not None:
+            for name, value in metrics.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, metrics["step"])
+            self._board.flush()
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All objects of `metrics.jsonl`, in order; a last line cut short by a kill is left out."""
+        return [json.loads(line) for line in _whole_lines(self.metrics)]
+
+    def read_facts(self) -> dict[str, Any]:
+        return json.loads(self.facts.read_text(encoding="utf-8")) if self.facts.exists() else {}
+
+
+def _whole_lines(path: Path) -> Iterator[str]:
+    if path.exists():
+        with path.open("rb") as f:
+            # A kill may have cut the last line, even in the middle of a character.
+            yield from (line.decode("utf-8") for line in f if line.endswith(b"\n"))
+
+
+def _without_nan(value: Any) -> Any:
+    # JSON has no nan: null stands for a number that is none.
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(v) for v in value]
+    return value

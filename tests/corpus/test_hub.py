@@ -1,0 +1,263 @@
+"""The Hub as a source of HellaSwag and of models, spoken to over real HTTP on the loopback address."""
+
+import csv
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import texts_of
+from loopback_hub import COMMIT, LoopbackHub
+
+from gpt2wds.dataset.directory import Dataset
+from gpt2wds.model import GPT2, GPT2Config
+from gpt2wds.train.checkpoint import save_checkpoint
+
+SAMPLE = Path(__file__).parents[2] / "gpt2wds" / "data" / "multiple_choice_sample.jsonl"
+
+
+def command(name: str, *arguments: str, endpoint: str, home: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    environment["HF_HUB_DOWNLOAD_TIMEOUT"] = "2"  # seconds without a byte: a body that stalls for 4 is given up
+    program = Path(sys.executable).with_name(name)
+    return subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def hub(tmp_path: Path):
+    data, model = tmp_path / "dataset", tmp_path / "model"
+    (data / "data").mkdir(parents=True)
+    # On the Hub labels are strings.
+    rows = [{**json.loads(line), "label": str(json.loads(line)["label"])} for line in SAMPLE.open(encoding="utf-8")]
+    pq.write_table(pa.Table.from_pylist(rows), data / "data" / "validation-00000-of-00001.parquet")
+    pq.write_table(pa.table({"other": [1]}), data / "data" / "train-00000-of-00001.parquet")
+    tiny = GPT2(GPT2Config(n_layer=1, n_head=1, n_embd=8, n_positions=256))
+    save_checkpoint(model, 1, tiny, {}, {}, keep=1).rename(tmp_path / "weights")
+    with LoopbackHub({"datasets/Rowan/hellaswag": data, "owner/tiny": tmp_path / "weights"}) as running:
+        yield running
+
+
+def test_hellaswag_comes_from_the_hub_at_a_pinned_commit(hub: LoopbackHub, tmp_path: Path):
+    out = tmp_path / "out"
+    done = command("gpt2wds-shard", "hellaswag", "--out", str(out), endpoint=hub.url, home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    dataset = Dataset(out)
+    assert dataset.manifest["corpus"]["revision"] == COMMIT
+    found = [{k: v for k, v in e.items() if k != "prompts"} for e in dataset.examples("val")]
+    wanted = [json.loads(line) for line in SAMPLE.open(encoding="utf-8")]
+    assert found == [{k: example[k] for k in found[0]} for example in wanted]
+    assert dataset.corpus != "HellaSwag"  # 36 examples are not the set
+    assert not any("train" in request for request in hub.requests)
+
+
+def test_a_model_is_found_by_its_hub_name(hub: LoopbackHub, tmp_path: Path):
+    home = tmp_path / "home"
+    done = command("gpt2wds-eval", "sample", "owner/tiny", "--tokens", "3", endpoint=hub.url, home=home)
+    assert done.returncode == 0, (done.stderr, hub.requests)
+    assert done.stdout.startswith("Hello, I'm a language model,")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["gpt2wds-shard", "hellaswag", "--out", "OUT"], ["gpt2wds-eval", "sample", "no/such"]]
+)
+def test_what_the_hub_does_not_have_is_one_line(arguments: list[str], tmp_path: Path):
+    with LoopbackHub({}) as empty:
+        filled = [str(tmp_path / "out") if a == "OUT" else a for a in arguments]
+        done = command(*filled, endpoint=empty.url, home=tmp_path / "home")
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in done.stderr
+
+
+ROWS, GROUP = 6_000, 1_000
+
+
+def text_of(row: int) -> str:
+    return f"Document {row} tells of " + " ".join(f"word{(row * 7919 + i * 31) % 5003}" for i in range(60)) + "."
+
+
+@pytest.fixture(scope="module")
+def fineweb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three parquet files in FineWeb-Edu's schema, row groups of 1,000 rows, and a card that names configurations."""
+    folder = tmp_path_factory.mktemp("fineweb")
+    sample = folder / "sample" / "10BT"
+    sample.mkdir(parents=True)
+    for number in range(3):
+        rows = range(number * ROWS // 3, (number + 1) * ROWS // 3)
+        table = pa.table(
+            {
+                "text": [text_of(row) for row in rows],
+                "id": [f"<urn:uuid:{row:032x}>" for row in rows],
+                "dump": ["CC-MAIN-2024-10"] * len(rows),
+                "url": [f"https://example.org/{row}" for row in rows],
+                "file_path": [f"s3://commoncrawl/{row}.warc.gz" for row in rows],
+                "language": ["en"] * len(rows),
+                "language_score": [0.97] * len(rows),
+                "token_count": [200] * len(rows),
+                "score": [3.1] * len(rows),
+                "int_score": [3] * len(rows),
+            }
+        )
+        pq.write_table(table, sample / f"{number:03d}_00000.parquet", row_group_size=GROUP)
+    other = folder / "data" / "CC-MAIN-2013-20"
+    other.mkdir(parents=True)
+    pq.write_table(table.slice(0, 10), other / "train-00000.parquet")
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*/*\n"
+    card += "- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n# FineWeb-Edu\n"
+    (folder / "README.md").write_text(card)
+    return folder
+
+
+def shard_fineweb(
+    hub: LoopbackHub, tmp_path: Path, out: str = "out", *more: str, workers: int = 2
+) -> subprocess.CompletedProcess:
+    cut = ["--val-docs", "500", "--docs-per-shard", "1500", "--workers", str(workers)]
+    arguments = [*cut, "--out", str(tmp_path / out), *more]
+    return command("gpt2wds-shard", "fineweb", *arguments, endpoint=hub.url, home=tmp_path / "home")
+
+
+def test_fineweb_streams_every_document_once_in_few_requests(fineweb: Path, tmp_path: Path):
+    with LoopbackHub({"datasets/HuggingFaceFW/fineweb-edu": fineweb}) as hub:
+        done = shard_fineweb(hub, tmp_path)
+        assert done.returncode == 0, (done.stderr, hub.requests)
+        asked = list(hub.ranges)
+        again = shard_fineweb(hub, tmp_path)
+        assert "already there" in again.stdout and hub.ranges == asked, "a finished run asks for nothing"
+    assert texts_of(tmp_path / "out") == [text_of(row) for row in range(ROWS)]
+    manifest = Dataset(tmp_path / "out").manifest
+    assert manifest["corpus"]["revision"] == COMMIT
+    spans = [span for split in ("val", "train") for s in manifest["shards"][split] for span in s["spans"]]
+    assert [span["count"] for span in spans] == [500, 1500, 1500, 500, 1500, 500]
+    # Six tasks in three files: each its rows and at most one footer, in each process that needs it.
+    sizes = {str(p.relative_to(fineweb)): p.stat().st_size for p in fineweb.rglob("*.parquet")}
+    assert len(asked) <= 6 * 2 + 3 + 3, asked
+    assert sum(count for _, _, count in asked) < 3 * sum(sizes.values())
+
+
+def test_a_resumed_run_reads_no_finished_range_again(fineweb: Path, tmp_path: Path):
+    with LoopbackHub({"datasets/HuggingFaceFW/fineweb-edu": fineweb}) as hub:
+        hub.faults = [""] * 7 + ["whole"] * 20  # what is not read by then is refused
+        assert shard_fineweb(hub, tmp_path, workers=1).returncode == 1
+        out = tmp_path / "out"
+        receipts = [json.loads(path.read_text())["shard"] for path in sorted(out.glob("receipts/*.json"))]
+        assert 1 <= len(receipts) < 6
+        first = list(hub.ranges)
+        hub.faults, hub.ranges = [], []
+        assert shard_fineweb(hub, tmp_path, workers=1).returncode == 0
+        second = list(hub.ranges)
+    assert texts_of(out) == [text_of(row) for row in range(ROWS)]
+    # Rows of finished tasks lie in row groups; none that holds only such rows is asked for again.
+    finished = set()
+    for shard in receipts:
+        (span,) = shard["spans"]
+        name = span["source"].rpartition("@" + COMMIT + "/")[2]
+        metadata = pq.read_metadata(fineweb / name)
+        for group in range(metadata.num_row_groups):
+            chunk = metadata.row_group(group).column(0)
+            if span["first_row"] <= group * GROUP and (group + 1) * GROUP <= span["first_row"] + span["count"]:
+                start = chunk.dictionary_page_offset or chunk.data_page_offset
+                finished.add((name, start, start + chunk.total_compressed_size))
+    assert finished
+    for name, start, end in finished:
+        assert any(n == name and a <= start and end <= a + count for n, a, count in first)
+        assert not any(n == name and a < end and start < a + count for n, a, count in second), (name, start, end)
+
+
+@pytest.mark.parametrize(("kind", "shards"), [("jsonl", 6), ("jsonl.gz", 6), ("csv", 2)])
+def test_jsonl_on_the_hub_is_read_by_range_and_other_formats_by_datasets(tmp_path: Path, kind: str, shards: int):
+    folder, out = tmp_path / "dataset", tmp_path / "out"
+    folder.mkdir()
+    rows = [text_of(row) for row in range(600)]
+    for name, part in ((f"a.{kind}", rows[:300]), (f"b.{kind}", rows[300:])):
+        lines = "".join(json.dumps({"text": text, "n": n}) + "\n" for n, text in enumerate(part))
+        if kind == "csv":
+            with (folder / name).open("w", newline="") as file:
+                csv.writer(file).writerows([["n", "text"], *enumerate(part)])
+        else:
+            (folder / name).write_bytes(gzip.compress(lines.encode()) if kind == "jsonl.gz" else lines.encode())
+    cut = ["--val-docs", "10", "--docs-per-shard", "100", "--workers", "2"]
+    with LoopbackHub({"datasets/owner/name": folder}) as hub:
+        home = tmp_path / "home"
+        done = command("gpt2wds-shard", "hf", "owner/name", *cut, "--out", str(out), endpoint=hub.url, home=home)
+        assert done.returncode == 0, done.stderr
+        wrong = ["--text-column", "body", "--out", str(tmp_path / "wrong")]
+        failed = command("gpt2wds-shard", "hf", "owner/name", *wrong, endpoint=hub.url, home=home)
+        assert failed.returncode == 1 and "expected a column 'body', got" in failed.stderr
+        assert len(failed.stderr.splitlines()) == 1, failed.stderr
+    assert texts_of(out) == rows
+    dataset = Dataset(out)
+    assert dataset.manifest["corpus"]["revision"] == COMMIT
+    assert [s["documents"] for s in dataset.shards("val")] == [10]
+    assert len(dataset.shards("train")) == shards
+    spans = [span for s in dataset.shards("train") for span in s["spans"]]
+    assert kind != "csv" or [(s["first_row"], s["count"]) for s in spans] == [(10, 290), (0, 300)]
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path):
+    """A file in row groups like FineWeb-Edu's, and one four times its size."""
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    words, chance = [f"word{n}" for n in range(5000)], random.Random(5)
+    table = pa.table({"text": [" ".join(chance.choices(words, k=400)) for _ in range(1000)]})
+    peaks = []
+    with LoopbackHub({"datasets/owner/large": folder}) as hub:
+        for groups in (20, 80):
+            with pq.ParquetWriter(folder / "a.parquet", table.schema, compression="none") as writer:
+                for _ in range(groups):
+                    writer.write_table(table)
+            out = tmp_path / str(groups)
+            program = Path(sys.executable).with_name("gpt2wds-shard")
+            arguments = ["hf", "owner/large", "--val-docs", "10", "--workers", "1", "--out", str(out)]
+            script = (
+                "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL);"
+                "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+            )
+            environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+            done = subprocess.run(
+                [sys.executable, "-c", script, program, *arguments], env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            peaks.append(int(done.stdout) * 1024)
+    assert (folder / "a.parquet").stat().st_size > 200_000_000
+    assert peaks[1] < 500_000_000 and peaks[1] - peaks[0] < 60_000_000, peaks
+
+
+@pytest.mark.parametrize("fault", ["429", "503", "reset", "short", "stall"])
+def test_a_passing_fault_of_the_network_changes_nothing(fineweb: Path, tmp_path: Path, fault: str):
+    with LoopbackHub({"datasets/HuggingFaceFW/fineweb-edu": fineweb}) as hub:
+        hub.faults = ["", fault, "", "", fault]
+        done = shard_fineweb(hub, tmp_path)
+        assert done.returncode == 0, (done.stderr, hub.requests)
+    assert texts_of(tmp_path / "out") == [text_of(row) for row in range(ROWS)]
+
+
+@pytest.mark.parametrize(("fault", "said"), [("whole", "ignores byte ranges"), ("changed", "changed under its commit")])
+def test_a_server_that_cannot_be_trusted_is_refused_and_the_run_goes_on_later(
+    fineweb: Path, tmp_path: Path, fault: str, said: str
+):
+    with LoopbackHub({"datasets/HuggingFaceFW/fineweb-edu": fineweb}) as hub:
+        hub.faults = [""] * 5 + [fault] * 20
+        failed = shard_fineweb(hub, tmp_path)
+        assert failed.returncode == 1 and said in failed.stderr and "Traceback" not in failed.stderr
+        assert not (tmp_path / "out" / "manifest.json").exists()
+        hub.faults = []
+        assert shard_fineweb(hub, tmp_path).returncode == 0
+    assert texts_of(tmp_path / "out") == [text_of(row) for row in range(ROWS)]
+
+
+def test_bad_requests_of_the_hub_are_one_line(fineweb: Path, tmp_path: Path):
+    with LoopbackHub({"datasets/HuggingFaceFW/fineweb-edu": fineweb}) as hub:
+        for more, said in (
+            (["--config", "nonsense"], "nonsense"),
+            (["--split", "test"], "expected a split 'test'"),
+            (["--text-column", "body"], "expected a column 'body'"),
+        ):
+            done = shard_fineweb(hub, tmp_path, f"out-{more[1]}", *more)
+            errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+            assert done.returncode == 1 and len(errors) == 1 and said in errors[0], done.stderr

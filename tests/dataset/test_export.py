@@ -1,0 +1,85 @@
+"""Tokens in other people's formats, read back by loaders written from those formats' documentation."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from click.testing import CliRunner
+from conftest import shard
+
+from gpt2wds.commands.shard import main
+from gpt2wds.corpus import corpora, sharding
+from gpt2wds.dataset.directory import Dataset
+
+
+def read_llmc(path: Path) -> np.ndarray:
+    """llm.c's data format: 256 int32 of header (magic, version, tokens), then uint16 tokens."""
+    data = path.read_bytes()
+    header = np.frombuffer(data[:1024], dtype="<i4")
+    assert (header[0], header[1]) == (20240520, 1) and not header[3:].any()
+    tokens = np.frombuffer(data[1024:], dtype="<u2")
+    assert len(tokens) == header[2]
+    return tokens
+
+
+def read_nanogpt(path: Path) -> np.ndarray:
+    """nanoGPT's: the tokens alone, for np.memmap."""
+    return np.array(np.memmap(path, dtype=np.uint16, mode="r"))
+
+
+def tokens_of(dataset: Dataset, split: str, shards: list[int]) -> list[int]:
+    return [int(t) for shard in shards for part in dataset.iterate_tokens(split, shard) for t in part]
+
+
+def export(dataset: Dataset, out: Path, file_format: str) -> str:
+    result = CliRunner().invoke(main, ["export", dataset.path, "--out", str(out), "--format", file_format])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_llmc_has_one_file_per_shard(plays: Dataset, tmp_path: Path):
+    assert "4 files" in export(plays, tmp_path, "llmc")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "train_000000.bin",
+        "train_000001.bin",
+        "train_000002.bin",
+        "val_000000.bin",
+    ]
+    for split in ("train", "val"):
+        for number in range(len(plays.shards(split))):
+            assert read_llmc(tmp_path / f"{split}_{number:06d}.bin").tolist() == tokens_of(plays, split, [number])
+
+
+def test_nanogpt_has_one_file_per_split(plays: Dataset, tmp_path: Path):
+    export(plays, tmp_path, "nanogpt")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["train.bin", "val.bin"]
+    assert read_nanogpt(tmp_path / "train.bin").tolist() == tokens_of(plays, "train", [0, 1, 2])
+    assert read_nanogpt(tmp_path / "val.bin").tolist() == tokens_of(plays, "val", [0])
+
+
+def test_a_shard_without_tokens_and_a_split_without_documents_give_no_file(tmp_path: Path):
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a", "", "b")))
+    cut = corpora.Cut(val_docs=0, docs_per_shard=1)
+    plan = sharding.plan_corpus(tmp_path / "data", {}, lambda: corpora.files([str(source)], cut), cut)
+    dataset = shard(tmp_path / "data", plan)
+    export(dataset, tmp_path / "llmc", "llmc")
+    assert [read_llmc(p).tolist() for p in sorted((tmp_path / "llmc").iterdir())] == [[50256, 64], [50256, 65]]
+    export(dataset, tmp_path / "nanogpt", "nanogpt")
+    assert [p.name for p in (tmp_path / "nanogpt").iterdir()] == ["train.bin"]
+
+
+def test_what_cannot_be_exported_is_one_line(choices: Dataset, plays: Dataset, tmp_path: Path):
+    result = CliRunner().invoke(main, ["export", choices.path, "--out", str(tmp_path), "--format", "llmc"])
+    assert result.exit_code == 1 and "expected tokens to export, got multiple-choice" in result.output
+    result = CliRunner().invoke(main, ["export", plays.path, "--out", str(tmp_path), "--format", "npy"])
+    assert result.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_earlier_export_left_is_not_mixed_in(plays: Dataset, tmp_path: Path):
+    export(plays, tmp_path, "nanogpt")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    result = CliRunner().invoke(main, ["export", plays.path, "--out", str(tmp_path), "--format", "llmc"])
+    assert result.exit_code == 1 and "expected a directory without .bin files" in result.output
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -1,0 +1,424 @@
+"""Scores against the lesson's slow loop, which shares no code with them; test_parity.py has EleutherAI's lm-eval."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import shard, shared_file
+from torch.nn import functional as F
+
+from gpt2wds.commands import eval as eval_command
+from gpt2wds.commands import shard as shard_command
+from gpt2wds.corpus import sharding
+from gpt2wds.dataset.directory import Dataset
+from gpt2wds.distributed import World
+from gpt2wds.evaluate import hellaswag, inference
+from gpt2wds.evaluate.hellaswag import Questions, ending_log_probabilities, load_questions, mcnemar, per_example, scores
+from gpt2wds.model import GPT2, GPT2Config
+from gpt2wds.tokenizer import load_tokenizer
+from gpt2wds.train.checkpoint import save_checkpoint
+
+ALONE = World(0, 1, torch.device("cpu"))
+REAL = "hellaswag_val_1000.jsonl"
+SAMPLE = Path(sharding.__file__).parents[1] / "data" / "multiple_choice_sample.jsonl"
+SCORES = ("acc", "acc_norm_tokens", "acc_norm_characters", "acc_norm_bytes")  # firm: other tools read them
+
+
+def opinionated(n_positions: int = 1024, *, seed: int = 0, vocab_size: int = 50257) -> GPT2:
+    """A tiny model with strong preferences: one fresh from its initialisation finds all tokens about as likely."""
+    model = GPT2(GPT2Config(1, 2, 32, n_positions=n_positions, vocab_size=vocab_size), seed=seed).eval()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        model.wte.weight[vocab_size:] = 0
+    return model
+
+
+def saved(path: Path, model: GPT2) -> Path:
+    return save_checkpoint(path, 1, model, {}, {}, keep=1)
+
+
+def command(*arguments: object) -> str:
+    """Run gpt2wds-eval hellaswag in this process; its standard output."""
+    result = CliRunner().invoke(eval_command.main, ["hellaswag", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def failure(*arguments: object) -> str:
+    """Run it where it must fail: its only line, on standard error."""
+    result = CliRunner().invoke(eval_command.main, ["hellaswag", *map(str, arguments)])
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """1,000 real examples."""
+    source = shared_file(REAL)
+    out = tmp_path_factory.mktemp("real") / "data"
+    return shard(out, sharding.plan_multiple_choice(out, str(source), None))
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("model"), opinionated())
+
+
+# --- completion mode against the lesson's definition
+
+
+@torch.no_grad()
+def lesson(model: GPT2, example: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Each ending's summed and mean loss, as "let's reproduce GPT-2" defines them, one row at a time."""
+    encode = load_tokenizer().encode
+    context = encode(example["ctx"]).tolist()
+    sums, means = [], []
+    for text in example["endings"]:
+        ending = encode(" " + text).tolist()
+        # What is too long for the model loses tokens on the left: the lesson has no such example, lm-eval does it.
+        tokens = torch.tensor([context + ending])[:, -model.config.n_positions - 1 :]  # (1, T + 1)
+        mask = torch.tensor([False] * len(context) + [True] * len(ending))[-tokens.shape[1] :][1:]
+        logits = model.logits(model.hidden(tokens[:, :-1])[0][0, mask])
+        losses = F.cross_entropy(logits, tokens[0, 1:][mask], reduction="none")
+        sums.append(losses.sum().item())
+        means.append(losses.mean().item())
+    return sums, means
+
+
+def assert_as_the_lesson(dataset: Dataset, source: Path, count: int, n_positions: int = 1024) -> None:
+    model = opinionated(n_positions)
+    questions = load_questions(dataset, "completion", n_positions)
+    log_p = ending_log_probabilities(model, questions, ALONE, "float32")
+    records = per_example(questions, log_p)
+    examples = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:count]]
+    assert len(records) == len(examples) == count
+    for example, record in zip(examples, records, strict=True):
+        sums, means = lesson(model, example)
+        assert record["log_probabilities"] == pytest.approx([-value for value in sums], rel=1e-5, abs=1e-4)
+        assert record["tokens"] == [round(s / m) for s, m in zip(sums, means, strict=True)]
+        assert record["characters"] == [len(ending) for ending in example["endings"]]
+        assert record["bytes"] == [len(ending.encode()) for ending in example["endings"]]
+        assert (record["ind"], record["label"]) == (example["ind"], example["label"])
+        assert record["predicted"]["acc"] == np.argmin(sums)
+        assert record["predicted"]["acc_norm_tokens"] == np.argmin(means)
+    # Not all endings are alike to this model, or the comparison would say nothing.
+    assert len({record["predicted"]["acc_norm_tokens"] for record in records}) == 4
+
+
+def test_completion_mode_is_the_lessons_on_the_sample(choices: Dataset) -> None:
+    assert_as_the_lesson(choices, SAMPLE, 36)
+
+
+def test_completion_mode_is_the_lessons_on_real_examples(real: Dataset) -> None:
+    assert_as_the_lesson(real, shared_file(REAL), 1000)
+
+
+# --- scores
+
+
+def hand_made() -> tuple[Questions, np.ndarray]:
+    """Three examples whose four scores all differ, with the endings' sums."""
+    lengths = {
+        "tokens": np.array([[1, 2, 4, 4]] * 3),
+        "characters": np.array([[1, 8, 4, 4]] * 3),
+        "bytes": np.array([[1, 4, 4, 80]] * 3),
+    }
+    questions = Questions("set", "completion", [], lengths, np.array([0, 1, 1]), [7, 8, 9], 2)
+    return questions, np.array([[-2.0, -3.0, -4.0, -8.0]] * 3)
+
+
+def test_scores_by_hand() -> None:
+    # Sums choose ending 0; per token 2, 1.5, 1, 2: ending 2; per character 2, .375, 1, 2: ending 1; per byte 2,
+    # .75, 1, .1: ending 3. Labels 0, 1, 1: one right of three, none, two, none.
+    result = scores(*hand_made())
+    error = math.sqrt((2 / 3 * 1 / 3) * 3 / 2 / 3)  # of one or two of three: sample variance over 3
+    assert result == {
+        "name": "set", "mode": "completion", "examples": 3, "truncated": 2,
+        "acc": pytest.approx(1 / 3), "acc_stderr": pytest.approx(error),
+        "acc_norm_tokens": 0, "acc_norm_tokens_stderr": 0,
+        "acc_norm_characters": pytest.approx(2 / 3), "acc_norm_characters_stderr": pytest.approx(error),
+        "acc_norm_bytes": 0, "acc_norm_bytes_stderr": 0,
+    }  # fmt: skip
+
+
+def test_one_example_has_no_standard_error() -> None:
+    questions, sums = hand_made()
+    lengths = {norm: values[:1] for norm, values in questions.lengths.items()}
+    result = scores(dataclasses.replace(questions, labels=np.array([0]), lengths=lengths), sums[:1])
+    assert (result["acc"], result["acc_stderr"]) == (1, None)
+
+
+def test_the_standard_error_of_the_whole_set() -> None:
+    # 0.45 points at 10,042 examples and an accuracy near 0.29.
+    n = 10_042
+    lengths = {norm: np.ones((n, 4)) for norm in hellaswag.NORMS}
+    questions = Questions("set", "completion", [], lengths, (np.arange(n) > 0.29 * n).astype(int), [], 0)
+    result = scores(questions, np.tile([0.0, -1, -2, -3], (n, 1)))
+    assert result["acc_stderr"] == pytest.approx(0.0045, abs=5e-5)
+
+
+# --- the same for any batch and any number of ranks
+
+
+@pytest.mark.parametrize("mode", ["completion", "lm-eval"])
+def test_any_batch_size_gives_the_same(choices: Dataset, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    model, questions = opinionated(), load_questions(choices, mode, 1024)
+    expected = ending_log_probabilities(model, questions, ALONE, "float32")
+    for batch_tokens, padding, positions in ((1, 0.0, 1024), (100, 0.5, 1024), (777, 0.1, 7), (1 << 20, 1.0, 1 << 20)):
+        monkeypatch.setattr(hellaswag, "BATCH_TOKENS_CPU", batch_tokens)
+        monkeypatch.setattr(hellaswag, "PADDING_SHARE", padding)
+        monkeypatch.setattr(inference, "HEAD_POSITIONS_CPU", positions)
+        found = ending_log_probabilities(model, questions, ALONE, "float32")
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert scores(questions, found) == scores(questions, expected)
+
+
+@pytest.mark.parametrize(("budget", "share"), [(1000, 1 / 16), (8192, 1 / 16), (8192, 1 / 100)])
+def test_batches_keep_to_their_budget(
+    choices: Dataset, monkeypatch: pytest.MonkeyPatch, budget: int, share: float
+) -> None:
+    monkeypatch.setattr(hellaswag, "BATCH_TOKENS_CPU", budget)
+    monkeypatch.setattr(hellaswag, "PADDING_SHARE", share)
+    lengths: list[list[int]] = []
+    inner = hellaswag._batch_log_probabilities
+
+    def watched(model: GPT2, batch: list[hellaswag.Row], device: torch.device) -> torch.Tensor:
+        lengths.append([len(row.tokens) for row in batch])
+        return inner(model, batch, device)
+
+    monkeypatch.setattr(hellaswag, "_batch_log_probabilities", watched)
+    questions = load_questions(choices, "completion", 1024)
+    ending_log_probabilities(opinionated(), questions, ALONE, "float32")
+    padded = [len(batch) * max(batch) for batch in lengths]
+    assert all(tokens <= budget for tokens in padded)
+    assert all(1 - sum(batch) / tokens <= share for batch, tokens in zip(lengths, padded, strict=True))
+    assert len(lengths) < 36  # rows of about the same length do share a batch
+    read = sum(map(sum, lengths))
+    assert read == sum(len(row.tokens) for row in questions.rows)
+    assert hellaswag.padding_share(questions, ALONE.device) == pytest.approx(1 - read / sum(padded))
+
+
+def run_ranks(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """gpt2wds-eval hellaswag as a user starts it, the programs found beside this Python."""
+    here = Path(sys.executable).parent
+    launcher = [str(here / "torchrun"), "--standalone", f"--nproc-per-node={ranks}", "--no-python"] if ranks > 1 else []
+    result = subprocess.run(
+        [*launcher, str(here / "gpt2wds-eval"), "hellaswag", *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_any_number_of_ranks_scores_as_one(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+    outputs, records = [], []
+    for ranks in (1, 2, 3):
+        file = tmp_path / f"{ranks}.jsonl"
+        run = run_ranks(ranks, model_path, "--data", choices.path, "--device", "cpu", "--json", "--per-example", file)
+        outputs.append(run.stdout)
+        records.append(file.read_text())
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert outputs[0].count("\n") == 1  # one object, from rank 0 alone
+    assert json.loads(outputs[1])["examples"] == 36
+    assert records[0] == records[1] == records[2]  # the log-probabilities too, to the last digit
+    # There was work for each of them.
+    assert len(hellaswag._batches(load_questions(choices, "completion", 1024).rows, ALONE.device)) >= 3
+
+
+def test_more_ranks_than_rows(choices: Dataset) -> None:
+    model, questions = opinionated(), load_questions(choices, "completion", 1024, limit=1)
+    parts = [ending_log_probabilities(model, questions, _Silent(rank, 6, ALONE.device), "float32") for rank in range(6)]
+    expected = ending_log_probabilities(model, questions, ALONE, "float32")
+    np.testing.assert_allclose(np.sum(parts, axis=0), expected, rtol=1e-5)
+    assert (parts[5] == 0).all()
+
+
+class _Silent(World):
+    """A rank whose sums stay its own."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+# --- the command
+
+
+def test_json_is_all_that_is_printed(choices: Dataset, model_path: Path) -> None:
+    output = command(model_path, "--data", choices.path, "--json")
+    result = json.loads(output)
+    assert output == json.dumps(result) + "\n"
+    assert (result["model"], result["name"], result["mode"], result["examples"]) == (
+        str(model_path), "sample", "completion", 36,
+    )  # fmt: skip
+    for score in SCORES:
+        assert 0 <= result[score] <= 1 and result[f"{score}_stderr"] > 0
+
+
+def test_the_plain_output_names_mode_scores_and_errors(choices: Dataset, model_path: Path) -> None:
+    for mode in ("completion", "lm-eval"):
+        first, *rest = command(model_path, "--data", choices.path, "--mode", mode).splitlines()
+        assert first == f"sample, {mode} mode, 36 examples, chance 0.25"
+        assert [line.split()[0] for line in rest] == list(SCORES)
+        assert all(" ± " in line for line in rest)
+
+
+def test_the_sample_is_never_called_hellaswag(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "each.jsonl"
+    for flags in ([], ["--json"], ["--mode", "lm-eval"], ["--per-example", file], [model_path]):
+        assert "hellaswag" not in command(model_path, *flags, "--data", choices.path).lower()
+    assert "hellaswag" not in file.read_text().lower()
+
+
+def test_a_record_for_each_example(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "each.jsonl"
+    result = json.loads(command(model_path, "--data", choices.path, "--json", "--per-example", file))
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["ind"] for record in records] == [json.loads(line)["ind"] for line in SAMPLE.open()]
+    for score in SCORES:
+        right = [record["predicted"][score] == record["label"] for record in records]
+        assert result[score] == pytest.approx(np.mean(right))
+    for record in records:
+        assert set(record) == {
+            "model", "ind", "label", "log_probabilities", "tokens", "characters", "bytes", "predicted",
+        }  # fmt: skip
+        assert all(value < 0 for value in record["log_probabilities"])
+    assert "--per-example" in failure(model_path, "--data", choices.path, "--per-example", tmp_path / "no" / "file")
+
+
+def test_a_limit(choices: Dataset, model_path: Path) -> None:
+    assert json.loads(command(model_path, "--data", choices.path, "--json", "--limit", 5))["examples"] == 5
+
+
+def test_a_thousand_real_examples_through_the_commands(model_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    made = CliRunner().invoke(shard_command.main, ["hellaswag", "--source", str(shared_file(REAL)), "--out", str(out)])
+    assert made.exit_code == 0, made.output
+    result = json.loads(command(model_path, "--data", out, "--json"))
+    # A part of HellaSwag goes by its file's name: published scores are of the whole.
+    assert (result["name"], result["examples"], result["truncated"]) == ("hellaswag_val_1000", 1000, 0)
+    assert 0.2 < result["acc_norm_tokens"] < 0.3  # a model that knows nothing
+
+
+# --- what does not fit
+
+
+def test_long_prompts_lose_tokens_on_the_left_and_are_counted(choices: Dataset, tmp_path: Path) -> None:
+    encode = load_tokenizer().encode
+    count = 0
+    for example in map(json.loads, SAMPLE.open(encoding="utf-8")):
+        context = len(encode(example["ctx"]))
+        count += sum(context + len(encode(" " + ending)) > 41 for ending in example["endings"])  # 40 and a last target
+    assert 0 < count < 4 * 36
+    assert load_questions(choices, "completion", 40).truncated == count
+    assert load_questions(choices, "completion", 1024).truncated == 0
+    assert_as_the_lesson(choices, SAMPLE, 36, n_positions=40)
+    path = saved(tmp_path, opinionated(40))
+    assert json.loads(command(path, "--data", choices.path, "--json"))["truncated"] == count
+    assert command(path, "--data", choices.path).splitlines()[-1].startswith(f"  {count} endings had a context longer")
+
+
+def test_an_ending_that_does_not_fit(choices: Dataset, tmp_path: Path) -> None:
+    message = failure(saved(tmp_path, opinionated(8)), "--data", choices.path)
+    assert "expected at most 8, the model's n_positions" in message
+
+
+def test_a_smaller_vocabulary(choices: Dataset, tmp_path: Path) -> None:
+    message = failure(saved(tmp_path, opinionated(vocab_size=300)), "--data", choices.path)
+    assert "expected GPT-2's vocabulary, 50,257 tokens" in message and "got 300" in message
+
+
+@pytest.mark.parametrize("vocab_size", [50_256, 50_305])
+def test_another_vocabulary(choices: Dataset, vocab_size: int) -> None:
+    questions = load_questions(choices, "completion", 1024, limit=1)
+    for rank in range(2):  # the ranks fail together
+        with pytest.raises(ValueError, match=f"got {vocab_size:,}"):
+            ending_log_probabilities(
+                opinionated(vocab_size=vocab_size), questions, _Silent(rank, 2, ALONE.device), "float32"
+            )
+
+
+def test_tokens_are_no_examples(plays: Dataset, model_path: Path) -> None:
+    assert "expected multiple-choice examples, got tokens" in failure(model_path, "--data", plays.path)
+
+
+def test_an_unknown_mode(choices: Dataset) -> None:
+    with pytest.raises(ValueError, match="expected completion or lm-eval, got 'harness'"):
+        load_questions(choices, "harness", 1024)
+
+
+# --- two models
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p"),
+    [
+        (0, 0, 1.0),
+        (3, 3, 1.0),
+        (0, 1, 1.0),
+        (0, 5, 2 / 32),
+        (1, 5, 2 * (1 + 6) / 64),
+        (5, 1, 2 * (1 + 6) / 64),
+        (2, 8, 2 * (1 + 10 + 45) / 1024),
+        (4, 5, 1.0),
+    ],
+)
+def test_mcnemar_by_hand(only_first: int, only_second: int, p: float) -> None:
+    assert mcnemar(only_first, only_second) == p
+
+
+def test_mcnemar_of_large_counts() -> None:
+    # The normal approximation with continuity correction, which is close here.
+    z = (abs(2700 - 2500) - 1) / math.sqrt(5200)
+    assert mcnemar(2500, 2700) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-2)
+    assert mcnemar(0, 10_042) == 0
+
+
+def test_two_models_on_the_same_examples(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+    other, file = saved(tmp_path, opinionated(seed=3)), tmp_path / "each.jsonl"
+    result = json.loads(command(model_path, other, "--data", choices.path, "--json", "--per-example", file))
+    assert result["models"] == [
+        json.loads(command(path, "--data", choices.path, "--json")) for path in (model_path, other)
+    ]
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["model"] for record in records] == [str(model_path)] * 36 + [str(other)] * 36
+    assert set(result["comparison"]) == set(SCORES)
+    for score, pair in result["comparison"].items():
+        right = [record["predicted"][score] == record["label"] for record in records]
+        pairs = list(zip(right[:36], right[36:], strict=True))
+        assert (pair["only_first_right"], pair["only_second_right"]) == (
+            pairs.count((True, False)),
+            pairs.count((False, True)),
+        )
+        first, second = (model[score] for model in result["models"])
+        assert pair["difference"] == pytest.approx(second - first)
+        assert pair["p"] == mcnemar(pair["only_first_right"], pair["only_second_right"])
+    assert any(pair["only_first_right"] != pair["only_second_right"] for pair in result["comparison"].values())
+    lines = command(model_path, other, "--data", choices.path).splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [
+        f"{model_path}: sample, completion mode, 36 examples, chance 0.25",
+        f"{other}: sample, completion mode, 36 examples, chance 0.25",
+        f"{other} less {model_path}, with McNemar's exact two-sided p",
+    ]
+    assert sum(" p = " in line for line in lines) == 4
+
+
+def test_a_model_against_itself(choices: Dataset, model_path: Path) -> None:
+    result = json.loads(command(model_path, model_path, "--data", choices.path, "--json"))
+    for pair in result["comparison"].values():
+        assert pair == {"difference": 0, "difference_stderr": 0, "only_first_right": 0, "only_second_right": 0, "p": 1}

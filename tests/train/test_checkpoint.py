@@ -1,0 +1,246 @@
+"""Checkpoints: others open them, damage is found, and a failed write harms nothing."""
+
+import json
+import pickle
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from gpt2wds.model import GPT2, GPT2Config
+from gpt2wds.train.checkpoint import (
+    list_checkpoints,
+    load_state,
+    load_weights,
+    newest_sound_checkpoint,
+    save_checkpoint,
+)
+from gpt2wds.train.optim import Optimizers, make_optimizers
+
+# A small vocabulary that is no multiple of 128, so that there are padding rows.
+SMALL = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=300)
+FILES = ("model.safetensors", "config.json", "optimizer.safetensors", "state.json", "SHA256SUMS")
+
+
+def trained() -> tuple[GPT2, Optimizers]:
+    """A model that moved off its initial values, and its optimizer with something to remember."""
+    model = GPT2(SMALL)
+    optimizers = make_optimizers(model, "muon", learning_rate=1e-2, weight_decay=0.1, muon_learning_rate=0.02)
+    ids = torch.randint(300, (2, 65), generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        model(ids[:, :-1], ids[:, 1:], torch.ones(2)).backward()
+        optimizers.step(1.0)
+    return model, optimizers
+
+
+def save(folder: Path, *steps: int, keep: int = 3) -> list[Path]:
+    model, optimizers = trained()
+    return [save_checkpoint(folder, step, model, optimizers.state(model), {"epoch": 0}, keep=keep) for step in steps]
+
+
+def names(folder: Path) -> list[str]:
+    """Everything in the folder, hidden names too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_transformers_opens_it(tmp_path: Path) -> None:
+    model, optimizers = trained()
+    with torch.no_grad():
+        for parameter in model.h.parameters():
+            parameter *= 4  # so that each of config.json's settings shows
+    path = save_checkpoint(tmp_path, 7, model, optimizers.state(model), {}, keep=1)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
+    assert type(theirs) is transformers.GPT2LMHeadModel
+    ids = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model.logits(model.hidden(ids)[0])
+        torch.testing.assert_close(theirs(ids).logits, expected, rtol=0, atol=1e-5)
+        ours = load_weights(path)
+        assert torch.equal(ours.logits(ours.hidden(ids)[0]), expected)
+
+
+def test_what_transformers_saves_opens(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=300)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    model = load_weights(tmp_path)
+    ids = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(model.hidden(ids)[0]), theirs(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something was unpickled")
+
+    (path,) = save(tmp_path, 1)
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(module, name, refuse)
+    assert newest_sound_checkpoint(tmp_path, pytest.fail) == path
+    load_state(path)
+    load_weights(path)
+    # A pickle under the weights' name is refused as what it is not.
+    (path / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match=r"cannot read model\.safetensors"):
+        load_weights(path)
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    model, optimizers = trained()
+    state = {"row": {"train_loss": 10.123456789012345}, "epoch": 3, "taken": [[8, 5], [4, 1]], "dataset_id": "é"}
+    path = save_checkpoint(tmp_path, 12, model, optimizers.state(model), state, keep=1)
+    other = load_weights(path)
+    restored, tensors = load_state(path)
+    assert restored == {"step": 12, **state}
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    expected = optimizers.state(model)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
+
+
+def test_sha256sum_checks_it(tmp_path: Path) -> None:
+    (path,) = save(tmp_path, 1)
+    assert names(path) == sorted(FILES)
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    done = subprocess.run(command, cwd=path, capture_output=True, text=True, check=True)
+    assert done.stdout.count(": OK") == 4
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4, 6, 100, keep=2)
+    assert names(tmp_path) == ["step-0000006", "step-0000100"]
+    assert newest_sound_checkpoint(tmp_path, pytest.fail) == tmp_path / "step-0000100"
+
+
+def test_none_yet(tmp_path: Path) -> None:
+    assert newest_sound_checkpoint(tmp_path / "checkpoints", pytest.fail) is None
+
+
+def truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES = [truncate, flip_a_bit, Path.unlink]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_falls_back(tmp_path: Path, damage: Callable[[Path], Any], name: str) -> None:
+    older, newest = save(tmp_path, 1, 2)
+    damage(newest / name)
+    warnings: list[str] = []
+    assert newest_sound_checkpoint(tmp_path, warnings.append) == older
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"WARNING: checkpoint {newest} is damaged")
+
+
+def test_all_damaged(tmp_path: Path) -> None:
+    for damage, path in zip(DAMAGES, save(tmp_path, 1, 2, 3), strict=True):
+        damage(path / "model.safetensors")
+    warnings: list[str] = []
+    with pytest.raises(ValueError, match="expected a sound checkpoint, all 3 are damaged; restore one, or remove"):
+        newest_sound_checkpoint(tmp_path, warnings.append)
+    assert len(warnings) == 3
+
+
+def test_a_damaged_newer_one_pushes_no_sound_one_out(tmp_path: Path) -> None:
+    """After a fall-back the damaged one is still the newest by name when the next is saved."""
+    older, damaged = save(tmp_path, 4, 8)
+    flip_a_bit(damaged / "state.json")
+    assert newest_sound_checkpoint(tmp_path, lambda warning: None) == older
+    save(tmp_path, 6, keep=1)
+    assert newest_sound_checkpoint(tmp_path, lambda warning: None) == tmp_path / "step-0000006"
+    assert not older.exists()
+
+
+def test_a_damaged_one_is_replaced_by_the_same_step(tmp_path: Path) -> None:
+    _, damaged = save(tmp_path, 4, 8)
+    (damaged / "optimizer.safetensors").unlink()
+    save(tmp_path, 8)
+    assert newest_sound_checkpoint(tmp_path, pytest.fail) == damaged
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A real failure of writing, in the middle of a file, wherever the tests run."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("fails", ["model.safetensors", "optimizer.safetensors"])
+def test_a_failed_write_harms_nothing(tmp_path: Path, fails: str) -> None:
+    (older,) = save(tmp_path, 1)
+    size = (older / "model.safetensors").stat().st_size
+    with (
+        files_of_at_most(size if fails.startswith("opt") else size - 1),
+        pytest.raises(OSError, match=f"{fails}: .*File too large"),
+    ):
+        save(tmp_path, 2, keep=1)
+    assert names(tmp_path) == [older.name]
+    assert newest_sound_checkpoint(tmp_path, pytest.fail) == older
+
+
+def test_what_a_killed_write_left_is_no_checkpoint(tmp_path: Path) -> None:
+    (path,) = save(tmp_path, 1)
+    shutil.copytree(path, tmp_path / ".step-0000002.4711.tmp")
+    assert list_checkpoints(tmp_path) == [path]
+    save(tmp_path, 3)
+    assert names(tmp_path) == ["step-0000001", "step-0000003"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("activation_function", "relu", "'gelu_new'"),
+        ("layer_norm_epsilon", 1e-6, "1e-05"),
+        ("scale_attn_by_inverse_layer_idx", True, "False"),
+        ("reorder_and_upcast_attn", True, "False"),
+        ("scale_attn_weights", False, "True"),
+    ],
+)
+def test_settings_that_our_model_does_not_compute(tmp_path: Path, setting: str, value: Any, expected: str) -> None:
+    (path,) = save(tmp_path, 1)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {setting: value}))
+    with pytest.raises(ValueError, match=f"{setting}: expected {expected}, got {value!r}, which we do not compute"):
+        load_weights(path)
+    # The same function by its other name.
+    (path / "config.json").write_text(json.dumps(config | {"activation_function": "gelu_pytorch_tanh"}))
+    load_weights(path)
+
+
+def test_models_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected config.json and model.safetensors in Hugging Face layout"):
+        load_weights(tmp_path)
+    (path,) = save(tmp_path, 1)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    with pytest.raises(ValueError, match="expected a GPT-2, got model_type 'llama'"):
+        load_weights(path)
+    (path / "config.json").write_text(json.dumps({name: n for name, n in config.items() if name != "n_head"}))
+    with pytest.raises(ValueError, match=r"expected whole numbers in config\.json, got .*'n_head': None"):
+        load_weights(path)
+    (path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"expected a GPT-2, got model_type \[\] in config\.json"):
+        load_weights(path)
+    truncate(path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"cannot read model.safetensors"):
+        load_weights(path)

@@ -8,6 +8,8 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .errors import Error
+
 Schema = TypeVar("Schema")
 
 
@@ -15,19 +17,19 @@ def load_config(path: Path, overrides: list[str], schema: type[Schema]) -> Schem
     """Read a configuration file, apply overrides such as `train.max_steps=100`, and fill in defaults.
 
     A value after `=` is read as TOML, or as a string where it is none: `model.size=gpt2-medium` needs no quotes.
-    Raises ValueError for an unknown key (naming the nearest) and for a value of another type.
+    Raises Error for an unknown key (naming the nearest) and for a value of another type.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"configuration {path}: expected a TOML file ({error.strerror})") from None
+        raise Error(f"configuration {path}: expected a TOML file ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"configuration {path}: expected TOML ({error})") from None
+        raise Error(f"configuration {path}: expected TOML ({error})") from None
     for override in overrides:
         key, separator, text = override.partition("=")
         section, dot, name = key.partition(".")
         if not separator or not dot:
-            raise ValueError(f"expected section.key=value, got {override!r}; for example train.max_steps=100")
+            raise Error(f"expected section.key=value, got {override!r}; for example train.max_steps=100")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -69,11 +71,11 @@ def _build(values: dict[str, Any], schema: type[Any], source: str, prefix: str) 
     for name, value in values.items():
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=1, cutoff=0)
-            raise ValueError(f"configuration {source}: unknown key {prefix}{name}; did you mean {prefix}{near[0]}?")
+            raise Error(f"configuration {source}: unknown key {prefix}{name}; did you mean {prefix}{near[0]}?")
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
-                raise ValueError(f"configuration {source}: expected a section [{name}], got {name} = {value!r}")
+                raise Error(f"configuration {source}: expected a section [{name}], got {name} = {value!r}")
             built[name] = _build(value, typing.cast(type, hint), source, f"{prefix}{name}.")
         else:
             built[name] = _checked(value, hint, f"configuration {source}: {prefix}{name}")
@@ -90,7 +92,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         good = all(isinstance(item, typing.get_args(hint)[0]) for item in value)
     if not good:
         name = str(hint) if origin else hint.__name__
-        raise ValueError(f"{where}: expected {name}, got {value!r}")
+        raise Error(f"{where}: expected {name}, got {value!r}")
     return value
 
 

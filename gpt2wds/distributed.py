@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import distributed as dist
 
+from .errors import Error
+
 
 @dataclass(frozen=True)
 class World:
@@ -42,7 +44,7 @@ class World:
 def join_world(device: str) -> Iterator[World]:
     """Join the ranks that torchrun started, if it did, and leave them at the end.
 
-    device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1" or "mps". Raises ValueError when it is absent.
+    device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1" or "mps". Raises Error when it is absent.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     here = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
@@ -75,16 +77,14 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     if kind == "auto":
         kind = wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if kind not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"run.device: expected auto, cpu, cuda or mps, got {wanted!r}")
+        raise Error(f"run.device: expected auto, cpu, cuda or mps, got {wanted!r}")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(
-                f"run.device: expected a CUDA device, this torch ({torch.__version__}) sees none; use auto"
-            )
+            raise Error(f"run.device: expected a CUDA device, this torch ({torch.__version__}) sees none; use auto")
         number = int(wanted.partition(":")[2] or local_rank)
         if number >= torch.cuda.device_count():
-            raise ValueError(f"run.device: expected one of {torch.cuda.device_count()} CUDA devices, got cuda:{number}")
+            raise Error(f"run.device: expected one of {torch.cuda.device_count()} CUDA devices, got cuda:{number}")
         return torch.device("cuda", number)
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("run.device: expected Apple's MPS, which is not available here; use auto")
+        raise Error("run.device: expected Apple's MPS, which is not available here; use auto")
     return torch.device(kind)

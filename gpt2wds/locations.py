@@ -15,6 +15,8 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
+from .errors import Error, reason
+
 SMALLEST_REQUEST = 1 << 16
 PACKAGE = "package:"
 # What tells a changed file in various file systems' info, the content's own mark before a time.
@@ -42,9 +44,9 @@ class LocalFile:
         try:
             stat = self._here().stat()
         except FileNotFoundError:
-            raise ValueError(f"source {self}: the file is gone; {_AGAIN}") from None
+            raise Error(f"source {self}: the file is gone; {_AGAIN}") from None
         if stat.st_size != self.size or self.mtime_ns not in (None, stat.st_mtime_ns):
-            raise ValueError(
+            raise Error(
                 f"source {self}: the file changed since the plan was made, expected {self.size} bytes of "
                 f"mtime_ns {self.mtime_ns}, got {stat.st_size} of {stat.st_mtime_ns}; {_AGAIN}"
             )
@@ -55,7 +57,7 @@ class LocalFile:
         package, _, name = self.path.removeprefix(PACKAGE).partition("/")
         folder = package_folder(package)
         if folder is None:
-            raise ValueError(f"source {self}: expected the package {package}, which is not installed")
+            raise Error(f"source {self}: expected the package {package}, which is not installed")
         return folder / name
 
 
@@ -77,20 +79,20 @@ class UrlFile:
         return cast(BinaryIO, io.BufferedReader(RangedFile(self.read_range, self.size), 1 << 23))
 
     def read_range(self, start: int, end: int) -> bytes:
-        """Bytes start … end - 1. Raises ValueError when they do not come."""
+        """Bytes start … end - 1. Raises Error when they do not come."""
         system, path = filesystem(self.url)
         try:
             data = bytes(system.cat_file(path, start=start, end=end))
         except Exception as error:  # of whatever library reads such URLs
-            raise ValueError(f"{self}: bytes {start} to {end} did not arrive ({_reason(error)}); {_GO_ON}") from None
+            raise Error(f"{self}: bytes {start} to {end} did not arrive ({reason(error)}); {_GO_ON}") from None
         if len(data) != end - start:
-            raise ValueError(f"{self}: expected {end - start} bytes from {start}, got {len(data)}; {_GO_ON}")
+            raise Error(f"{self}: expected {end - start} bytes from {start}, got {len(data)}; {_GO_ON}")
         return data
 
     def check_unchanged(self) -> None:
         found = url_file(self.url)
         if found != self:
-            raise ValueError(
+            raise Error(
                 f"source {self}: the file changed since the plan was made, expected {self.size} bytes ({self.mark}), "
                 f"got {found.size} ({found.mark}); {_AGAIN}"
             )
@@ -119,7 +121,7 @@ class HubFile:
         pass  # every range that is read is checked
 
     def read_range(self, start: int, end: int) -> bytes:
-        """Bytes start … end - 1. Raises ValueError for a server that gives anything else.
+        """Bytes start … end - 1. Raises Error for a server that gives anything else.
 
         huggingface_hub retries what a network does (429, 5xx, time-outs, resets, bodies cut short) with back-off.
         What it does not check is checked here: that a range was honoured, and that the file is still the planned one.
@@ -133,7 +135,7 @@ class HubFile:
             response = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
             hf_raise_for_status(response)
         except Exception as error:  # the HTTP client's own: huggingface_hub changes clients between versions
-            raise ValueError(f"{self}: bytes {start} to {end} did not arrive ({_reason(error)}); {_GO_ON}") from None
+            raise Error(f"{self}: bytes {start} to {end} did not arrive ({reason(error)}); {_GO_ON}") from None
         self._check(response, start, end)
         return response.content
 
@@ -141,15 +143,15 @@ class HubFile:
         first = (response.history or [response])[0]  # the Hub's own answer, before it sends us to its storage
         etag = (first.headers.get("X-Linked-Etag") or first.headers.get("ETag") or "").removeprefix("W/").strip('"')
         if etag and etag != self.etag:
-            raise ValueError(f"{self}: the file changed under its commit (ETag {self.etag} → {etag}); plan again")
+            raise Error(f"{self}: the file changed under its commit (ETag {self.etag} → {etag}); plan again")
         if response.status_code != 206 or len(response.content) != end - start:
-            raise ValueError(
+            raise Error(
                 f"{self}: expected {end - start} bytes from {start} (status 206), got {len(response.content)} "
                 f"(status {response.status_code}): the server or a proxy ignores byte ranges"
             )
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
         if total not in ("", "*", str(self.size)):
-            raise ValueError(f"{self}: expected a file of {self.size} bytes, the server has {total}; plan again")
+            raise Error(f"{self}: expected a file of {self.size} bytes, the server has {total}; plan again")
 
 
 Location = LocalFile | UrlFile | HubFile
@@ -203,15 +205,15 @@ def local_file(path: Path) -> LocalFile:
 
 
 def url_file(url: str) -> UrlFile:
-    """A URL's file as it is now. Raises ValueError when there is none, or nothing to read such URLs."""
+    """A URL's file as it is now. Raises Error when there is none, or nothing to read such URLs."""
     system, path = filesystem(url)
     try:
         system.invalidate_cache()
         info = system.info(path)
     except Exception as error:  # of whatever library reads such URLs
-        raise ValueError(f"{url}: expected a file to read ({_reason(error)})") from None
+        raise Error(f"{url}: expected a file to read ({reason(error)})") from None
     if info.get("type") == "directory" or info.get("size") is None:
-        raise ValueError(f"{url}: expected a file of known size, got {'a directory' if 'type' in info else 'none'}")
+        raise Error(f"{url}: expected a file of known size, got {'a directory' if 'type' in info else 'none'}")
     return UrlFile(url, int(info["size"]), next((f"{k} {info[k]}" for k in _CHANGE_MARKS if info.get(k)), ""))
 
 
@@ -230,7 +232,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{url}: expected a URL that fsspec can read ({_reason(error)})") from None
+        raise Error(f"{url}: expected a URL that fsspec can read ({reason(error)})") from None
 
 
 def package_folder(package: str) -> Path | None:
@@ -242,7 +244,3 @@ def package_folder(package: str) -> Path | None:
 
 _GO_ON = "the same command goes on"
 _AGAIN = "put it back, or plan again in an empty directory"
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

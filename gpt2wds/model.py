@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .errors import Error
+
 VOCAB_SIZE = 50257
 # (n_layer, n_head, n_embd) of the four published sizes, by their Hugging Face names.
 SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
@@ -33,9 +35,9 @@ class GPT2Config:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 1:
-                raise ValueError(f"model: {name} must be at least 1, got {value}")
+                raise Error(f"model: {name} must be at least 1, got {value}")
         if self.n_embd % self.n_head:
-            raise ValueError(
+            raise Error(
                 f"model: n_embd must be a multiple of n_head, got n_embd={self.n_embd} and n_head={self.n_head}; "
                 f"try n_embd={math.ceil(self.n_embd / self.n_head) * self.n_head}"
             )
@@ -177,11 +179,11 @@ class GPT2(nn.Module):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name not in state:
-                    raise ValueError(f"weights: expected a GPT-2 tensor {name!r}, which the file does not have")
+                    raise Error(f"weights: expected a GPT-2 tensor {name!r}, which the file does not have")
                 value = state[name].T if _is_projection(name) else state[name]
                 target = parameter[: self.config.vocab_size] if name == "wte.weight" else parameter
                 if value.shape != target.shape:
-                    raise ValueError(f"weights: {name} must be {tuple(target.shape)}, got {tuple(value.shape)}")
+                    raise Error(f"weights: {name} must be {tuple(target.shape)}, got {tuple(value.shape)}")
                 target.copy_(value)
 
 

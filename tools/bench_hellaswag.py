@@ -1,4 +1,4 @@
-"""Multiple-choice examples per second: gpt2wds.evaluate.hellaswag against the loop of "let's reproduce GPT-2", and lm-eval.
+"""Multiple-choice examples per second: gpt2wds against the loop of "let's reproduce GPT-2", and lm-eval.
 
 The loop takes one example at a time: its four rows padded to the longest, the logits of all their positions, and
 their cross-entropies, of which the endings' are summed. All use the same model with random weights (speed does not

@@ -11,6 +11,8 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from ..errors import Error
+
 LINE_SECONDS = 10  # between progress lines where there is no terminal
 
 
@@ -25,10 +27,10 @@ class Commands(click.Group):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """ValueError (the user's input) and OSError (disk, network) become one line and exit code 1."""
+    """Error (the user's input) and OSError (disk, network) become one line, exit code 1; the rest is our mistake."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (Error, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from ..dataset.directory import SPLITS, Dataset
 from ..dataset.loader import validation_sequences
 from ..dataset.prompts import ENDINGS, MODES
 from ..distributed import World, join_world
+from ..errors import Error
 from ..evaluate import hellaswag as multiple_choice
 from ..evaluate.text import generate, validation_loss
 from ..model import GPT2
@@ -59,7 +60,7 @@ def hellaswag(
     A second MODEL is compared with the first on the same examples: differences, and McNemar's exact p-values.
     """
     if per_example and not per_example.parent.is_dir():
-        raise ValueError(f"--per-example: expected a file in a directory that exists, got {per_example}")
+        raise Error(f"--per-example: expected a file in a directory that exists, got {per_example}")
     results, records, sums = [], [], []
     with join_world(device) as world:
         dataset = Dataset(data)

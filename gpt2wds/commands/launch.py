@@ -13,6 +13,7 @@ from ..dataset.directory import Dataset
 from ..dataset.loader import StepBatches, validation_sequences
 from ..dataset.order import Position
 from ..distributed import World
+from ..errors import Error
 from ..evaluate.hellaswag import Questions, ending_log_probabilities, load_questions, scores
 from ..evaluate.text import generate, validation_loss
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
@@ -48,7 +49,7 @@ def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> i
     if checkpoint is not None:
         state, tensors = load_state(checkpoint)
         if state["dataset_id"] != dataset.id:
-            raise ValueError(
+            raise Error(
                 f"{run.path}: was trained on dataset {state['dataset_id']}, data.path = {settings.data.path} is "
                 f"{dataset.id}; give the first one, or choose another run.dir"
             )
@@ -147,12 +148,12 @@ def _fresh_model(settings: Config) -> GPT2:
         return GPT2(shape, seed=settings.run.seed)
     model = load_weights(find_weights(origin))
     if model.config.n_positions < settings.data.seq_len:
-        raise ValueError(
+        raise Error(
             f"data.seq_len: expected at most the {model.config.n_positions} positions of {origin}, "
             f"got {settings.data.seq_len}"
         )
     if model.config.vocab_size < VOCAB_SIZE:
-        raise ValueError(
+        raise Error(
             f"model.init_from: expected a vocabulary of {VOCAB_SIZE} tokens, which the data have, {origin} has "
             f"{model.config.vocab_size}; give a model of GPT-2's vocabulary"
         )
@@ -164,7 +165,7 @@ def _tokenizer_files(config: GPT2Config, say: Callable[[str], None]) -> dict[str
         return {}
     try:
         return tokenizer_files(load_tokenizer(), config.n_positions)
-    except ValueError as error:
+    except Error as error:
         # Ids are all that training needs.
         say(f"checkpoints will have no tokenizer files ({error})")
         return {}
@@ -178,7 +179,7 @@ def _dtype(settings: Config, world: World) -> str:
         fast = torch.cuda.is_bf16_supported() if on_gpu else torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return "bfloat16" if fast else "float32"
     if dtype == "bfloat16" and on_gpu and not torch.cuda.is_bf16_supported():
-        raise ValueError('train.dtype: this GPU has no bfloat16; use train.dtype = "float32"')
+        raise Error('train.dtype: this GPU has no bfloat16; use train.dtype = "float32"')
     return dtype
 
 

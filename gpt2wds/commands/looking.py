@@ -12,6 +12,7 @@ import click
 
 from ..dataset import export as exporting
 from ..dataset.directory import MULTIPLE_CHOICE, SPLITS, Dataset
+from ..errors import Error
 from ..tokenizer import load_tokenizer
 from .common import ProgressLine, print_json
 
@@ -93,7 +94,7 @@ def verify(directory: str, workers: int | None) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        raise ValueError(f"{directory}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found, named above")
+        raise Error(f"{directory}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found, named above")
     print(f"{directory}: all right, {totals(dataset)}")
 
 

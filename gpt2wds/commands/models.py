@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from ..errors import Error, reason
 from ..train.checkpoint import CONFIG, WEIGHTS, newest_sound_checkpoint
 from ..train.rundir import RunDirectory
 
@@ -22,10 +23,9 @@ def find_weights(model: str) -> Path:
             return path
         newest = newest_sound_checkpoint(RunDirectory(path).checkpoints, _warn)
         if newest is None:
-            raise ValueError(f"model {model}: expected a run directory with a checkpoint or {CONFIG}, found neither")
+            raise Error(f"model {model}: expected a run directory with a checkpoint or {CONFIG}, found neither")
         return newest
     try:
         return Path(snapshot_download(model, allow_patterns=[CONFIG, WEIGHTS]))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"model {model}: expected a directory, or a name that the Hub knows ({reason})") from None
+        raise Error(f"model {model}: expected a directory, or a name that the Hub knows ({reason(error)})") from None

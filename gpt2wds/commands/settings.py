@@ -5,6 +5,7 @@ import tomllib
 from dataclasses import dataclass, field
 
 from ..config import differences, dump_config
+from ..errors import Error
 from ..model import SIZES
 from ..train.parallel import KINDS
 from ..train.rundir import RunDirectory
@@ -42,9 +43,7 @@ class Model:
         if self.n_layer or self.n_head or self.n_embd:
             return self.n_layer, self.n_head, self.n_embd
         if self.size not in SIZES:
-            raise ValueError(
-                f"model.size: expected {', '.join(SIZES)}, or n_layer, n_head and n_embd, got {self.size!r}"
-            )
+            raise Error(f"model.size: expected {', '.join(SIZES)}, or n_layer, n_head and n_embd, got {self.size!r}")
         return SIZES[self.size]
 
 
@@ -70,12 +69,12 @@ class Train:
     def __post_init__(self) -> None:
         _at_least("train", self, max_steps=1, micro_batch_sequences=1)
         if not self.learning_rate > 0:
-            raise ValueError(f"train.learning_rate: expected more than 0, got {self.learning_rate}")
+            raise Error(f"train.learning_rate: expected more than 0, got {self.learning_rate}")
         if not self.grad_clip > 0:
-            raise ValueError(f"train.grad_clip: expected more than 0 (inf for none), got {self.grad_clip}")
+            raise Error(f"train.grad_clip: expected more than 0 (inf for none), got {self.grad_clip}")
         _one_of("train.parallel", self.parallel, *KINDS)
         if (self.parallel, self.optimizer) == ("fsdp", "muon"):
-            raise ValueError(
+            raise Error(
                 "train.optimizer: expected adamw with train.parallel = fsdp, got muon, which needs whole matrices; "
                 "use train.parallel=ddp"
             )
@@ -121,7 +120,7 @@ class Config:
         if tokens < seq_len or tokens % seq_len:
             below, above = tokens // seq_len * seq_len, (tokens // seq_len + 1) * seq_len
             near = f"{below} or {above}" if below > 0 else str(max(above, seq_len))
-            raise ValueError(
+            raise Error(
                 f"train.tokens_per_step: expected a multiple of data.seq_len = {seq_len}, got {tokens}; try {near}"
             )
 
@@ -142,7 +141,7 @@ FREE = {
 
 
 def refuse_other_mathematics(run: RunDirectory, settings: Config) -> None:
-    """Raise ValueError where a run directory holds a run of another configuration, and show the difference.
+    """Raise Error where a run directory holds a run of another configuration, and show the difference.
 
     A key that the run was started without counts as its default.
     """
@@ -157,7 +156,7 @@ def refuse_other_mathematics(run: RunDirectory, settings: Config) -> None:
         if line.split(":")[0].split(".")[1] not in FREE[line.split(".")[0]]
     ]
     if changed:
-        raise ValueError(
+        raise Error(
             f"{run.path}: holds a run of another configuration ({'; '.join(changed)}); "
             "take the change back, or choose another run.dir"
         )
@@ -166,9 +165,9 @@ def refuse_other_mathematics(run: RunDirectory, settings: Config) -> None:
 def _at_least(section: str, values: object, **lowest: int) -> None:
     for name, low in lowest.items():
         if getattr(values, name) < low:
-            raise ValueError(f"{section}.{name}: expected at least {low}, got {getattr(values, name)}")
+            raise Error(f"{section}.{name}: expected at least {low}, got {getattr(values, name)}")
 
 
 def _one_of(name: str, value: str, *known: str) -> None:
     if value not in known:
-        raise ValueError(f"{name}: expected {', '.join(known[:-1])} or {known[-1]}, got {value!r}")
+        raise Error(f"{name}: expected {', '.join(known[:-1])} or {known[-1]}, got {value!r}")

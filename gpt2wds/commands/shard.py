@@ -15,6 +15,7 @@ import click
 from .. import __version__
 from ..corpus import corpora, executors, sharding
 from ..dataset.directory import SPLITS, TOKENS, Dataset
+from ..errors import Error
 from ..tokenizer import load_tokenizer
 from .common import Commands, ProgressLine
 from .looking import cat, export, info, skipped, totals, verify
@@ -141,7 +142,7 @@ def finish(directory: Path) -> None:
     for task in missing:
         print(f"missing: {task['shard']}")
     if missing:
-        raise ValueError(
+        raise Error(
             f"{directory}: {len(missing)} of {len(plan['tasks'])} shards are missing, named above; "
             "give the command that makes them again"
         )

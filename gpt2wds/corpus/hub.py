@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ..errors import Error, reason
 from ..files import replace
 from ..locations import HubFile
 from .readers import Document, Part, as_document, no_column
@@ -39,7 +40,7 @@ class HubRows:
     def check(self, location: HubFile, text_column: str) -> None:
         row = next(self._rows(location), {text_column: ""})
         if text_column not in row:
-            raise ValueError(no_column(location, text_column, list(row)))
+            raise Error(no_column(location, text_column, list(row)))
 
     def read(self, location: HubFile, first: int, count: int | None, text_column: str) -> Iterator[Document]:
         end = None if count is None else first + count
@@ -58,14 +59,13 @@ class HubRows:
             )
             yield from builder.as_streaming_dataset(self.split)
         except Exception as error:  # of whatever library reads the format
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{location}: datasets cannot read it ({reason}); the same command goes on") from None
+            raise Error(f"{location}: datasets cannot read it ({reason(error)}); the same command goes on") from None
 
 
 def resolve(repo: str, config: str | None, split: str, revision: str | None) -> tuple[str, list[HubFile]]:
     """The commit that `revision` (default: main) is now, and the files of a configuration's split, in order.
 
-    Configurations are understood by `datasets`, whatever way the repository declares them. Raises ValueError.
+    Configurations are understood by `datasets`, whatever way the repository declares them. Raises Error.
     """
     import datasets
     from huggingface_hub import HfApi
@@ -77,13 +77,13 @@ def resolve(repo: str, config: str | None, split: str, revision: str | None) -> 
         builder = datasets.load_dataset_builder(repo, config, revision=commit)
         found = builder.config.data_files or {}
         if split not in found:
-            raise ValueError(f"dataset {repo}: expected a split {split!r}, it has {', '.join(found) or 'none'}")
+            raise Error(f"dataset {repo}: expected a split {split!r}, it has {', '.join(found) or 'none'}")
         prefix = f"hf://datasets/{repo}@{commit}/"
         names = [str(url).removeprefix(prefix) for url in found[split]]
         listed = HfApi().get_paths_info(repo, names, repo_type="dataset", revision=commit)
         infos = {info.path: info for info in listed if isinstance(info, RepoFile)}
     except (HfHubHTTPError, datasets.exceptions.DatasetsError, OSError) as error:
-        raise ValueError(f"dataset {repo}: expected it on the Hub, got {str(error).splitlines()[0]}") from None
+        raise Error(f"dataset {repo}: expected it on the Hub, got {reason(error)}") from None
     files = []
     for name in names:
         info = infos[name]
@@ -94,7 +94,7 @@ def resolve(repo: str, config: str | None, split: str, revision: str | None) -> 
 def download_hellaswag(folder: Path) -> tuple[Path, str]:
     """HellaSwag's validation split from the Hub as folder/hellaswag_val.jsonl, and the commit it is from.
 
-    Raises ValueError when the Hub cannot be reached or has no such split.
+    Raises Error when the Hub cannot be reached or has no such split.
     """
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -108,12 +108,12 @@ def download_hellaswag(folder: Path) -> tuple[Path, str]:
             for name in sorted(names)
         ]
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"hellaswag: expected {HELLASWAG_REPO} from the Hub, got {str(error).splitlines()[0]}; "
+        raise Error(
+            f"hellaswag: expected {HELLASWAG_REPO} from the Hub, got {reason(error)}; "
             "give a local copy with --source hellaswag_val.jsonl"
         ) from None
     if not tables:
-        raise ValueError(f"hellaswag: expected a validation split in parquet in {HELLASWAG_REPO}, found none")
+        raise Error(f"hellaswag: expected a validation split in parquet in {HELLASWAG_REPO}, found none")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "hellaswag_val.jsonl"
     rows = [row for table in tables for row in table.to_pylist()]

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..errors import Error, reason
 from ..locations import LocalFile, Location, RangedFile
 from .compression import decompressing, gunzip, open_stream, unzstd
 
@@ -54,7 +55,7 @@ class Reader(Protocol):
         """
 
     def check(self, location: Any, text_column: str) -> None:
-        """Raise ValueError when the file is not what its name says or has no such column."""
+        """Raise Error when the file is not what its name says or has no such column."""
 
     def read(self, location: Any, first: int, count: int | None, text_column: str) -> Iterator[Document]:
         """The documents of one part, in order."""
@@ -82,9 +83,9 @@ class Parquet:
         try:
             names = _metadata(location).schema.to_arrow_schema().names
         except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{location}: expected a parquet file ({str(error).splitlines()[0]})") from None
+            raise Error(f"{location}: expected a parquet file ({reason(error)})") from None
         if text_column not in names:
-            raise ValueError(no_column(location, text_column, names))
+            raise Error(no_column(location, text_column, names))
 
     def read(self, location: Location, first: int, count: int | None, text_column: str) -> Iterator[Document]:
         metadata = _metadata(location)
@@ -155,9 +156,9 @@ class JSONLines:
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
-            raise ValueError(f"{location}: expected one JSON object per line, got {line[:40]!r}")
+            raise Error(f"{location}: expected one JSON object per line, got {line[:40]!r}")
         if text_column not in record:
-            raise ValueError(no_column(location, text_column, list(record)))
+            raise Error(no_column(location, text_column, list(record)))
 
     def read(self, location: Location, first: int, count: int | None, text_column: str) -> Iterator[Document]:
         with self._from(location, first) as file:

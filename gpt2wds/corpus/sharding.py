@@ -17,7 +17,8 @@ import numpy as np
 
 from .. import files
 from ..dataset import directory, prompts, shards
-from ..tokenizer import EngineError, Tokenizer, load_tokenizer
+from ..errors import EngineError, Error
+from ..tokenizer import Tokenizer, load_tokenizer
 from . import corpora, hub
 from .readers import Skipped
 
@@ -33,7 +34,7 @@ def plan_corpus(
 ) -> dict[str, Any]:
     """The plan of a token dataset: the one in `out` if there is one, else a new one.
 
-    request: what the user asked for and what decides content; a value of None was not given. Raises ValueError when
+    request: what the user asked for and what decides content; a value of None was not given. Raises Error when
     it contradicts the plan that is there.
     """
 
@@ -71,7 +72,7 @@ def plan_multiple_choice(out: Path, source: str, limit_docs: int | None) -> dict
             sample = resources.files("gpt2wds") / "data" / "multiple_choice_sample.jsonl"
             path, revision = Path(str(sample)) if source == SAMPLE else Path(source).resolve(), ""
         if not path.is_file():
-            raise ValueError(f"hellaswag: expected a JSON-lines file for --source, got {source!r}, which is no file")
+            raise Error(f"hellaswag: expected a JSON-lines file for --source, got {source!r}, which is no file")
         examples = sum(1 for _ in prompts.read_examples(path))
         count = examples if limit_docs is None else min(limit_docs, examples)
         # Only the whole validation set may be called by its name: published scores are scores on all of it.
@@ -110,13 +111,11 @@ def missing_tasks(out: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def read_plan(out: Path) -> dict[str, Any]:
-    """The plan of a dataset directory in the making. Raises ValueError when there is none."""
+    """The plan of a dataset directory in the making. Raises Error when there is none."""
     try:
         return json.loads((out / PLAN).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(
-            f"{out}: expected a directory that a gpt2wds-shard command has begun, got none ({PLAN})"
-        ) from None
+        raise Error(f"{out}: expected a directory that a gpt2wds-shard command has begun, got none ({PLAN})") from None
 
 
 def chains(plan: dict[str, Any], tasks: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -171,7 +170,7 @@ def finish(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
         rows[split].append(shard_rows)
     if not any(entry["documents"] for split in entries.values() for entry in split):
         reasons = sorted({reason for split in entries.values() for entry in split for reason in entry["skipped"]})
-        raise ValueError(f"corpus: expected at least one document with text, got none ({', '.join(reasons)})")
+        raise Error(f"corpus: expected at least one document with text, got none ({', '.join(reasons)})")
     for split in directory.SPLITS:
         with files.replacing(out / f"{split}.blocks.npy") as file:
             np.save(file, np.concatenate([*rows[split], np.empty(0, dtype=shards.BLOCK_ROW)]), allow_pickle=False)
@@ -201,12 +200,10 @@ def _plan(out: Path, request: dict[str, Any], content: Callable[[], dict[str, An
     path = out / PLAN
     if not path.exists():
         if (out / "manifest.json").exists():
-            raise ValueError(f"{out}: expected a directory of this command's own, got a dataset without its plan.json")
+            raise Error(f"{out}: expected a directory of this command's own, got a dataset without its plan.json")
         if any(out.glob("receipts/*.json")) and not path.exists():
             # They are another plan's: taken for this one's, documents would be lost or doubled.
-            raise ValueError(
-                f"{out}: expected an empty directory, got shards without their {PLAN}; choose another --out"
-            )
+            raise Error(f"{out}: expected an empty directory, got shards without their {PLAN}; choose another --out")
         plan = {"request": request, "tokenizer": tokenizer, "versions": shards.shard_versions(), **content()}
         out.mkdir(parents=True, exist_ok=True)
         files.create(path, json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
@@ -214,13 +211,13 @@ def _plan(out: Path, request: dict[str, Any], content: Callable[[], dict[str, An
     plan = json.loads(path.read_text(encoding="utf-8"))
     for name, value in request.items():
         if value is not None and value != plan["request"].get(name):
-            raise ValueError(
+            raise Error(
                 f"{out}: its plan has {name} = {plan['request'].get(name)!r}, this command {value!r}; "
                 "repeat the first command, or choose another --out"
             )
     for name, value in tokenizer.items():
         if value != plan["tokenizer"][name]:
-            raise ValueError(
+            raise Error(
                 f"{out}: its plan was made with {name} = {plan['tokenizer'][name]}, here it is {value}; "
                 f"ids would differ: pip install tiktoken=={plan['tokenizer']['tiktoken']}"
             )
@@ -229,9 +226,9 @@ def _plan(out: Path, request: dict[str, Any], content: Callable[[], dict[str, An
 
 def _refuse_empty(corpus: corpora.Corpus) -> None:
     if not corpus.tasks:
-        raise ValueError(f"corpus {corpus.source}: expected at least one document, got none")
+        raise Error(f"corpus {corpus.source}: expected at least one document, got none")
     if not any(task["shard"].startswith("train-") for task in corpus.tasks):
-        raise ValueError(
+        raise Error(
             f"corpus {corpus.source}: all of its documents went to validation, none is left to train on; "
             "lower --val-docs (0 for no validation), or give more text"
         )
@@ -254,8 +251,8 @@ def _write_documents(
                 try:
                     tokens = tokenizer.encode_document(text)
                 except EngineError as error:
-                    raise ValueError(f"{task['shard']} document {ordinal}: {error}") from None
-                except ValueError as error:
+                    raise Error(f"{task['shard']} document {ordinal}: {error}") from None
+                except Error as error:
                     text = Skipped(str(error))
             if isinstance(text, Skipped):
                 skipped.setdefault(text.reason, []).append(ordinal)
@@ -278,7 +275,7 @@ def _write_examples(
     frame_tokens = frame_examples = tokens = text_bytes = 0
     path = Path(plan["sources"][0]["path"])
     if hashlib.sha256(path.read_bytes()).hexdigest() != plan["sources"][0]["sha256"]:
-        raise ValueError(
+        raise Error(
             f"source {path}: the file changed since the plan was made; put it back, or plan again in an empty directory"
         )
     for number, example in zip(range(count), prompts.read_examples(path), strict=False):
@@ -311,12 +308,12 @@ def _adopt(final: Path, ours: shards.ShardSummary) -> shards.ShardSummary:
                 return ours
             frames = shards.read_seek_table(file)[:-1]
             if len(frames) != len(ours.rows) or (frames["checksum"] != ours.rows["checksum"]).any():
-                raise ValueError("it has other tokens than this task")
+                raise Error("it has other tokens than this task")
             for row in frames:
                 file.seek(int(row["offset"]))
                 shards.decompress_frame(file.read(int(row["length"])), row, None)
-    except ValueError as error:
-        raise ValueError(f"{final}: {error}; delete the file and run again") from None
+    except Error as error:
+        raise Error(f"{final}: {error}; delete the file and run again") from None
     rows = ours.rows.copy()
     rows["offset"], rows["length"] = frames["offset"], frames["length"]
     return shards.ShardSummary(final.stat().st_size, digest, ours.tokens_sha256, ours.tokens, ours.documents, rows)

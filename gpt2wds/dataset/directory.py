@@ -20,6 +20,7 @@ from typing import Any
 import fsspec
 import numpy as np
 
+from ..errors import Error
 from . import shards
 
 FORMAT_VERSION = "1.0"
@@ -54,7 +55,7 @@ class Dataset:
     Attributes: `manifest` (dict), `kind` ("tokens" or "multiple-choice"), `id`, and for each split
     `blocks[split]`: (blocks,) of shards.BLOCK_ROW, mapped from disk.
 
-    Raises ValueError when the directory is missing, unfinished, or of a later major format version.
+    Raises Error when the directory is missing, unfinished, or of a later major format version.
     """
 
     def __init__(self, path: str | Path):
@@ -63,17 +64,17 @@ class Dataset:
             manifest = json.loads(self._read("manifest.json"))
         except (FileNotFoundError, NotADirectoryError):
             started = self._exists("plan.json")
-            raise ValueError(
+            raise Error(
                 f"dataset {self.path}: expected a finished dataset (manifest.json), "
                 + ("got one in the making: run its gpt2wds-shard command again" if started else "found none")
                 + ("" if started else "; make one with gpt2wds-shard")
             ) from None
         except ValueError as error:
-            raise ValueError(f"dataset {self.path}: manifest.json is no JSON ({error}); {REPAIR}") from None
+            raise Error(f"dataset {self.path}: manifest.json is no JSON ({error}); {REPAIR}") from None
         _check_fields(self.path, manifest, {"format_version": str})
         version = manifest["format_version"]
         if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
-            raise ValueError(f"dataset {self.path}: expected format {FORMAT_VERSION}, got {version}; update gpt2wds")
+            raise Error(f"dataset {self.path}: expected format {FORMAT_VERSION}, got {version}; update gpt2wds")
         _check_fields(self.path, manifest, _MANIFEST_FIELDS)
         _check_fields(self.path, manifest["shards"], {split: list for split in SPLITS})
         for shard in [shard for split in SPLITS for shard in manifest["shards"][split]]:
@@ -105,7 +106,7 @@ class Dataset:
     def read_frame(self, split: str, block: int) -> bytes:
         """Decompressed tar members of one block, checked against the index.
 
-        Raises ValueError that names shard and block: nothing is read short or wrong in silence.
+        Raises Error that names shard and block: nothing is read short or wrong in silence.
         """
         row = self.blocks[split][block]
         expected = shards.token_frame_bytes(int(row["tokens"])) if self.kind == TOKENS else None
@@ -155,12 +156,12 @@ class Dataset:
         """Turn what goes wrong with a block into one line that says where and what to do."""
         try:
             yield
-        except (OSError, ValueError) as error:
+        except (OSError, Error) as error:
             file, number = self.place(split, block)
             reason = f"{error}; {REPAIR}"
             if isinstance(error, FileNotFoundError):
                 reason = f"the file is missing; {REBUILD}"
-            raise ValueError(f"{self.path}/{file} block {number}: {reason}") from None
+            raise Error(f"{self.path}/{file} block {number}: {reason}") from None
 
     def _index(self, split: str) -> np.ndarray:
         name = f"{split}.blocks.npy"
@@ -170,24 +171,22 @@ class Dataset:
             else:
                 index = np.load(f"{self.path}/{name}", mmap_mode="r", allow_pickle=False)
         except Exception as error:  # a damaged header goes through Python's tokenizer: SyntaxError, TokenError, …
-            raise ValueError(f"dataset {self.path}: cannot read {name} ({error}); {REPAIR}") from None
+            raise Error(f"dataset {self.path}: cannot read {name} ({error}); {REPAIR}") from None
         if index.ndim != 1 or not all(column in index.dtype.descr for column in shards.BLOCK_ROW.descr):
-            raise ValueError(
+            raise Error(
                 f"dataset {self.path}: expected {name} with columns {', '.join(shards.BLOCK_ROW.names or ())}, "
                 f"got {index.dtype} of shape {index.shape}; {REPAIR}"
             )
         blocks = np.array([shard["blocks"] for shard in self.shards(split)], dtype=np.int64)
         if len(index) != blocks.sum():
-            raise ValueError(
-                f"dataset {self.path}: {name} has {len(index)} blocks, the manifest {blocks.sum()}; {REPAIR}"
-            )
+            raise Error(f"dataset {self.path}: {name} has {len(index)} blocks, the manifest {blocks.sum()}; {REPAIR}")
         sizes = np.repeat(np.array([shard["bytes"] for shard in self.shards(split)], dtype=np.uint64), blocks)
         if (
             (index["shard"] != np.repeat(np.arange(len(blocks)), blocks)).any()
             or (index["offset"] > sizes).any()
             or (index["length"] > sizes).any()
         ):
-            raise ValueError(f"dataset {self.path}: {name} has blocks outside the manifest's shards; {REPAIR}")
+            raise Error(f"dataset {self.path}: {name} has blocks outside the manifest's shards; {REPAIR}")
         return index
 
     def _read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -222,7 +221,7 @@ class Dataset:
                     tokens = self.read_tokens(split, block)
                     pieces = [tokens if block == start + entry["blocks"] - 1 else tokens[:-1]]
                     documents = int((pieces[0] == 50256).sum())
-            except ValueError as error:
+            except Error as error:
                 problems.append(str(error).removeprefix(self.path + "/"))
                 continue
             for piece in pieces:
@@ -258,10 +257,10 @@ class Dataset:
 
 
 def _check_fields(path: str, found: Any, fields: Mapping[str, type]) -> None:
-    """Raise ValueError unless a part of the manifest has these fields, of these types."""
+    """Raise Error unless a part of the manifest has these fields, of these types."""
     for name, kind in fields.items():
         if not isinstance(found, dict) or not isinstance(found.get(name), kind):
-            raise ValueError(f"dataset {path}: manifest.json is damaged, it lacks a {kind.__name__} {name!r}; {REPAIR}")
+            raise Error(f"dataset {path}: manifest.json is damaged, it lacks a {kind.__name__} {name!r}; {REPAIR}")
 
 
 @lru_cache(maxsize=8)

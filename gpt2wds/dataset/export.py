@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from .. import files
+from ..errors import Error
 from .directory import SPLITS, TOKENS, Dataset
 
 LLMC, NANOGPT = "llmc", "nanogpt"
@@ -21,13 +22,13 @@ _LLMC_MAGIC, _LLMC_VERSION = 20240520, 1
 def export(dataset: Dataset, out: Path, file_format: str, progress: Callable[[int], None]) -> list[Path]:
     """Write all splits that have tokens to `out`; returns the files. `progress` hears of the tokens written.
 
-    Raises ValueError for a dataset of anything but tokens, and what reading a damaged one raises.
+    Raises Error for a dataset of anything but tokens, and what reading a damaged one raises.
     """
     if dataset.kind != TOKENS:
-        raise ValueError(f"dataset {dataset.path}: expected tokens to export, got {dataset.kind}")
+        raise Error(f"dataset {dataset.path}: expected tokens to export, got {dataset.kind}")
     if any(out.glob("*.bin")):
         # Left from another export they would be read as part of this one.
-        raise ValueError(f"export {out}: expected a directory without .bin files; remove them, or choose another --out")
+        raise Error(f"export {out}: expected a directory without .bin files; remove them, or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for split in SPLITS:
@@ -46,7 +47,7 @@ def export(dataset: Dataset, out: Path, file_format: str, progress: Callable[[in
 
 def _llmc_header(tokens: int) -> bytes:
     if tokens > np.iinfo(np.int32).max:
-        raise ValueError(f"export: expected at most {np.iinfo(np.int32).max:,} tokens in a shard, got {tokens:,}")
+        raise Error(f"export: expected at most {np.iinfo(np.int32).max:,} tokens in a shard, got {tokens:,}")
     header = np.zeros(256, dtype="<i4")
     header[:3] = _LLMC_MAGIC, _LLMC_VERSION, tokens
     return header.tobytes()
@@ -61,4 +62,4 @@ def _write_tokens(file: BinaryIO, dataset: Dataset, split: str, shard: int, prog
     expected = dataset.shards(split)[shard]["tokens"]
     if written != expected:
         file_name = dataset.shards(split)[shard]["file"]
-        raise ValueError(f"{dataset.path}/{file_name}: expected {expected} tokens, got {written}")
+        raise Error(f"{dataset.path}/{file_name}: expected {expected} tokens, got {written}")

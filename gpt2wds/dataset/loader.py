@@ -16,6 +16,7 @@ import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from ..errors import Error
 from .directory import TOKENS, Dataset
 from .order import EpochOrder, Position, Slots, rank_slots
 from .shards import BLOCK_TOKENS
@@ -29,7 +30,7 @@ class StepBatches:
     Row i holds a sequence's inputs and, one further, its targets. Iterating starts at `position`; the caller
     counts the steps it used and asks `position_after` for what to store.
 
-    Raises ValueError when the data hold less than one step.
+    Raises Error when the data hold less than one step.
 
     >>> batches = StepBatches(Dataset("demo/data"), seq_len=128, sequences_per_step=8, seed=1)  # doctest: +SKIP
     >>> next(iter(batches)).shape  # doctest: +SKIP
@@ -49,13 +50,13 @@ class StepBatches:
         position: Position | None = None,
     ):
         if dataset.kind != TOKENS:
-            raise ValueError(f"dataset {dataset.path}: expected tokens to train on, got {dataset.kind}")
+            raise Error(f"dataset {dataset.path}: expected tokens to train on, got {dataset.kind}")
         if not 1 <= seq_len <= BLOCK_TOKENS:
-            raise ValueError(f"seq_len: expected 1 to {BLOCK_TOKENS}, got {seq_len}")
+            raise Error(f"seq_len: expected 1 to {BLOCK_TOKENS}, got {seq_len}")
         if not 0 <= seed < 2**64:
-            raise ValueError(f"run.seed: expected 0 to 2^64 - 1, got {seed}")
+            raise Error(f"run.seed: expected 0 to 2^64 - 1, got {seed}")
         if world_size > sequences_per_step:
-            raise ValueError(
+            raise Error(
                 f"tokens_per_step: expected at least one sequence per rank, got {sequences_per_step} sequences "
                 f"for {world_size} ranks"
             )
@@ -71,7 +72,7 @@ class StepBatches:
         targets = dataset.total("train", "tokens") - sum(1 for s in dataset.shards("train") if s["tokens"])
         self.trailing_tokens = targets - self.sequences * seq_len
         if self.steps_per_epoch < 1:
-            raise ValueError(
+            raise Error(
                 f"dataset {dataset.path}: expected at least one step of {sequences_per_step} sequences of {seq_len} "
                 f"tokens, got {self.sequences} sequences; lower tokens_per_step to at most {self.sequences * seq_len}"
                 if self.sequences
@@ -107,7 +108,7 @@ class StepBatches:
             assert len(step) == self.num_workers
             problems = [part for part in step if isinstance(part, str)]
             if problems:
-                raise ValueError(problems[0])
+                raise Error(problems[0])
             yield np.concatenate([part.numpy() for part in step])
 
 
@@ -175,7 +176,7 @@ def _error_as_item(steps: Iterable[np.ndarray]) -> Iterator[np.ndarray | str]:
     """In a worker what goes wrong is its last item: DataLoader would wrap an exception into a page of traceback."""
     try:
         yield from steps
-    except ValueError as error:
+    except Error as error:
         yield str(error)
 
 
@@ -207,17 +208,15 @@ def validation_sequences(
     """The first `max_tokens` tokens of a split in storage order: (≤ batch_sequences, seq_len + 1) uint16 arrays.
 
     All ranks together give each batch of a single rank once, so what is computed from them does not depend on how many
-    share the work. Raises ValueError when there is not one sequence.
+    share the work. Raises Error when there is not one sequence.
     """
     if dataset.kind != TOKENS:
-        raise ValueError(
-            f"dataset {dataset.path}: expected tokens, got {dataset.kind}; make some with gpt2wds-shard files"
-        )
+        raise Error(f"dataset {dataset.path}: expected tokens, got {dataset.kind}; make some with gpt2wds-shard files")
     tokens = dataset.blocks[split]["tokens"].astype(np.int64)
     per_block = np.maximum(tokens - 1, 0) // seq_len
     total = min(int(per_block.sum()), max_tokens // seq_len)
     if not total:
-        raise ValueError(
+        raise Error(
             f"dataset {dataset.path}: expected a {split} text of more than seq_len = {seq_len} tokens, got "
             f"{dataset.total(split, 'tokens')} tokens of which eval.val_tokens = {max_tokens} are used"
         )

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import Error
 from ..tokenizer import END_OF_TEXT, Tokenizer
 
 MODES = ("completion", "lm-eval")
@@ -24,7 +25,7 @@ ENDINGS = 4
 
 
 def read_examples(path: Path) -> Iterator[dict[str, Any]]:
-    """Examples of a JSON-lines file in HellaSwag's schema. Raises ValueError that names the line."""
+    """Examples of a JSON-lines file in HellaSwag's schema. Raises Error that names the line."""
     count = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -32,7 +33,7 @@ def read_examples(path: Path) -> Iterator[dict[str, Any]]:
                 count += 1
                 yield _checked(line, f"{path} line {number}")
     if not count:
-        raise ValueError(f"{path}: expected examples in HellaSwag's schema, got an empty file")
+        raise Error(f"{path}: expected examples in HellaSwag's schema, got an empty file")
 
 
 def prompt_tokens(example: dict[str, Any], mode: str, tokenizer: Tokenizer) -> np.ndarray:
@@ -84,26 +85,26 @@ def _checked(line: bytes, where: str) -> dict[str, Any]:
         example = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         start = line.strip()[:40].decode("utf-8", "backslashreplace")
-        raise ValueError(f"{where}: expected a JSON object in HellaSwag's schema, got {start!r}") from None
+        raise Error(f"{where}: expected a JSON object in HellaSwag's schema, got {start!r}") from None
     if isinstance(example, dict) and example.get("label") in ("0", "1", "2", "3"):
         example["label"] = int(example["label"])  # as the Hub's copy of HellaSwag has it
     kinds = {"ind": int, "activity_label": str, "ctx_a": str, "ctx_b": str, "ctx": str, "endings": list, "label": int}
     for name, kind in kinds.items():
         value = example.get(name) if isinstance(example, dict) else None
         if name == "label" and value in (None, ""):
-            raise ValueError(
+            raise Error(
                 f"{where}: expected a label from 0 to {ENDINGS - 1}, got none, as in HellaSwag's test split; "
                 "use its validation split"
             )
         if type(value) is not kind:
             got = "nothing" if value is None else f"{str(value)[:40]!r}"
-            raise ValueError(f"{where}: expected {name!r} to be {kind.__name__}, as in HellaSwag's schema, got {got}")
+            raise Error(f"{where}: expected {name!r} to be {kind.__name__}, as in HellaSwag's schema, got {got}")
     if len(example["endings"]) != ENDINGS or not all(isinstance(e, str) and e.strip() for e in example["endings"]):
-        raise ValueError(f"{where}: expected {ENDINGS} endings with text, got {str(example['endings'])[:80]}")
+        raise Error(f"{where}: expected {ENDINGS} endings with text, got {str(example['endings'])[:80]}")
     if not 0 <= example["label"] < ENDINGS:
-        raise ValueError(f"{where}: expected a label from 0 to {ENDINGS - 1}, got {example['label']}")
+        raise Error(f"{where}: expected a label from 0 to {ENDINGS - 1}, got {example['label']}")
     try:
         json.dumps(example, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError(f"{where}: expected text, got half of a surrogate pair") from None
+        raise Error(f"{where}: expected text, got half of a surrogate pair") from None
     return {name: example[name] for name in kinds}

@@ -22,6 +22,8 @@ from typing import BinaryIO
 import numpy as np
 import zstandard
 
+from ..errors import Error
+
 BLOCK_TOKENS = 65_536
 COMPRESSION_LEVEL = 3
 MAX_FRAME_BYTES = 1 << 26  # no writer of ours makes a larger one: a reader refuses to allocate more
@@ -84,18 +86,18 @@ def npy_bytes(tokens: np.ndarray) -> bytes:
 
 
 def npy_tokens(data: bytes) -> np.ndarray:
-    """The (tokens,) uint16 of an npy file, without a copy. Raises ValueError for anything but a row of `<u2`."""
+    """The (tokens,) uint16 of an npy file, without a copy. Raises Error for anything but a row of `<u2`."""
     file = io.BytesIO(data)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("expected npy format 1.0")
     try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise Error("expected npy format 1.0")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # a damaged header goes through Python's tokenizer: SyntaxError, TokenError, …
-        raise ValueError(f"its npy header is damaged ({error})") from None
+        raise Error(f"its npy header is damaged ({error})") from None
     if dtype != np.dtype("<u2") or len(shape) != 1:
-        raise ValueError(f"expected one dimension of <u2, got {dtype} of shape {shape}")
+        raise Error(f"expected one dimension of <u2, got {dtype} of shape {shape}")
     if len(data) - file.tell() != 2 * shape[0]:
-        raise ValueError(f"expected {shape[0]} tokens, got {len(data) - file.tell()} bytes")
+        raise Error(f"expected {shape[0]} tokens, got {len(data) - file.tell()} bytes")
     return np.frombuffer(data, dtype="<u2", offset=file.tell())
 
 
@@ -214,44 +216,44 @@ def _blocks(documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 def read_seek_table(file: BinaryIO) -> np.ndarray:
     """All frames of a shard from its seek table: (frames,) of BLOCK_ROW's offset, length and checksum.
 
-    The last row is tar's end. Raises ValueError when the file does not end in a seek table.
+    The last row is tar's end. Raises Error when the file does not end in a seek table.
     """
     size = file.seek(0, io.SEEK_END)
     if size < 17:
-        raise ValueError(f"expected a zstd seek table at its end, got a file of {size} bytes")
+        raise Error(f"expected a zstd seek table at its end, got a file of {size} bytes")
     file.seek(size - 9)
     frames, flags, magic = struct.unpack("<IBI", file.read(9))
     start = size - 9 - 12 * frames - 8
     if magic != _SEEK_FOOTER_MAGIC or flags != _CHECKSUM_FLAG or start < 0:
-        raise ValueError("expected a zstd seek table at its end: the file is truncated or no shard")
+        raise Error("expected a zstd seek table at its end: the file is truncated or no shard")
     file.seek(start)
     if struct.unpack("<II", file.read(8)) != (_SEEK_TABLE_MAGIC, 12 * frames + 9):
-        raise ValueError("its seek table is damaged")
+        raise Error("its seek table is damaged")
     entries = np.frombuffer(file.read(12 * frames), dtype=[("length", "<u4"), ("content", "<u4"), ("checksum", "<u4")])
     rows = np.zeros(frames, dtype=BLOCK_ROW)
     rows["length"], rows["checksum"] = entries["length"], entries["checksum"]
     rows["offset"][1:] = np.cumsum(entries["length"].astype(np.uint64))[:-1]
     if int(rows["length"].sum(dtype=np.uint64)) != start:
-        raise ValueError("its seek table does not cover the file")
+        raise Error("its seek table does not cover the file")
     return rows
 
 
 def decompress_frame(frame: bytes, row: np.void, expected_bytes: int | None) -> bytes:
     """Content of one frame, held to its index row. `expected_bytes` is the content's size where it is known.
 
-    Raises ValueError, saying what is wrong, before anything large is allocated.
+    Raises Error, saying what is wrong, before anything large is allocated.
     """
     if len(frame) != row["length"]:
-        raise ValueError(f"expected {row['length']} bytes at {row['offset']}, got {len(frame)}: the file is truncated")
+        raise Error(f"expected {row['length']} bytes at {row['offset']}, got {len(frame)}: the file is truncated")
     if int.from_bytes(frame[-4:], "little") != row["checksum"]:
-        raise ValueError("its checksum is not the index's")
+        raise Error("its checksum is not the index's")
     try:
         declared = zstandard.get_frame_parameters(frame).content_size
         if declared > MAX_FRAME_BYTES or (expected_bytes is not None and declared != expected_bytes):
-            raise ValueError(f"expected {expected_bytes or 'at most 64 MiB'} decompressed bytes, got {declared}")
+            raise Error(f"expected {expected_bytes or 'at most 64 MiB'} decompressed bytes, got {declared}")
         return zstandard.ZstdDecompressor().decompress(frame)
     except zstandard.ZstdError as error:
-        raise ValueError(f"it does not decompress ({error})") from None
+        raise Error(f"it does not decompress ({error})") from None
 
 
 def read_members(content: bytes) -> Iterator[tuple[str, bytes]]:
@@ -263,16 +265,16 @@ def read_members(content: bytes) -> Iterator[tuple[str, bytes]]:
                 if file is not None:
                     yield member.name, file.read()
     except tarfile.TarError as error:
-        raise ValueError(f"it holds no tar members ({error})") from None
+        raise Error(f"it holds no tar members ({error})") from None
 
 
 def checked_tokens(key: str, payload: bytes, expected_key: str, expected_tokens: int) -> np.ndarray:
-    """A block's tokens, (tokens,) uint16, once its key and count are the index's. Raises ValueError."""
+    """A block's tokens, (tokens,) uint16, once its key and count are the index's. Raises Error."""
     if key != expected_key:
-        raise ValueError(f"expected sample {expected_key}, got {key}")
+        raise Error(f"expected sample {expected_key}, got {key}")
     tokens = npy_tokens(payload)
     if len(tokens) != expected_tokens:
-        raise ValueError(f"expected {expected_tokens} tokens, got {len(tokens)}")
+        raise Error(f"expected {expected_tokens} tokens, got {len(tokens)}")
     return tokens
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..dataset import prompts
 from ..dataset.directory import MULTIPLE_CHOICE, Dataset
 from ..distributed import World
+from ..errors import Error
 from ..model import GPT2
 from ..tokenizer import END_OF_TEXT
 from .inference import check_vocabulary, inference, target_log_probabilities
@@ -61,15 +62,15 @@ class Questions:
 def load_questions(dataset: Dataset, mode: str, n_positions: int, limit: int | None = None) -> Questions:
     """Read a multiple-choice dataset, or its first `limit` examples.
 
-    Raises ValueError for another kind of dataset, an unknown mode, and an ending that the model cannot hold.
+    Raises Error for another kind of dataset, an unknown mode, and an ending that the model cannot hold.
     """
     if dataset.kind != MULTIPLE_CHOICE:
-        raise ValueError(
+        raise Error(
             f"dataset {dataset.path}: expected multiple-choice examples, got {dataset.kind}; "
             "make some with gpt2wds-shard hellaswag"
         )
     if mode not in prompts.MODES:
-        raise ValueError(f"mode: expected {' or '.join(prompts.MODES)}, got {mode!r}")
+        raise Error(f"mode: expected {' or '.join(prompts.MODES)}, got {mode!r}")
     rows: list[Row] = []
     labels: list[int] = []
     inds: list[int] = []
@@ -83,7 +84,7 @@ def load_questions(dataset: Dataset, mode: str, n_positions: int, limit: int | N
             context = np.array([END_OF_TEXT], dtype=np.uint16)
         longest = max(map(len, endings))
         if longest > n_positions:
-            raise ValueError(
+            raise Error(
                 f"dataset {dataset.path}: example {example['ind']} has an ending of {longest} tokens, expected at most "
                 f"{n_positions}, the model's n_positions; leave the example out, or score a model that holds it"
             )
@@ -111,7 +112,7 @@ def ending_log_probabilities(
     Rows go in order of their length and are padded on the right, which nobody sees; only positions that predict
     something go through the head. Batches are cut before they are dealt out, so the ranks compute what one would, to
     the last digit; `progress` hears of the endings that this rank has done.
-    Raises ValueError for a model with another vocabulary than GPT-2's.
+    Raises Error for a model with another vocabulary than GPT-2's.
     """
     check_vocabulary(model)
     log_p, owners = [torch.zeros(0, device=world.device)], [np.zeros(0, dtype=np.int64)]

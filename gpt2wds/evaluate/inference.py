@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..errors import Error
 from ..model import GPT2, VOCAB_SIZE, autocast
 
 # Positions whose logits exist at a time. On a CPU the 26 MB of float32 come from memory that malloc keeps: larger ones
@@ -41,12 +42,12 @@ def target_log_probabilities(model: GPT2, hidden: Tensor, targets: Tensor) -> Te
 
 
 def check_vocabulary(model: GPT2) -> None:
-    """Raises ValueError for a model with another vocabulary than GPT-2's, of which all our tokens are."""
+    """Raises Error for a model with another vocabulary than GPT-2's, of which all our tokens are."""
     vocab_size, gpt2 = model.config.vocab_size, VOCAB_SIZE
     # Some publish a model with the rows that pad its vocabulary in memory; more than that is another vocabulary.
     padded = math.ceil(gpt2 / 128) * 128
     if not gpt2 <= vocab_size <= padded:
-        raise ValueError(
+        raise Error(
             f"model: expected GPT-2's vocabulary, {gpt2:,} tokens (padded: at most {padded:,}), got {vocab_size:,}; "
             "texts are GPT-2's tokens here, use a model that was trained on them"
         )

@@ -15,7 +15,7 @@ def validation_loss(model: GPT2, batches: Iterable[np.ndarray], world: World, dt
     """Mean loss in nats per token over all ranks' batches of (B, T + 1) uint16 sequences, one or more in all.
 
     Tokens' losses are added up in float64 (float32 on MPS, which has no more), so that neither their number nor how
-    they are shared out shows in the sum. Raises ValueError for a model with another vocabulary than GPT-2's.
+    they are shared out shows in the sum. Raises Error for a model with another vocabulary than GPT-2's.
     """
     check_vocabulary(model)
     exact = torch.float64 if world.device.type != "mps" else torch.float32
@@ -57,7 +57,7 @@ def generate(
 
     temperature 0 always takes the likeliest token; top_k 0 considers all. The same seed gives the same text, with
     and without the cache of keys and values. When the model's positions are full, it goes on from the last half.
-    Raises ValueError for a model with another vocabulary than GPT-2's.
+    Raises Error for a model with another vocabulary than GPT-2's.
     """
     check_vocabulary(model)
     generator = torch.Generator().manual_seed(seed)

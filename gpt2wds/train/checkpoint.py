@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..errors import Error
 from ..files import sync
 from ..model import GPT2, GPT2Config, hf_config
 
@@ -104,7 +105,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest checkpoint whose every byte is as it was written, or None when there is none at all.
 
-    Says through `warn` which it passes over. Raises ValueError when there are some and all are damaged: starting
+    Says through `warn` which it passes over. Raises Error when there are some and all are damaged: starting
     from nothing is not what anybody would want then.
     """
     found = list_checkpoints(folder)
@@ -114,7 +115,7 @@ def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path |
             return path
         warn(f"WARNING: checkpoint {path} is damaged ({problem}); falling back to the one before")
     if found:
-        raise ValueError(
+        raise Error(
             f"{folder}: expected a sound checkpoint, all {len(found)} are damaged; "
             "restore one, or remove the run directory to start from nothing"
         )
@@ -122,28 +123,26 @@ def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path |
 
 
 def load_weights(path: Path) -> GPT2:
-    """A model from a directory in Hugging Face layout. Raises ValueError for what is no GPT-2."""
+    """A model from a directory in Hugging Face layout. Raises Error for what is no GPT-2."""
     try:
         config = json.loads((path / CONFIG).read_text())
         tensors = load_file(path / WEIGHTS)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model {path}: expected {CONFIG} and {WEIGHTS} in Hugging Face layout ({error})") from None
+        raise Error(f"model {path}: expected {CONFIG} and {WEIGHTS} in Hugging Face layout ({error})") from None
     except Exception as error:
         # safetensors has an exception class of its own, without a base that says so.
-        raise ValueError(f"model {path}: cannot read {WEIGHTS} ({error})") from None
+        raise Error(f"model {path}: cannot read {WEIGHTS} ({error})") from None
     if not isinstance(config, dict) or config.get("model_type") != "gpt2":
         kind = config.get("model_type") if isinstance(config, dict) else config
-        raise ValueError(f"model {path}: expected a GPT-2, got model_type {kind!r} in {CONFIG}")
+        raise Error(f"model {path}: expected a GPT-2, got model_type {kind!r} in {CONFIG}")
     shape: dict[str, Any] = {
         name: config.get(name) for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
     }
     if not all(isinstance(value, int) for value in shape.values()):
-        raise ValueError(f"model {path}: expected whole numbers in {CONFIG}, got {shape}")
+        raise Error(f"model {path}: expected whole numbers in {CONFIG}, got {shape}")
     for name, values in COMPUTED.items():
         if config.get(name, values[0]) not in values:
-            raise ValueError(
-                f"model {path}: {name}: expected {values[0]!r}, got {config[name]!r}, which we do not compute"
-            )
+            raise Error(f"model {path}: {name}: expected {values[0]!r}, got {config[name]!r}, which we do not compute")
     model = GPT2(GPT2Config(**shape))
     model.load_hf_state_dict(tensors)
     return model

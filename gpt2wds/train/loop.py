@@ -19,6 +19,7 @@ import torch
 
 from ..dataset.loader import StepBatches
 from ..distributed import World
+from ..errors import Error
 from ..model import GPT2, autocast
 from .checkpoint import save_checkpoint
 from .microbatches import micro_batch_shape, micro_batches
@@ -167,7 +168,7 @@ class Trainer:
         self._skipped_in_a_row += 1
         self.say(f"step {step}: loss or gradient is not finite, update skipped; {self._skipped + 1} so far")
         if self._skipped_in_a_row == SKIPS_IN_A_ROW:
-            raise ValueError(
+            raise Error(
                 f"step {step}: expected a finite loss, {SKIPS_IN_A_ROW} steps one after the other had none; "
                 'lower train.learning_rate or use train.dtype = "float32"'
             )
@@ -190,7 +191,7 @@ class Trainer:
         for row in rows if self.recipe.on_nan == "stop" else ():
             if not (math.isfinite(row["train_loss"]) and math.isfinite(row["grad_norm"])):
                 # Fetched before a checkpoint is written, so none has seen this step.
-                raise ValueError(
+                raise Error(
                     f"step {row['step']}: expected a finite loss and gradient, got {row['train_loss']} and "
                     f"{row['grad_norm']}; nothing was saved since the last checkpoint: lower train.learning_rate, use "
                     'train.dtype = "float32", or pass over such steps with train.on_nan = "skip"'
@@ -225,9 +226,7 @@ class Trainer:
             except OSError as error:
                 problem = f"step {step}: the checkpoint could not be written ({error.strerror or error})"
                 if self.recipe.checkpoint_on_error == "stop":
-                    raise ValueError(
-                        f"{problem}; make room, then the same command goes on from the one before"
-                    ) from None
+                    raise Error(f"{problem}; make room, then the same command goes on from the one before") from None
                 self.say(f"WARNING: {problem}; going on, the one before is kept")
             else:
                 self.say(f"step {step}: saved {path}")
@@ -248,7 +247,7 @@ class Trainer:
                 if size > 1
                 else "lower data.seq_len or take a smaller model"
             )
-            raise ValueError(f"out of memory with micro-batches of {size} sequence(s): {remedy}") from None
+            raise Error(f"out of memory with micro-batches of {size} sequence(s): {remedy}") from None
 
     def _log(self, *rows: dict[str, Any]) -> None:
         if self.world.is_main:

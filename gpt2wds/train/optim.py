@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..errors import Error
+
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
@@ -71,7 +73,7 @@ def make_optimizers(
     and vectors.
     """
     if kind not in OPTIMIZERS:
-        raise ValueError(f"train.optimizer: expected {' or '.join(OPTIMIZERS)}, got {kind!r}")
+        raise Error(f"train.optimizer: expected {' or '.join(OPTIMIZERS)}, got {kind!r}")
     hidden: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
@@ -91,7 +93,7 @@ def make_optimizers(
     if kind == "adamw":
         return Optimizers([adamw])
     if not hasattr(torch.optim, "Muon"):
-        raise ValueError(f"train.optimizer: muon needs torch 2.9 or later, this is {torch.__version__}; use adamw")
+        raise Error(f"train.optimizer: muon needs torch 2.9 or later, this is {torch.__version__}; use adamw")
     return Optimizers([adamw, torch.optim.Muon(hidden, lr=muon_learning_rate, weight_decay=weight_decay)])
 
 
@@ -108,12 +110,12 @@ def learning_rate_factor(
     (0.1, 1.0, 0.55, 0.1)
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"train.schedule: expected {', '.join(SCHEDULES)}, got {schedule!r}")
+        raise Error(f"train.schedule: expected {', '.join(SCHEDULES)}, got {schedule!r}")
     if not 0 <= warmup_steps <= max_steps:
-        raise ValueError(f"train.warmup_steps: expected 0 to max_steps = {max_steps}, got {warmup_steps}")
+        raise Error(f"train.warmup_steps: expected 0 to max_steps = {max_steps}, got {warmup_steps}")
     falling = {"constant": 0, "wsd": decay_steps}.get(schedule, max_steps - warmup_steps)
     if schedule == "wsd" and not 1 <= decay_steps <= max_steps - warmup_steps:
-        raise ValueError(
+        raise Error(
             f"train.decay_steps: with schedule wsd expected 1 to max_steps - warmup_steps = "
             f"{max_steps - warmup_steps}, got {decay_steps}; a fifth of max_steps is usual"
         )

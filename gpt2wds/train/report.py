@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import files
+from ..errors import Error
 from .rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -82,17 +83,17 @@ summary { cursor: pointer; }
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     """Write the page of a run, finished or not, and return its path (by default `run_dir`/report.html).
 
-    Raises ValueError where there is no run, no step in it, or no matplotlib to draw with.
+    Raises Error where there is no run, no step in it, or no matplotlib to draw with.
     """
     run = RunDirectory(run_dir)
     if not run.path.is_dir():
-        raise ValueError(f"expected a run directory at {run.path}, got no directory; check the path (`run.dir`)")
+        raise Error(f"expected a run directory at {run.path}, got no directory; check the path (`run.dir`)")
     try:
         rows, facts = [row for row in run.read_metrics() if row.get("step") is not None], run.read_facts()
     except json.JSONDecodeError as error:
-        raise ValueError(f"expected JSON in {run.metrics} and {run.facts}, got {error}; restore the file") from error
+        raise Error(f"expected JSON in {run.metrics} and {run.facts}, got {error}; restore the file") from error
     if not rows:
-        raise ValueError(f"expected training steps in {run.metrics}, got none; start the run, or wait for its step 0")
+        raise Error(f"expected training steps in {run.metrics}, got none; start the run, or wait for its step 0")
     config = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
     path = Path(out) if out is not None else run.path / "report.html"
     page = _page(rows, facts, config)
@@ -217,7 +218,7 @@ def _figure(caption: str, label: str, width: float, last: int, draw: Callable[["
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter, MaxNLocator
     except ImportError as error:
-        raise ValueError(f"expected matplotlib for the pictures, got: {error}; pip install 'gpt2wds[plot]'") from error
+        raise Error(f"expected matplotlib for the pictures, got: {error}; pip install 'gpt2wds[plot]'") from error
     buffer = io.StringIO()
     with style.context(["default", {**STYLE, "svg.hashsalt": label}]):  # the salt also keeps ids apart in the page
         figure = Figure(figsize=(width, 0.66 * width), layout="constrained")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..errors import Error
 
 LOG_HEADER = "# step train_loss val_loss hella_acc\n"
 
@@ -26,12 +27,12 @@ LOG_HEADER = "# step train_loss val_loss hella_acc\n"
 class RunDirectory:
     """Paths and row files of one run.
 
-    With `tensorboard`, rows are written for it too. Raises ValueError where that package is not installed.
+    With `tensorboard`, rows are written for it too. Raises Error where that package is not installed.
     """
 
     def __init__(self, path: str | Path, *, tensorboard: bool = False):
         if tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise ValueError(
+            raise Error(
                 "run.tensorboard: expected the package tensorboard, which is not installed; "
                 "pip install 'gpt2wds[tensorboard]', or leave it off"
             )

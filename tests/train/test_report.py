@@ -221,11 +221,10 @@ def test_same_run_same_bytes(tmp_path: Path) -> None:
     first, second = write_report(path), write_report(path, tmp_path / "new" / "page.html")
     assert (first, second) == (path / "report.html", tmp_path / "new" / "page.html")
     assert first.read_bytes() == second.read_bytes()
-    program = (
-        f"from gpt2wds.train.report import write_report; write_report({str(path)!r}, {str(tmp_path / 'third.html')!r})"
-    )
+    third = tmp_path / "third.html"
+    program = f"from gpt2wds.train.report import write_report; write_report({str(path)!r}, {str(third)!r})"
     subprocess.run([sys.executable, "-c", program], check=True)
-    assert first.read_bytes() == (tmp_path / "third.html").read_bytes()
+    assert first.read_bytes() == third.read_bytes()
 
 
 def test_a_long_run_keeps_its_peaks_and_stays_small(tmp_path: Path) -> None:

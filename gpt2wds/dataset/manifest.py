@@ -1,0 +1,178 @@
+"""What a dataset says of itself: manifest.json as frozen dataclasses, and the checks of every field on the way in.
+
+`record()` gives the JSON of an object, `from_record()` takes it back. Members that we do not know are kept in `extras`
+and written again: within a major version readers ignore what they do not know, and lose none of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import Error
+
+FORMAT_VERSION = "1.0"
+SPLITS = ("train", "val")
+TOKENS, MULTIPLE_CHOICE = "tokens", "multiple-choice"  # what a dataset's samples are
+MAX_COUNT = 1 << 62  # of bytes, tokens, documents: beyond it a number is damage
+
+Record = dict[str, Any]  # JSON's object, at the edge only
+
+
+@dataclass(frozen=True)
+class SourceSpan:
+    """A run of a source's documents: `count` of its `unit` ("row", "byte", "example") from `first` on."""
+
+    source: str
+    first: int
+    count: int
+    unit: str
+
+    def record(self) -> Record:
+        return {"source": self.source, f"first_{self.unit}": self.first, "count": self.count}
+
+    @classmethod
+    def from_record(cls, record: Any) -> "SourceSpan":
+        source, count = member(record, "source", str), member(record, "count", int)
+        unit = next((key.removeprefix("first_") for key in record if key.startswith("first_")), "row")
+        return cls(source, member(record, f"first_{unit}", int), count, unit)
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard. `sha256` is the file's, `tokens_sha256` that of its tokens without overlaps."""
+
+    file: str
+    bytes: int
+    sha256: str
+    tokens_sha256: str
+    tokens: int
+    documents: int
+    blocks: int
+    text_bytes: int  # UTF-8 bytes of the documents' text
+    skipped: Mapping[str, list[int]]  # reason → ordinals of documents that were left out, among all of the shard's
+    spans: tuple[SourceSpan, ...]
+    extras: Record = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffixes: train-00000."""
+        return self.file.partition(".")[0]
+
+    def record(self) -> Record:
+        plain = {name: getattr(self, name) for name in _SHARD_FIELDS}
+        return {**plain, "skipped": dict(self.skipped), "spans": [span.record() for span in self.spans], **self.extras}
+
+    @classmethod
+    def from_record(cls, record: Any) -> "ShardEntry":
+        """Raises Error that says which member is not as it must be."""
+        values = {name: member(record, name, kind) for name, kind in _SHARD_FIELDS.items()}
+        if "/" in values["file"] or values["file"].startswith("."):
+            raise Error(f"'file': expected a name, got {values['file'][:80]!r}")
+        skipped = member(record, "skipped", dict)
+        spans = tuple(map(SourceSpan.from_record, member(record, "spans", list)))
+        return cls(**values, skipped=skipped, spans=spans, extras=others(record, *_SHARD_FIELDS, "skipped", "spans"))
+
+
+@dataclass(frozen=True)
+class CorpusName:
+    """Which corpus a dataset is made of."""
+
+    name: str
+    source: str = ""
+    revision: str = ""
+    extras: Record = field(default_factory=dict)
+
+    def record(self) -> Record:
+        return {"name": self.name, "source": self.source, "revision": self.revision, **self.extras}
+
+    @classmethod
+    def from_record(cls, record: Any) -> "CorpusName":
+        values = {"name": "corpus without a name", **(record if isinstance(record, dict) else {})}
+        name, source, revision = (str(values.get(key) or "") for key in ("name", "source", "revision"))
+        return cls(name, source, revision, others(values, "name", "source", "revision"))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of manifest.json. `shards` has the entries of each split, in order."""
+
+    kind: str
+    dataset_id: str
+    corpus: CorpusName
+    tokenizer: Mapping[str, str]
+    parameters: Record
+    versions: Mapping[str, str]
+    shards: Mapping[str, tuple[ShardEntry, ...]]
+    format_version: str = FORMAT_VERSION
+    extras: Record = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        record = {
+            "format_version": self.format_version,
+            "kind": self.kind,
+            "dataset_id": self.dataset_id,
+            "corpus": self.corpus.record(),
+            "tokenizer": dict(self.tokenizer),
+            "parameters": self.parameters,
+            "versions": dict(self.versions),
+            "shards": {split: [entry.record() for entry in entries] for split, entries in self.shards.items()},
+        }
+        return json.dumps(record | self.extras, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Manifest":
+        """Raises Error that says what is wrong: no JSON, a later format, a member that is not as it must be."""
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Error(f"it is no JSON ({error})") from None
+        version = member(record, "format_version", str)
+        if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
+            raise Error(f"expected format {FORMAT_VERSION}, got {version}; update gpt2wds")
+        kept = member(record, "shards", dict)
+        known = ("format_version", "kind", "dataset_id", "corpus", "tokenizer", "parameters", "versions", "shards")
+        return cls(
+            kind=member(record, "kind", str),
+            dataset_id=member(record, "dataset_id", str),
+            corpus=CorpusName.from_record(member(record, "corpus", dict)),
+            tokenizer=member(record, "tokenizer", dict),
+            parameters=record.get("parameters") or {},
+            versions=record.get("versions") or {},
+            shards={split: tuple(map(ShardEntry.from_record, member(kept, split, list))) for split in SPLITS},
+            format_version=version,
+            extras=others(record, *known),
+        )
+
+
+def dataset_id(shards: Mapping[str, tuple[ShardEntry, ...]]) -> str:
+    """A name for the content: hash of all shards' token hashes and block counts. Compression does not count."""
+    lines = [f"{entry.name} {entry.tokens_sha256} {entry.blocks}\n" for split in SPLITS for entry in shards[split]]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
+
+
+def member(record: Any, name: str, kind: type) -> Any:
+    """A member of a JSON object, held to its type; whole numbers are sizes or counts, so from 0 on. Raises Error."""
+    value = record.get(name) if isinstance(record, dict) else None
+    if type(value) is not kind or (kind is int and not 0 <= value <= MAX_COUNT):
+        wanted = {int: "a count", str: "text", dict: "an object", list: "a list"}[kind]
+        raise Error(f"{name!r}: expected {wanted}, got {'nothing' if value is None else repr(value)[:80]}")
+    return value
+
+
+def others(record: Record, *known: str) -> Record:
+    """The members of a JSON object that are not known here."""
+    return {name: value for name, value in record.items() if name not in known}
+
+
+_SHARD_FIELDS: dict[str, type] = {
+    "file": str,
+    "bytes": int,
+    "sha256": str,
+    "tokens_sha256": str,
+    "tokens": int,
+    "documents": int,
+    "blocks": int,
+    "text_bytes": int,
+}

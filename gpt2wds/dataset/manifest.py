@@ -155,7 +155,8 @@ def dataset_id(shards: Mapping[str, tuple[ShardEntry, ...]]) -> str:
 def member(record: Any, name: str, kind: type) -> Any:
     """A member of a JSON object, held to its type; whole numbers are sizes or counts, so from 0 on. Raises Error."""
     value: Any = record.get(name) if isinstance(record, dict) else None
-    if type(value) is not kind or (kind is int and not 0 <= value <= MAX_COUNT):
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits or (isinstance(value, int) and not 0 <= value <= MAX_COUNT):
         wanted = {int: "a count", str: "text", dict: "an object", list: "a list"}[kind]
         raise Error(f"{name!r}: expected {wanted}, got {'nothing' if value is None else repr(value)[:80]}")
     return value

@@ -40,11 +40,11 @@ class LocalFile:
         return {"path": self.path, "size": self.size} | ({} if self.mtime_ns is None else {"mtime_ns": self.mtime_ns})
 
     def open(self) -> BinaryIO:
-        return self._here().open("rb")
+        return self.here.open("rb")
 
     def check_unchanged(self) -> None:
         try:
-            stat = self._here().stat()
+            stat = self.here.stat()
         except FileNotFoundError:
             raise Error(f"source {self}: the file is gone; {_AGAIN}") from None
         if stat.st_size != self.size or self.mtime_ns not in (None, stat.st_mtime_ns):
@@ -53,13 +53,17 @@ class LocalFile:
                 f"mtime_ns {self.mtime_ns}, got {stat.st_size} of {stat.st_mtime_ns}; {_AGAIN}"
             )
 
-    def _here(self) -> Path:
+    @property
+    def here(self) -> Path:
+        """Where the file is on this machine."""
         if not self.path.startswith(PACKAGE):
             return Path(self.path)
         package, _, name = self.path.removeprefix(PACKAGE).partition("/")
         folder = package_folder(package)
         if folder is None:
             raise Error(f"source {self}: expected the package {package}, which is not installed")
+        if ".." in Path(name).parts:
+            raise Error(f"source {self}: expected a file of the package {package}")
         return folder / name
 
 
@@ -178,21 +182,24 @@ class RangedFile(SeekableReader):
     """A file read through `read_range(start, end)`. What `hold` was given is not asked for again."""
 
     def __init__(self, read_range: Callable[[int, int], bytes], size: int):
-        self._read_range, self._size, self._at = read_range, size, 0
-        self._held, self._held_from = b"", 0
+        self._read_range, self._size = read_range, size
+        self._held: list[tuple[int, bytes]] = []
 
-    def hold(self, start: int, data: bytes) -> None:
-        self._held, self._held_from = data, start
+    def hold(self, pieces: list[tuple[int, bytes]]) -> None:
+        """Keep these (first byte, bytes) until others come."""
+        self._held = pieces
 
     def readinto(self, buffer: Any) -> int:
         wanted = min(len(buffer), self._size - self._at)
         if wanted <= 0:
             return 0
-        if not self._held_from <= self._at <= self._at + wanted <= self._held_from + len(self._held):
+        held = next((p for p in self._held if p[0] <= self._at and self._at + wanted <= p[0] + len(p[1])), None)
+        if held is None:
             end = min(self._size, self._at + max(wanted, SMALLEST_REQUEST))
-            self.hold(self._at, self._read_range(self._at, end))
-        offset = self._at - self._held_from
-        buffer[:wanted] = self._held[offset : offset + wanted]
+            held = self._at, self._read_range(self._at, end)
+            self._held = [held]
+        offset = self._at - held[0]
+        buffer[:wanted] = held[1][offset : offset + wanted]
         self._at += wanted
         return wanted
 
@@ -289,6 +296,8 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def package_folder(package: str) -> Path | None:
     """Where an installed package's files are. Found, not imported: only its data is wanted."""
+    if not package.isidentifier():
+        return None  # a dotted name would import what it is in
     spec = importlib.util.find_spec(package)
     locations = spec.submodule_search_locations if spec else None
     return Path(locations[0]) if locations else None

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from gpt2wds.corpus import corpora, sharding
-from gpt2wds.dataset import directory
+import gpt2wds
+from gpt2wds.corpus.corpora import SAMPLE, Files, MultipleChoice, Plays
+from gpt2wds.corpus.cutting import Cut
+from gpt2wds.corpus.sharding import make_dataset
+from gpt2wds.dataset.directory import Dataset
 from gpt2wds.tokenizer import load_tokenizer
 
+CHOICES = Path(gpt2wds.__file__).parent / "data" / "multiple_choice_sample.jsonl"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -19,17 +23,19 @@ def shared_file(name: str) -> Path:
     return path
 
 
-def shard(out: Path, plan: dict) -> directory.Dataset:
-    """Run all tasks of a plan here, as gpt2wds-shard does."""
-    for task in sharding.missing_tasks(out, plan):
-        sharding.run_task(out, plan, task, lambda documents, tokens: None)
-    sharding.finish(out, plan)
-    return directory.Dataset(out)
+def shard_files(out: Path, *paths: Path, **cut: int) -> Dataset:
+    """A dataset of files, made in this process as `gpt2wds-shard files` makes it."""
+    return make_dataset(out, Files(tuple(map(str, paths))), Cut(**cut), workers=1)
+
+
+def shard_choices(out: Path, source: Path | str = SAMPLE, limit: int | None = None) -> Dataset:
+    """A dataset of multiple-choice examples: the packaged sample, or a file's."""
+    return make_dataset(out, MultipleChoice(str(source), limit), workers=1)
 
 
 def texts_of(out: Path) -> list[str]:
     """All documents of a dataset directory, validation first."""
-    data, tokenizer = directory.Dataset(out), load_tokenizer()
+    data, tokenizer = Dataset(out), load_tokenizer()
     return [
         text
         for split in ("val", "train")
@@ -38,20 +44,17 @@ def texts_of(out: Path) -> list[str]:
     ]
 
 
-def shard_plays(out: Path, **cut: int) -> directory.Dataset:
-    options = corpora.Cut(**cut)
-    request = {"corpus": "shakespeare", "source": "plays", **cut}
-    return shard(out, sharding.plan_corpus(out, request, lambda: corpora.shakespeare("plays", options, out), options))
+def shard_plays(out: Path, **cut: int) -> Dataset:
+    return make_dataset(out, Plays(), Cut(**cut), workers=1)
 
 
 @pytest.fixture(scope="session")
-def plays(tmp_path_factory: pytest.TempPathFactory) -> directory.Dataset:
+def plays(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Shakespeare's plays: three training shards and one for validation. Read it, do not change it."""
     return shard_plays(tmp_path_factory.mktemp("plays") / "data", docs_per_shard=12)
 
 
 @pytest.fixture(scope="session")
-def choices(tmp_path_factory: pytest.TempPathFactory) -> directory.Dataset:
+def choices(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The packaged sample of multiple-choice examples. Read it, do not change it."""
-    out = tmp_path_factory.mktemp("choices") / "data"
-    return shard(out, sharding.plan_multiple_choice(out, sharding.SAMPLE, None))
+    return shard_choices(tmp_path_factory.mktemp("choices") / "data")

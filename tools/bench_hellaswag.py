@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2wds.corpus import sharding
+from gpt2wds.corpus.corpora import SAMPLE, MultipleChoice
+from gpt2wds.corpus.sharding import make_dataset
 from gpt2wds.dataset import prompts
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.distributed import World, join_world
@@ -43,14 +44,6 @@ class Padded(NamedTuple):
 
     tokens: Tensor  # (4, T)
     mask: Tensor  # (4, T): 1 where a token is of an ending
-
-
-def make_dataset(source: str, examples: int, out: Path) -> Dataset:
-    plan = sharding.plan_multiple_choice(out, source, examples)
-    for task in sharding.missing_tasks(out, plan):
-        sharding.run_task(out, plan, task, lambda documents, tokens: None)
-    sharding.finish(out, plan)
-    return Dataset(out)
 
 
 def padded_examples(dataset: Dataset) -> list[Padded]:
@@ -110,7 +103,7 @@ def seconds(run: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 
 @click.command()
 @click.option("--size", type=click.Choice(list(SHAPES)), default="gpt2", show_default=True)
-@click.option("--source", default=sharding.SAMPLE, show_default=True, help="JSON lines in HellaSwag's schema.")
+@click.option("--source", default=SAMPLE, show_default=True, help="JSON lines in HellaSwag's schema.")
 @click.option("--examples", type=click.IntRange(1), default=40, show_default=True, help="At most so many.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
@@ -119,7 +112,7 @@ def seconds(run: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 def main(size: str, source: str, examples: int, rounds: int, dtype: str, with_lm_eval: bool, device: str) -> None:
     n_layer, n_head, n_embd = SHAPES[size]
     with join_world(device) as world, tempfile.TemporaryDirectory() as folder:
-        dataset = make_dataset(source, examples, Path(folder) / "data")
+        dataset = make_dataset(Path(folder) / "data", MultipleChoice(source, examples), workers=1)
         model = GPT2(GPT2Config(n_layer, n_head, n_embd)).to(world.device).eval()
         questions = load_questions(dataset, "completion", model.config.n_positions)
         padded = padded_examples(dataset)

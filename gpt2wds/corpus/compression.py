@@ -5,7 +5,6 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any, BinaryIO, cast
 
 import zstandard
@@ -24,22 +23,13 @@ def unzstd(raw: BinaryIO) -> BinaryIO:
     return io.BufferedReader(_ZstdStream(raw), 1 << 16)
 
 
-@lru_cache(maxsize=1)
-def open_stream(location: Location, decompressor: Decompressor) -> BinaryIO:
-    """A file's decompressed content, wherever it was left: `seek` first.
-
-    Kept open, because the next part of a file mostly begins where the last one ended.
-    """
-    return decompressor(location.open())
-
-
 @contextmanager
-def decompressing(location: Location) -> Iterator[None]:
+def naming_damage(location: Location) -> Iterator[None]:
     """Turn damage that shows while a file is decompressed into one line that names the file."""
     try:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise Error(f"{location}: it does not decompress to its end ({error})") from None
+        raise Error(f"{location}: it does not decompress to its end ({error}); restore the file") from None
 
 
 class _ZstdStream(SeekableReader):
@@ -53,7 +43,8 @@ class _ZstdStream(SeekableReader):
 
     def _rewind(self) -> None:
         self._raw.seek(0)
-        self._at, self._ready, self._rest = 0, memoryview(b""), b""
+        self._at = 0
+        self._ready, self._rest = memoryview(b""), b""
         self._frame: Any = None
 
     def readinto(self, buffer: Any) -> int:

@@ -18,18 +18,14 @@ Run = Callable[[Any, Callable[[int, int], None]], None]  # task, progress → do
 Report = Callable[[int, int, bool], None]  # documents, tokens, whether a task is done
 
 
-def run_tasks(
-    chains: Iterable[list[Any]], run: Run, report: Report, *, workers: int, prepare: Callable[[], None]
-) -> None:
+def run_tasks(chains: Iterable[list[Any]], run: Run, report: Report, *, workers: int) -> None:
     """Run all tasks, those of one chain in order and in one process.
 
-    `run` and `prepare` (called once in each worker) must be picklable when workers > 1.
+    `run` must be picklable when workers > 1; each worker has its own copy of it.
     Raises what a task raised first, or Error when a worker was killed; the other workers are stopped then.
     """
     todo = [list(chain) for chain in chains if chain]
     if min(workers, len(todo)) <= 1:
-        if todo:
-            prepare()
         for task in itertools.chain(*todo):
             run(task, lambda documents, tokens: report(documents, tokens, False))
             report(0, 0, True)
@@ -41,7 +37,7 @@ def run_tasks(
     try:
         for _ in range(min(workers, len(todo))):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, run, prepare), daemon=True)
+            process = context.Process(target=_work, args=(theirs, run), daemon=True)
             process.start()
             theirs.close()
             processes.append(process)
@@ -63,7 +59,7 @@ def _receive(pipe: Connection, busy: dict[Connection, list[Any]], todo: list[lis
         message = pipe.recv()
     except EOFError:
         raise Error(
-            f"a worker was killed while it made {busy[pipe][0].get('shard', busy[pipe][0])} (out of memory?); "
+            f"a worker was killed while it made {busy[pipe][0]} (out of memory?); "
             "the same command goes on, perhaps with fewer --workers"
         ) from None
     if isinstance(message, BaseException):
@@ -80,11 +76,10 @@ def _receive(pipe: Connection, busy: dict[Connection, list[Any]], todo: list[lis
         pipe.close()
 
 
-def _work(pipe: Connection, run: Run, prepare: Callable[[], None]) -> None:
+def _work(pipe: Connection, run: Run) -> None:
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        prepare()
         while True:
             task, progress = pipe.recv(), _Batched(pipe)
             run(task, progress.add)

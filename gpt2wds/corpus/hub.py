@@ -12,42 +12,30 @@ import pyarrow.parquet as pq
 from ..errors import Error, reason
 from ..files import replace
 from ..locations import HubFile
-from .readers import Document, Part, as_document, no_column
+from .documents import Document, Run, Size, as_document, no_column
 
 HELLASWAG_REPO = "Rowan/hellaswag"
 
 
 @dataclass(frozen=True)
 class HubRows:
-    """Rows of one file of any format, as `datasets` streams them. A part is reached through the rows before it."""
+    """Rows of one file of any format, as `datasets` streams them. A row is reached through those before it."""
 
     config: str | None
     split: str
 
-    unit, may_share, in_order, one_task = "row", False, True, True
+    unit, is_streamed = "row", True
 
-    def count_documents(self, location: HubFile) -> int:
-        return max(1, location.size // 4000)  # a guess: to know would mean reading the file
-
-    def advance(self, location: HubFile, first: int, documents: int | None, text_bytes: int | None) -> Part:
-        if documents is None:
-            return None, None  # one task per file: only reading it would tell where its rows end
-        if documents == 0:
-            return first, 0
-        found = sum(1 for _ in islice(self._rows(location), first, first + documents))
-        return first + found, found
-
-    def check(self, location: HubFile, text_column: str) -> None:
-        row = next(self._rows(location), {text_column: ""})
+    def measure(self, location: HubFile, text_column: str) -> Size:
+        row = next(self.rows(location), {text_column: ""})
         if text_column not in row:
-            raise Error(no_column(location, text_column, list(row)))
+            raise no_column(location, text_column, list(row))
+        return Size(max(1, location.size // 4000), None, is_exact=False)  # a guess: to know would mean reading the file
 
-    def read(self, location: HubFile, first: int, count: int | None, text_column: str) -> Iterator[Document]:
-        end = None if count is None else first + count
-        for row in islice(self._rows(location), first, end):
-            yield as_document(row.get(text_column))
+    def open(self, location: HubFile, size: Size, text_column: str) -> "_OpenRows":
+        return _OpenRows(self, location, text_column)
 
-    def _rows(self, location: HubFile) -> Iterator[dict[str, Any]]:
+    def rows(self, location: HubFile) -> Iterator[dict[str, Any]]:
         import datasets
 
         try:
@@ -60,6 +48,42 @@ class HubRows:
             yield from builder.as_streaming_dataset(self.split)
         except Exception as error:  # of whatever library reads the format
             raise Error(f"{location}: datasets cannot read it ({reason(error)}); the same command goes on") from None
+
+
+@dataclass
+class _OpenRows:
+    """Rows from wherever they were left; going back begins anew."""
+
+    format: HubRows
+    location: HubFile
+    text_column: str
+    _at: int = 0
+    _rows: Iterator[dict[str, Any]] | None = None
+
+    def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
+        if documents is None:
+            return Run(None, None, self.location.size)  # only reading it would tell where its rows end
+        found = sum(1 for _ in self._next_rows(first, documents))
+        return Run(first + found, found, 0) if found else None
+
+    def read(self, first: int, count: int | None) -> Iterator[Document]:
+        for row in self._next_rows(first, count):
+            yield as_document(row.get(self.text_column))
+
+    def close(self) -> None:
+        self._rows = None
+
+    def _next_rows(self, first: int, count: int | None) -> Iterator[dict[str, Any]]:
+        if self._rows is None or self._at > first:
+            self._at, self._rows = 0, self.format.rows(self.location)
+        end = None if count is None else first + count
+        skipped = first - self._at
+        for row in islice(self._rows, None if end is None else end - self._at):
+            self._at += 1
+            if skipped > 0:
+                skipped -= 1
+            else:
+                yield row
 
 
 def resolve(repo: str, config: str | None, split: str, revision: str | None) -> tuple[str, list[HubFile]]:

@@ -1,244 +1,239 @@
-"""File formats: a file, or a part of one → its documents.
+"""File formats: a source, or a run of its documents → the documents.
 
-A part is `first` and `count`, in the reader's unit: rows of a parquet file, bytes of the others (of compressed ones:
-of what they decompress to). Parts begin and end between documents, so that any part can be read without what is
-before it; a part whose count is None goes to the file's end.
-
-A document is its text (str), or why there is none (Skipped): nothing is dropped without being counted.
+Runs of parquet are in rows; runs of JSON lines and text in bytes (of compressed files: of what they decompress to).
+They begin and end between documents, so that any run can be read without what is before it.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
-from typing import Any, BinaryIO, Protocol
+from functools import cached_property
+from typing import BinaryIO
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from ..errors import Error, reason
-from ..locations import LocalFile, Location, RangedFile
-from .compression import decompressing, gunzip, open_stream, unzstd
+from ..errors import Error
+from ..locations import Location
+from .compression import Decompressor, gunzip, naming_damage, unzstd
+from .documents import Document, Reader, Run, Size, Skipped, as_document, decoded, no_column
+from .parquet import Parquet
 
 TEXT_PIECE_BYTES = 65_536
+BLANK_LINE_WITHIN = 1 << 20  # bytes in which a piece of text looks for a blank line to end at
+HEAD_BYTES = 1 << 20  # read of a file of JSON lines to estimate how many it has
+COUNTED_BYTES = 1 << 26  # a text file up to this size is walked to count its pieces
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BLANK_LINES = (b"\n", b"\r\n")
+
+
+class _Bytes:
+    """A file, decompressed where it is compressed; opened when first needed, and kept where it was left.
+
+    It goes forward cheaply. Going back begins anew where the file is compressed, so a line read too far is handed back.
+    """
+
+    def __init__(self, location: Location, decompressor: Decompressor | None):
+        self.location, self._decompressor = location, decompressor
+        self.place = 0
+        self._unread = b""
+
+    @cached_property
+    def _raw(self) -> BinaryIO:
+        return self.location.open()
+
+    @cached_property
+    def _file(self) -> BinaryIO:
+        return self._decompressor(self._raw) if self._decompressor else self._raw
+
+    def seek(self, place: int) -> None:
+        if place != self.place:
+            self.place, self._unread = self._file.seek(place), b""
+
+    def read(self, count: int = -1) -> bytes:
+        assert not self._unread
+        data = self._file.read(count)
+        self.place += len(data)
+        return data
+
+    def readline(self, at_most: int = -1) -> bytes:
+        line = self._unread or self._file.readline(at_most)
+        self._unread = b""
+        self.place += len(line)
+        return line
+
+    def unread(self, line: bytes) -> None:
+        self._unread = line
+        self.place -= len(line)
+
+    def read_share(self) -> float:
+        """Which share of the file was read so far, by its own bytes."""
+        return self._raw.tell() / max(1, self.location.size)
+
+    def close(self) -> None:
+        if "_raw" in self.__dict__:
+            self._raw.close()
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """Stands for a document that cannot be used."""
-
-    reason: str
-
-
-Document = str | Skipped
-Part = tuple[int | None, int | None]  # where it ends, None for the file's end; its documents, None if not counted
-
-
-class Reader(Protocol):
-    unit: str  # "row" or "byte"
-    may_share: bool  # many small files in one shard
-    in_order: bool  # a part can only be reached through what is before it
-    one_task: bool  # not to be cut into several training shards
-
-    def count_documents(self, location: Any) -> int:
-        """Documents in the file; an estimate where counting would mean reading all of it."""
-
-    def advance(self, location: Any, first: int, documents: int | None, text_bytes: int | None) -> Part:
-        """The part from `first` on that ends after `documents` documents or `text_bytes` bytes, or with the file.
-
-        Whichever comes first; None is no limit. It ends where it begins when nothing is left. Parts of no documents
-        are only such as can be left out.
-        """
-
-    def check(self, location: Any, text_column: str) -> None:
-        """Raise Error when the file is not what its name says or has no such column."""
-
-    def read(self, location: Any, first: int, count: int | None, text_column: str) -> Iterator[Document]:
-        """The documents of one part, in order."""
-
-
-class Parquet:
-    """One document per row. Only the text column is read, some row groups at a time."""
-
-    unit, may_share, in_order, one_task = "row", False, False, False
-    STRETCH_BYTES = 1 << 24  # read in one go: as many row groups as fit, at least one
-
-    def count_documents(self, location: Location) -> int:
-        return int(_metadata(location).num_rows)
-
-    def advance(self, location: Location, first: int, documents: int | None, text_bytes: int | None) -> Part:
-        metadata = _metadata(location)
-        rows = metadata.num_rows - first if documents is None else documents
-        if text_bytes is not None:  # as many rows as have so many bytes on average
-            total = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-            rows = min(rows, max(1, text_bytes * metadata.num_rows // max(1, total)))
-        end = min(metadata.num_rows, first + rows)
-        return end, end - first
-
-    def check(self, location: Location, text_column: str) -> None:
-        try:
-            names = _metadata(location).schema.to_arrow_schema().names
-        except (pa.ArrowInvalid, OSError) as error:
-            raise Error(f"{location}: expected a parquet file ({reason(error)})") from None
-        if text_column not in names:
-            raise Error(no_column(location, text_column, names))
-
-    def read(self, location: Location, first: int, count: int | None, text_column: str) -> Iterator[Document]:
-        metadata = _metadata(location)
-        left = metadata.num_rows - first if count is None else count
-        starts = np.cumsum([0] + [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
-        groups = [i for i in range(metadata.num_row_groups) if starts[i + 1] > first and starts[i] < first + left]
-        stretches = _stretches(metadata, groups, text_column, self.STRETCH_BYTES)
-        raw: Any = (
-            location.open() if isinstance(location, LocalFile) else RangedFile(location.read_range, location.size)
-        )
-        with raw, pq.ParquetFile(raw, metadata=metadata) as file:
-            for row_groups, begin, data in _fetched(location, stretches):
-                if isinstance(raw, RangedFile):
-                    raw.hold(begin, data)
-                skip = max(0, first - int(starts[row_groups[0]]))
-                for batch in file.iter_batches(1000, row_groups=row_groups, columns=[text_column], use_threads=False):
-                    column = batch.column(0)[skip : skip + left]
-                    skip = max(0, skip - batch.num_rows)
-                    left -= len(column)
-                    yield from _documents(column)
-
-
 class JSONLines:
-    """One JSON object per line; parts end at line ends. Blank lines are no documents.
+    """One JSON object per line. Blank lines are no documents; they go with what is before them."""
 
-    A compressed file is read as a stream, and stays open where a part ended: parts in order cost one pass.
-    """
+    decompressor: Decompressor | None = None
+    unit = "byte"
 
-    unit, may_share, one_task = "byte", False, False
+    @property
+    def is_streamed(self) -> bool:
+        return self.decompressor is not None
 
-    def __init__(self, decompressed: Callable[[BinaryIO], BinaryIO] | None = None):
-        self._decompressed = decompressed
-        self.in_order = decompressed is not None
+    def measure(self, location: Location, text_column: str) -> Size:
+        source = _Bytes(location, self.decompressor)
+        try:
+            with naming_damage(location):
+                head = source.read(HEAD_BYTES)
+                is_whole = not source.read(1)
+                _check_first_line(location, head, text_column)
+                lines = sum(1 for line in head.split(b"\n") if line.strip())
+                if is_whole:
+                    return Size(lines, len(head))
+                share = source.read_share() if self.decompressor else len(head) / location.size
+                return Size(max(1, round(lines / share)), None if self.decompressor else location.size, is_exact=False)
+        finally:
+            source.close()
 
-    def count_documents(self, location: Location) -> int:
-        raw = location.open()
-        with raw, decompressing(location):
-            file = self._decompressed(raw) if self._decompressed else raw
-            head = file.read(1 << 20)
-            lines = len([line for line in head.splitlines() if line.strip()])
-            return lines * location.size // raw.tell() if file.read(1) else lines
+    def open(self, location: Location, size: Size, text_column: str) -> "_OpenJSONLines":
+        return _OpenJSONLines(_Bytes(location, self.decompressor), size.text_bytes, text_column)
 
-    def advance(self, location: Location, first: int, documents: int | None, text_bytes: int | None) -> Part:
-        if documents is None and text_bytes is None:
-            return None, None
-        with self._from(location, first) as file:
+
+@dataclass
+class _OpenJSONLines:
+    source: _Bytes
+    bytes: int | None  # of the whole, decompressed; None where only walking it would tell
+    text_column: str
+
+    def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
+        if self.bytes is not None and first >= self.bytes:
+            return None
+        if documents is None and self.bytes is not None and (text_bytes is None or first + text_bytes >= self.bytes):
+            return Run(self.bytes, None, self.bytes - first)
+        with naming_damage(self.source.location):
             if documents is None:
-                assert text_bytes is not None
-                last = first + max(0, text_bytes - 1)  # the line this byte is in ends the part
-                file.seek(last if self.in_order else min(last, location.size))
-                file.readline()
-                return file.tell(), None
-            found, at, end = 0, first, first
-            while line := file.readline():
+                assert text_bytes is not None, "the whole of a stream is not asked for in one run"
+                return self._cut_by_bytes(first, text_bytes)
+            return self._cut_by_documents(first, documents, text_bytes)
+
+    def _cut_by_bytes(self, first: int, text_bytes: int) -> Run | None:
+        self.source.seek(first + max(0, text_bytes - 1))  # the line this byte is in ends the run
+        self.source.readline()
+        end = self._past_blank_lines()
+        return Run(end, None, end - first) if end > first else None
+
+    def _cut_by_documents(self, first: int, documents: int, text_bytes: int | None) -> Run | None:
+        self.source.seek(first)
+        found = 0
+        while found < documents and (text_bytes is None or self.source.place - first < text_bytes or not found):
+            line = self.source.readline()
+            if not line:
+                break
+            found += bool(line.strip())
+        end = self._past_blank_lines()
+        return Run(end, found, end - first) if end > first else None
+
+    def _past_blank_lines(self) -> int:
+        while line := self.source.readline():
+            if line.strip():
+                self.source.unread(line)
+                break
+        return self.source.place
+
+    def read(self, first: int, count: int | None) -> Iterator[Document]:
+        with naming_damage(self.source.location):
+            self.source.seek(first)
+            while (count is None or self.source.place < first + count) and (line := self.source.readline()):
                 if line.strip():
-                    if found == documents or (found and text_bytes is not None and end - first >= text_bytes):
-                        break
-                    found += 1
-                at += len(line)
-                end = at  # blank lines go with what is before them, so that no part has only such
-        return end, found
+                    yield _json_document(line, self.text_column)
 
-    def check(self, location: Location, text_column: str) -> None:
-        with self._from(location, 0) as file:
-            line = file.readline().strip()
-        try:
-            record = json.loads(line) if line else {text_column: ""}
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise Error(f"{location}: expected one JSON object per line, got {line[:40]!r}")
-        if text_column not in record:
-            raise Error(no_column(location, text_column, list(record)))
-
-    def read(self, location: Location, first: int, count: int | None, text_column: str) -> Iterator[Document]:
-        with self._from(location, first) as file:
-            while (count is None or count > 0) and (line := file.readline()):
-                count = None if count is None else count - len(line)
-                if line.strip():
-                    yield self._parse(line, text_column)
-
-    @contextmanager
-    def _from(self, location: Location, first: int) -> Iterator[BinaryIO]:
-        if self._decompressed is None:
-            with location.open() as file:
-                file.seek(first)
-                yield file
-        else:
-            with decompressing(location):
-                file = open_stream(location, self._decompressed)
-                file.seek(first)
-                yield file
-
-    def _parse(self, line: bytes, text_column: str) -> Document:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            return Skipped("no JSON")
-        if not isinstance(record, dict):
-            return Skipped("no JSON object")
-        return as_document(record.get(text_column))
+    def close(self) -> None:
+        self.source.close()
 
 
+@dataclass(frozen=True)
 class Text:
-    """A text file, cut at the first blank line after every 64 KiB; the pieces joined are the file, byte for byte.
+    """A text file, cut at the first blank line after every 64 KiB; the pieces joined are the file.
 
-    So a small file is one document, and a large one can be split into training and validation, and read in
-    bounded memory.
+    So a small file is one document, and a large one can be split into training and validation. Where no blank line
+    comes within a mebibyte a piece ends at a line's end, or at a character's: memory is bounded.
     """
 
-    unit, may_share, in_order, one_task = "byte", True, False, False
+    unit, is_streamed = "byte", False
 
-    def count_documents(self, location: Location) -> int:
-        return self.advance(location, 0, None, location.size)[1] or 0
+    def measure(self, location: Location, text_column: str) -> Size:
+        size = location.size
+        if size > COUNTED_BYTES:
+            return Size(size // TEXT_PIECE_BYTES, size, is_exact=False)
+        source = self.open(location, Size(0, size), text_column)
+        run = source.cut(0, size, None)
+        source.close()
+        return Size(run.documents or 0 if run else 0, size)
 
-    def advance(self, location: Location, first: int, documents: int | None, text_bytes: int | None) -> Part:
-        found, end = 0, first
-        with location.open() as file:
-            while (
-                end < location.size
-                and (documents is None or found < documents)
-                and (text_bytes is None or end - first < text_bytes)
-            ):
-                # Skipped, not read: only where a piece ends needs looking at.
-                end = min(end + TEXT_PIECE_BYTES, location.size)
-                file.seek(end)
-                end += len(_to_blank_line(file))
-                found += 1
-        return end, found
-
-    def check(self, location: Location, text_column: str) -> None:
-        pass
-
-    def read(self, location: Location, first: int, count: int | None, text_column: str) -> Iterator[Document]:
-        with location.open() as file:
-            file.seek(first)
-            while (count is None or count > 0) and (piece := file.read(TEXT_PIECE_BYTES)):
-                piece += _to_blank_line(file)
-                count = None if count is None else count - len(piece)
-                yield _decode(piece)
+    def open(self, location: Location, size: Size, text_column: str) -> "_OpenText":
+        return _OpenText(_Bytes(location, None))
 
 
-class WholeFile(Text):
+@dataclass
+class _OpenText:
+    source: _Bytes
+
+    def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
+        size = self.source.location.size
+        if first >= size:
+            return None
+        if documents is None and (text_bytes is None or first + text_bytes >= size):
+            return Run(size, None, size - first)
+        end, found = first, 0
+        while end < size and found != documents and (text_bytes is None or end - first < text_bytes):
+            # Skipped, not read: only where a piece ends needs looking at.
+            end = min(end + TEXT_PIECE_BYTES, size)
+            self.source.seek(end)
+            end += len(_rest_of_piece(self.source))
+            found += 1
+        return Run(end, found, end - first)
+
+    def read(self, first: int, count: int | None) -> Iterator[Document]:
+        at, end = first, self.source.location.size if count is None else first + count
+        while at < end:
+            self.source.seek(at)
+            piece = self.source.read(TEXT_PIECE_BYTES)
+            piece += _rest_of_piece(self.source)
+            if not piece:
+                break
+            yield decoded(piece.removeprefix(BYTE_ORDER_MARK) if at == 0 else piece)
+            at += len(piece)
+
+    def close(self) -> None:
+        self.source.close()
+
+
+@dataclass(frozen=True)
+class WholeFile:
     """A text file that is one document, whatever its size."""
 
-    def advance(self, location: Location, first: int, documents: int | None, text_bytes: int | None) -> Part:
-        taken = first < location.size and documents != 0
-        return (location.size, 1) if taken else (first, 0)
+    unit, is_streamed = "byte", False
 
-    def read(self, location: Location, first: int, count: int | None, text_column: str) -> Iterator[Document]:
-        with location.open() as file:
-            if first < location.size and count != 0:
-                yield _decode(file.read())
+    def measure(self, location: Location, text_column: str) -> Size:
+        return Size(1, location.size)
+
+    def open(self, location: Location, size: Size, text_column: str) -> "_OpenWholeFile":
+        return _OpenWholeFile(_Bytes(location, None))
+
+
+@dataclass
+class _OpenWholeFile(_OpenText):
+    def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
+        size = self.source.location.size
+        return Run(size, 1, size) if first < size else None
+
+    def read(self, first: int, count: int | None) -> Iterator[Document]:
+        if first < self.source.location.size and count != 0:
+            self.source.seek(first)
+            yield decoded(self.source.read())
 
 
 BY_SUFFIX: dict[str, Reader] = {
@@ -248,6 +243,7 @@ BY_SUFFIX: dict[str, Reader] = {
     ".jsonl.zst": JSONLines(unzstd),
     ".txt": Text(),
 }
+WHOLE = "whole"
 
 
 def suffix_of(name: str) -> str | None:
@@ -259,78 +255,47 @@ def suffix_of(name: str) -> str | None:
     return next((suffix for suffix in BY_SUFFIX if name.endswith(suffix)), None)
 
 
-def as_document(value: Any) -> Document:
-    """What a text column holds, as a document."""
-    if not isinstance(value, str):
-        return Skipped("no text" if value is None else f"text is a {type(value).__name__}, no string")
-    return value if value else Skipped("empty text")
-
-
-def no_column(location: Location, wanted: str, names: list[str]) -> str:
-    return f"{location}: expected a column {wanted!r}, got {', '.join(names) or 'none'}; choose one with --text-column"
-
-
-def _to_blank_line(file: BinaryIO) -> bytes:
-    """From here through the next blank line, or to the file's end."""
-    lines = [file.readline()]
-    while lines[-1] and (len(lines) == 1 or lines[-1] not in (b"\n", b"\r\n")):
-        lines.append(file.readline())
-    return b"".join(lines)
-
-
-def _documents(column: pa.Array) -> list[Document]:
+def _check_first_line(location: Location, head: bytes, text_column: str) -> None:
+    line = head.removeprefix(BYTE_ORDER_MARK).partition(b"\n")[0].strip()
+    if b"\0" in line[:64]:
+        raise Error(f"{location}: expected UTF-8, got what looks like UTF-16; convert it, for example with iconv")
+    if not line or (len(line) == len(head) == HEAD_BYTES):
+        return  # nothing to judge by, or a first line of more than the head
     try:
-        return [as_document(value) for value in column.to_pylist()]
-    except UnicodeDecodeError:  # all are converted at once
-        return [_decode(value) for value in column.cast(pa.large_binary()).to_pylist()]
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise Error(f"{location}: expected one JSON object per line, got {line[:40]!r}")
+    if text_column not in record:
+        raise no_column(location, text_column, list(record))
 
 
-@lru_cache(maxsize=32)
-def _metadata(location: Location) -> pq.FileMetaData:
-    # Kept, because the footer of a large file is megabytes and every task of the file needs it.
-    with location.open() as file:
-        return pq.read_metadata(file)
-
-
-def _stretches(
-    metadata: pq.FileMetaData, groups: list[int], column: str, limit: int
-) -> Iterator[tuple[list[int], int, int]]:
-    """Row groups that are read together, and the byte range that holds their text."""
-    number = metadata.schema.to_arrow_schema().names.index(column)
-    chosen: list[int] = []
-    begin = end = 0
-    for group in groups:
-        chunk = metadata.row_group(group).column(number)
-        start = chunk.dictionary_page_offset or chunk.data_page_offset
-        stop = start + chunk.total_compressed_size
-        if chosen and stop - begin > limit:
-            yield chosen, begin, end
-            chosen = []
-        begin, end = (begin if chosen else start), stop
-        chosen.append(group)
-    if chosen:
-        yield chosen, begin, end
-
-
-def _fetched(
-    location: Location, stretches: Iterable[tuple[list[int], int, int]]
-) -> Iterator[tuple[list[int], int, bytes]]:
-    """Row groups, where their text begins, and the bytes themselves of a file that is not here, one stretch ahead."""
-    if isinstance(location, LocalFile):
-        yield from ((row_groups, begin, b"") for row_groups, begin, _ in stretches)
-        return
-    with ThreadPoolExecutor(1) as thread:
-        waiting = iter(stretches)
-        ahead = [(s, thread.submit(location.read_range, s[1], s[2])) for s in islice(waiting, 1)]
-        while ahead:
-            (row_groups, begin, _), future = ahead.pop()
-            data = future.result()
-            ahead += [(s, thread.submit(location.read_range, s[1], s[2])) for s in islice(waiting, 1)]
-            yield row_groups, begin, data
-
-
-def _decode(data: bytes | None) -> Document:
+def _json_document(line: bytes, text_column: str) -> Document:
     try:
-        return as_document(None if data is None else data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return Skipped(f"not UTF-8 (byte {error.start} of the document)")
+        record = json.loads(line.removeprefix(BYTE_ORDER_MARK).decode("utf-8"))
+    except UnicodeDecodeError:
+        return Skipped("not UTF-8")
+    except (ValueError, RecursionError):
+        return Skipped("no JSON")
+    if not isinstance(record, dict):
+        return Skipped("no JSON object")
+    return as_document(record.get(text_column))
+
+
+def _rest_of_piece(file: _Bytes) -> bytes:
+    """From 64 KiB after a piece's begin to its end: through a blank line, or as Text says where none comes."""
+    rest = bytearray(file.readline(BLANK_LINE_WITHIN))
+    lines_end = len(rest) if rest.endswith(b"\n") else 0
+    while len(rest) < BLANK_LINE_WITHIN:
+        line = file.readline(BLANK_LINE_WITHIN - len(rest))
+        rest += line
+        if not line or (line in BLANK_LINES and lines_end == len(rest) - len(line)):
+            return bytes(rest)
+        if line.endswith(b"\n"):
+            lines_end = len(rest)
+    if lines_end:
+        return bytes(rest[:lines_end])
+    while rest and rest[-1] & 0xC0 == 0x80:  # the bytes that continue a character
+        rest.pop()
+    return bytes(rest[:-1])  # nor the one that begins it

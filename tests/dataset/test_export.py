@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from click.testing import CliRunner
-from conftest import shard
+from conftest import shard_files
 
 from gpt2wds.commands.shard import main
-from gpt2wds.corpus import corpora, sharding
 from gpt2wds.dataset.directory import Dataset
 
 
@@ -60,9 +59,7 @@ def test_nanogpt_has_one_file_per_split(plays: Dataset, tmp_path: Path):
 def test_a_shard_without_tokens_and_a_split_without_documents_give_no_file(tmp_path: Path):
     source = tmp_path / "a.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a", "", "b")))
-    cut = corpora.Cut(val_docs=0, docs_per_shard=1)
-    plan = sharding.plan_corpus(tmp_path / "data", {}, lambda: corpora.files([str(source)], cut), cut)
-    dataset = shard(tmp_path / "data", plan)
+    dataset = shard_files(tmp_path / "data", source, val_docs=0, docs_per_shard=1)
     export(dataset, tmp_path / "llmc", "llmc")
     assert [read_llmc(p).tolist() for p in sorted((tmp_path / "llmc").iterdir())] == [[50256, 64], [50256, 65]]
     export(dataset, tmp_path / "nanogpt", "nanogpt")

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import webdataset
 import zstandard
-from conftest import shard
+from conftest import shard_files
 from test_order import reference_order, reference_steps
 from torch.utils.data import DataLoader, IterableDataset
 
-from gpt2wds.corpus import corpora, sharding
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.loader import EpochSequences, StepBatches, validation_sequences
 from gpt2wds.dataset.order import Position
@@ -55,10 +54,7 @@ def all_ranks(dataset: Dataset, count: int, world_size: int, **options: Any) -> 
 def shard_texts(out: Path, texts: list[str], **cut: int) -> Dataset:
     path = out.with_suffix(".jsonl")
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    options = corpora.Cut(**cut)
-    return shard(
-        out, sharding.plan_corpus(out, {"corpus": "files", **cut}, lambda: corpora.files([str(path)], options), options)
-    )
+    return shard_files(out, path, **cut)
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import shard, shared_file
+from conftest import CHOICES, shard_choices, shared_file
 from torch.nn import functional as F
 
 from gpt2wds.commands import eval as eval_command
 from gpt2wds.commands import shard as shard_command
-from gpt2wds.corpus import sharding
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.distributed import World
 from gpt2wds.evaluate import hellaswag, inference
@@ -29,7 +28,7 @@ from gpt2wds.train.checkpoint import save_checkpoint
 
 ALONE = World(0, 1, torch.device("cpu"))
 REAL = "hellaswag_val_1000.jsonl"
-SAMPLE = Path(sharding.__file__).parents[1] / "data" / "multiple_choice_sample.jsonl"
+SAMPLE = CHOICES
 SCORES = ("acc", "acc_norm_tokens", "acc_norm_characters", "acc_norm_bytes")  # firm: other tools read them
 
 
@@ -69,7 +68,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """1,000 real examples."""
     source = shared_file(REAL)
     out = tmp_path_factory.mktemp("real") / "data"
-    return shard(out, sharding.plan_multiple_choice(out, str(source), None))
+    return shard_choices(out, source)
 
 
 @pytest.fixture(scope="module")

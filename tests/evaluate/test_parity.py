@@ -11,20 +11,19 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import SHARED_DATA
+from conftest import CHOICES, SHARED_DATA
 
 from gpt2wds.commands import eval as eval_command
 from gpt2wds.commands import shard as shard_command
 from gpt2wds.commands import train as train_command
 from gpt2wds.commands.models import find_weights
-from gpt2wds.corpus import sharding
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.train.checkpoint import load_weights, save_checkpoint
 
 pytest.importorskip("lm_eval", reason="needs EleutherAI's lm-eval: pip install lm-eval accelerate")
 
 REAL = SHARED_DATA / "hellaswag_val_1000.jsonl"
-SOURCE = REAL if REAL.exists() else Path(sharding.__file__).parents[1] / "data" / "multiple_choice_sample.jsonl"
+SOURCE = REAL if REAL.exists() else CHOICES
 # Enough to be sure in CI; GPT2WDS_PARITY_EXAMPLES=1000 takes all of them.
 EXAMPLES = int(os.environ.get("GPT2WDS_PARITY_EXAMPLES", 150))
 CONFIG = """

@@ -22,12 +22,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import shard, shard_plays
+from conftest import shard_choices, shard_plays
 from torch.nn import functional as F
 
 from gpt2wds.commands import common
 from gpt2wds.commands.train import main
-from gpt2wds.corpus import sharding
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.loader import StepBatches
 from gpt2wds.distributed import World
@@ -377,7 +376,7 @@ MOMENTS: list[list[Any]] = [
 
 
 def test_killed_at_twenty_known_moments_it_gives_the_same_log(plays: Dataset, tmp_path: Path) -> None:
-    choices = shard(tmp_path / "choices", sharding.plan_multiple_choice(tmp_path / "choices", sharding.SAMPLE, 3))
+    choices = shard_choices(tmp_path / "choices", limit=3)
     short = [
         "data.seq_len=128",  # a multiple-choice example fits
         "train.max_steps=10",

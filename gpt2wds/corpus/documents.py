@@ -1,0 +1,90 @@
+"""What readers of all formats share: a document, the size of a source, a run of its documents."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..errors import Error
+from ..locations import Location
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Stands for a document that cannot be used, and says why: nothing is dropped without being counted."""
+
+    reason: str
+
+
+Document = str | Skipped
+
+
+@dataclass(frozen=True)
+class Size:
+    """What planning learns of a source. `text_bytes` is None where only reading all of it would tell."""
+
+    documents: int
+    text_bytes: int | None
+    is_exact: bool = True  # whether `documents` was counted, not estimated
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a source's documents, from where it was asked for to `end`, in the reader's unit.
+
+    `end` is None for the source's end where its place is not known, `documents` where they were not counted.
+    """
+
+    end: int | None
+    documents: int | None
+    text_bytes: int
+
+
+class OpenSource(Protocol):
+    """A source held open by whoever walks it, so that what it costs to reach a place is paid once."""
+
+    def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
+        """The run from `first` on that ends after so many documents or bytes, whichever comes first, or at the end.
+
+        None is no limit, and a byte limit counts the document that reaches it. Documents are counted only where their
+        number is a limit. None when nothing is left.
+        """
+
+    def read(self, first: int, count: int | None) -> Iterator[Any]:
+        """The documents of one run, in order; of all that is left where `count` is None."""
+
+    def close(self) -> None: ...
+
+
+class Reader(Protocol):
+    """A format. `unit` is what its runs are counted in; `is_streamed`: a place is reached through all before it."""
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def is_streamed(self) -> bool: ...
+
+    def measure(self, location: Any, text_column: str) -> Size:
+        """Ask a source once. Raises Error when it is not what its name says, or has no such column."""
+
+    def open(self, location: Any, size: Size, text_column: str) -> OpenSource: ...
+
+
+def as_document(value: Any) -> Document:
+    """What a text column holds, as a document."""
+    if not isinstance(value, str):
+        return Skipped("no text" if value is None else f"text is a {type(value).__name__}, no string")
+    return value if value else Skipped("empty text")
+
+
+def decoded(data: bytes | None) -> Document:
+    """UTF-8 as a document."""
+    try:
+        return as_document(None if data is None else data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Skipped(f"not UTF-8 (byte {error.start} of the document)")
+
+
+def no_column(location: Location, wanted: str, names: list[str]) -> Error:
+    found = ", ".join(names) or "none"
+    return Error(f"{location}: expected a column {wanted!r}, got {found}; choose one with text_column")

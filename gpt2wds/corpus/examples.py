@@ -1,0 +1,39 @@
+"""Multiple-choice examples as a source: JSON lines in HellaSwag's schema, one document per example."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from ..dataset.prompts import read_examples
+from ..locations import LocalFile
+from .documents import Run, Size
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The format. Unlike a text, an example cannot be skipped: the first that is not in the schema is an error."""
+
+    unit, is_streamed = "example", False
+
+    def measure(self, location: LocalFile, text_column: str) -> Size:
+        return Size(sum(1 for _ in read_examples(location.here)), location.size)
+
+    def open(self, location: LocalFile, size: Size, text_column: str) -> "_OpenExamples":
+        return _OpenExamples(location, size)
+
+
+@dataclass
+class _OpenExamples:
+    location: LocalFile
+    size: Size
+
+    def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
+        count = min(self.size.documents - first, self.size.documents if documents is None else documents)
+        return Run(first + count, count, 0) if count > 0 else None
+
+    def read(self, first: int, count: int | None) -> Iterator[dict[str, Any]]:
+        yield from islice(read_examples(self.location.here), first, None if count is None else first + count)
+
+    def close(self) -> None:
+        pass

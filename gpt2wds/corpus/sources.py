@@ -1,0 +1,81 @@
+"""A source: one file of a corpus, where it is, how it is read, and what planning learned of it."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from ..dataset.manifest import Record, member, others
+from ..locations import Location, located
+from .documents import OpenSource, Reader, Size
+from .examples import Examples
+from .hub import HubRows
+from .readers import BY_SUFFIX, WholeFile
+
+WHOLE, EXAMPLES, DATASETS = "whole", "examples", "datasets"  # readers that no suffix says
+NOT_MEASURED = Size(0, None, is_exact=False)
+ASKED_AT_ONCE = 32  # sources measured at the same time: most of it is waiting
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
+_LOCATION = ("path", "size", "mtime_ns", "repo", "revision", "etag", "url", "mark")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file. `reader` is the suffix of its format or WHOLE, EXAMPLES or DATASETS; `text_column` is the corpus'."""
+
+    name: str
+    reader: str
+    location: Location
+    size: Size = NOT_MEASURED
+    text_column: str = "text"
+    extras: Record = field(default_factory=dict)  # for DATASETS: config and split
+
+    @property
+    def format(self) -> Reader:
+        if self.reader == DATASETS:
+            return HubRows(self.extras.get("config"), self.extras["split"])
+        if self.reader == EXAMPLES:
+            return Examples()
+        return WholeFile() if self.reader == WHOLE else BY_SUFFIX[self.reader]
+
+    @property
+    def unit(self) -> str:
+        """What its spans are counted in: "row", "byte" or "example"."""
+        return self.format.unit
+
+    def open(self) -> OpenSource:
+        return self.format.open(self.location, self.size, self.text_column)
+
+    def record(self) -> Record:
+        learned: Record = {"documents": self.size.documents}
+        if self.size.text_bytes is not None:
+            learned["text_bytes"] = self.size.text_bytes
+        if not self.size.is_exact:
+            learned["is_estimate"] = True
+        fixed = {"name": self.name, "reader": self.reader, "unit": self.unit}
+        return {**fixed, **self.location.record(), **learned, **self.extras}
+
+    @classmethod
+    def from_record(cls, record: Any, text_column: str) -> "Source":
+        name, reader = member(record, "name", str), member(record, "reader", str)
+        known = (*_LOCATION, "name", "reader", "unit", "documents", "text_bytes", "is_estimate")
+        size = Size(record.get("documents") or 0, record.get("text_bytes"), not record.get("is_estimate"))
+        return cls(name, reader, located(record), size, text_column, others(record, *known))
+
+
+def measured(found: list[Source]) -> list[Source]:
+    """The sources with their sizes, each asked once, many at a time. Raises Error for one that cannot be read."""
+
+    def ask(source: Source) -> Source:
+        return replace(source, size=source.format.measure(source.location, source.text_column))
+
+    return at_once(ask, found)
+
+
+def at_once(ask: Callable[[Asked], Answer], things: list[Asked]) -> list[Answer]:
+    """The answers in order, many asked at the same time. Raises what the first that fails raises."""
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+        return list(threads.map(ask, things))

@@ -21,7 +21,7 @@ import numpy as np
 from gpt2wds.dataset import shards
 from gpt2wds.dataset.directory import FORMAT_VERSION, TOKENS, Dataset, dataset_id
 from gpt2wds.dataset.loader import StepBatches
-from gpt2wds.dataset.order import rank_slots
+from gpt2wds.dataset.order import even_share
 from gpt2wds.tokenizer import load_tokenizer
 
 BLOCKS_PER_SHARD = 1533  # 100 million tokens
@@ -78,7 +78,7 @@ class _Shardless(Dataset):
 
 def start_loader(path: str, world_size: int) -> None:
     """Start one rank's loader at the lesson's step of 512 sequences of 1,024 tokens, up to its first read."""
-    part = rank_slots(512, 0, world_size)
+    part = even_share(512, 0, world_size)
     batches = StepBatches(
         _Shardless(path),
         seq_len=1024,

@@ -11,7 +11,6 @@ from .. import files
 from ..config import dump_config
 from ..dataset.directory import Dataset
 from ..dataset.loader import StepBatches, validation_sequences
-from ..dataset.order import Position
 from ..distributed import World
 from ..errors import Error
 from ..evaluate.hellaswag import Questions, ending_log_probabilities, load_questions, scores
@@ -44,16 +43,15 @@ def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> i
         refuse_other_mathematics(run, settings)
     say = _printer(run, world, to_file=not dry_run)
 
+    batches = _batches(settings, dataset, world)
     checkpoint = None if dry_run else newest_sound_checkpoint(run.checkpoints, say)
     state: dict[str, Any] = {"step": 0, "row": {"step": 0, "tokens": 0}}
     if checkpoint is not None:
         state, tensors = load_state(checkpoint)
-        if state["dataset_id"] != dataset.id:
-            raise Error(
-                f"{run.path}: was trained on dataset {state['dataset_id']}, data.path = {settings.data.path} is "
-                f"{dataset.id}; give the first one, or choose another run.dir"
-            )
-    batches = _batches(settings, dataset, world, state)
+        try:
+            batches.load_state_dict(state.get("batches", state))
+        except Error as error:
+            raise Error(f"{checkpoint}, data.path = {settings.data.path}: {error}, or choose another run.dir") from None
     model = (_fresh_model(settings) if checkpoint is None else load_weights(checkpoint)).to(world.device)
     shared = share(model, world, settings.train.parallel)
     optimizers = make_optimizers(
@@ -127,7 +125,7 @@ def _printer(run: RunDirectory, world: World, to_file: bool) -> Callable[[str], 
     return say
 
 
-def _batches(settings: Config, dataset: Dataset, world: World, state: dict[str, Any]) -> StepBatches:
+def _batches(settings: Config, dataset: Dataset, world: World) -> StepBatches:
     return StepBatches(
         dataset,
         seq_len=settings.data.seq_len,
@@ -136,7 +134,6 @@ def _batches(settings: Config, dataset: Dataset, world: World, state: dict[str, 
         rank=world.rank,
         world_size=world.world_size,
         num_workers=settings.data.num_workers,
-        position=Position(state.get("epoch", 0), tuple((g, n) for g, n in state.get("taken", ()))),
     )
 
 

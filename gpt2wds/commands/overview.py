@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend
 from .. import __version__
 from ..dataset.directory import Dataset
 from ..dataset.loader import StepBatches
-from ..dataset.order import rank_slots
+from ..dataset.order import even_share
 from ..distributed import World
 from ..evaluate.text import unigram_entropy
 from ..model import GPT2
@@ -44,7 +44,7 @@ def forecast(settings: Config, model: GPT2, batches: StepBatches, world: World, 
     total, ranks = settings.sequences_per_step, world.world_size
     parts, size = micro_batch_shape(total, ranks, settings.train.micro_batch_sequences)
     for rank in range(ranks):
-        slots = rank_slots(total, rank, ranks)
+        slots = even_share(total, rank, ranks)
         starts = [slots.start * batches.steps_per_epoch + step for step in range(min(3, settings.train.max_steps))]
         say(
             f"rank {rank}: slots {slots.start:,} to {slots.stop - 1:,} of {total:,}, {parts} micro-steps of at most "

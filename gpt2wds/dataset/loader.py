@@ -8,7 +8,7 @@ order (order.py). Tar reading and grouping are WebDataset's own.
 
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,24 +17,29 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ..errors import Error
-from .directory import TOKENS, Dataset
-from .order import EpochOrder, Position, Slots, rank_slots
+from .directory import Dataset
+from .manifest import TOKENS, member
+from .order import EpochOrder, Position, Slots, even_share
 from .shards import BLOCK_TOKENS
 
 SAMPLE_MEMBER = "tokens.npy"
+STATE_VERSION = 1
 
 
-class StepBatches:
-    """An endless stream of one rank's part of each step: (slots of the rank, seq_len + 1) uint16 arrays.
+class StepBatches(IterableDataset):
+    """An endless stream of one rank's share of each step: (slots of the rank, seq_len + 1) uint16 arrays.
 
-    Row i holds a sequence's inputs and, one further, its targets. Iterating starts at `position`; the caller
-    counts the steps it used and asks `position_after` for what to store.
+    Row i holds a sequence's inputs and, one further, its targets. The stream goes on from its state, which counts the
+    steps that were handed out and fits any `sequences_per_step`, number of ranks and of workers.
 
-    Raises Error when the data hold less than one step.
+    `num_workers` processes of this class's own read ahead; a torch DataLoader around it takes `batch_size=None` and no
+    workers, for each of them would repeat every step. Raises Error for arguments that cannot be, and when the data hold
+    less than one step.
 
     >>> batches = StepBatches(Dataset("demo/data"), seq_len=128, sequences_per_step=8, seed=1)  # doctest: +SKIP
     >>> next(iter(batches)).shape  # doctest: +SKIP
     (8, 129)
+    >>> saved = batches.state_dict()  # doctest: +SKIP
     """
 
     def __init__(
@@ -47,23 +52,23 @@ class StepBatches:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
-        position: Position | None = None,
     ):
         if dataset.kind != TOKENS:
             raise Error(f"dataset {dataset.path}: expected tokens to train on, got {dataset.kind}")
         if not 1 <= seq_len <= BLOCK_TOKENS:
             raise Error(f"seq_len: expected 1 to {BLOCK_TOKENS}, got {seq_len}")
         if not 0 <= seed < 2**64:
-            raise Error(f"run.seed: expected 0 to 2^64 - 1, got {seed}")
+            raise Error(f"seed: expected 0 to 2^64 - 1, got {seed}")
+        if not 0 <= rank < world_size:
+            raise Error(f"rank: expected 0 to world_size - 1 = {world_size - 1}, got {rank}")
         if world_size > sequences_per_step:
             raise Error(
-                f"tokens_per_step: expected at least one sequence per rank, got {sequences_per_step} sequences "
+                f"sequences_per_step: expected at least one sequence per rank, got {sequences_per_step} sequences "
                 f"for {world_size} ranks"
             )
         self.dataset, self.seq_len, self.sequences_per_step, self.seed = dataset, seq_len, sequences_per_step, seed
-        self.slots = rank_slots(sequences_per_step, rank, world_size)
+        self.slots = even_share(sequences_per_step, rank, world_size)
         self.num_workers = min(num_workers, len(self.slots))
-        self.position = position or Position()
         per_block = (dataset.blocks["train"]["tokens"].astype(np.int64) - 1) // seq_len
         self.sequences = int(per_block.sum())
         self.steps_per_epoch = self.sequences // sequences_per_step
@@ -72,29 +77,67 @@ class StepBatches:
         targets = dataset.total("train", "tokens") - sum(1 for s in dataset.shards("train") if s["tokens"])
         self.trailing_tokens = targets - self.sequences * seq_len
         if self.steps_per_epoch < 1:
-            raise Error(
-                f"dataset {dataset.path}: expected at least one step of {sequences_per_step} sequences of {seq_len} "
-                f"tokens, got {self.sequences} sequences; lower tokens_per_step to at most {self.sequences * seq_len}"
-                if self.sequences
-                else f"dataset {dataset.path}: expected a text of more than seq_len = {seq_len} tokens, "
-                f"got {dataset.total('train', 'tokens')} in all; lower seq_len"
-            )
+            raise Error(f"dataset {dataset.path}: {self._too_short()}")
+        self._position = Position()
+        self._iterators = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state: JSON-able, the same on every rank. Keep it as it is; its members may change between versions."""
+        return {
+            "version": STATE_VERSION,
+            "dataset_id": self.dataset.id,
+            "seed": self.seed,
+            "seq_len": self.seq_len,
+            "epoch": self._position.epoch,
+            "taken": [list(pair) for pair in self._position.taken],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; iterators made before come to their end.
+
+        Raises Error for the state of another dataset, seed or seq_len, of a later version, and for what is no state.
+        """
+        if not isinstance(state, Mapping):
+            raise Error(f"state: expected what state_dict() gave, got {repr(state)[:80]}")
+        try:
+            version = member({"version": 1, **state}, "version", int)  # the first ones had none
+            if version > STATE_VERSION:
+                raise Error(f"expected version {STATE_VERSION}, got {version}; update gpt2wds")
+            for name, own in (("dataset_id", self.dataset.id), ("seed", self.seed), ("seq_len", self.seq_len)):
+                if state.get(name) != own:
+                    raise Error(f"expected {name} {own}, got {state.get(name)}; give the one it was saved with")
+            taken = _checked_taken(member(state, "taken", list), self.sequences)
+            self._position = Position(member(state, "epoch", int), taken)
+        except Error as error:
+            raise Error(f"state: {error}") from None
+        self._iterators += 1
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        position = self.position
+        if get_worker_info() is not None:
+            raise WorkersRepeat()
+        self._iterators += 1
+        current = self._iterators
         while True:
-            yield from self._epoch(position)
-            position = Position(position.epoch + 1)
+            start = self._position
+            steps = Slots(self.sequences, self.sequences_per_step, start.taken).steps
+            for done, sequences in enumerate(self._epoch(start), 1):
+                if self._iterators != current:
+                    raise RuntimeError("StepBatches: one iterator at a time, this one is older than the state")
+                self._position = start.after(self.sequences_per_step, done)
+                if done == steps:
+                    self._position = Position(start.epoch + 1)
+                yield sequences
+            self._position = Position(start.epoch + 1)
 
-    def position_after(self, steps: int) -> Position:
-        """The position when `steps` steps were used since `self.position`."""
-        epoch, taken = self.position.epoch, self.position.taken
-        left = Slots(self.sequences, self.sequences_per_step, taken).steps
-        while steps >= left:
-            steps, epoch, taken, left = steps - left, epoch + 1, (), self.steps_per_epoch
-        if taken and taken[-1][0] == self.sequences_per_step:
-            return Position(epoch, (*taken[:-1], (self.sequences_per_step, taken[-1][1] + steps)))
-        return Position(epoch, (*taken, (self.sequences_per_step, steps)) if steps else taken)
+    def _too_short(self) -> str:
+        if not self.sequences:
+            tokens = self.dataset.total("train", "tokens")
+            return f"expected a text of more than seq_len = {self.seq_len} tokens, got {tokens} in all; lower seq_len"
+        return (
+            f"expected at least one step of {self.sequences_per_step} sequences of {self.seq_len} tokens, got "
+            f"{self.sequences} sequences; a step may have at most {self.sequences}, that is "
+            f"{self.sequences * self.seq_len} tokens"
+        )
 
     def _epoch(self, position: Position) -> Iterator[np.ndarray]:
         dataset = EpochSequences(self.dataset, self.seq_len, self.sequences_per_step, self.seed, self.slots, position)
@@ -125,16 +168,17 @@ class EpochSequences(IterableDataset):
         worker = get_worker_info()
         slots = self._slots
         if worker is not None:
-            slots = slots[slice(*_bounds(rank_slots(len(slots), worker.id, worker.num_workers)))]
+            share = even_share(len(slots), worker.id, worker.num_workers)
+            slots = slots[share.start : share.stop]
         tokens = self._dataset.blocks["train"]["tokens"]
         order = EpochOrder(tokens, seq_len=self._seq_len, seed=self._seed, epoch=self._position.epoch)
-        plan = Slots(order.sequences, self._sequences_per_step, self._position.taken)
-        visits = [_visits(order, plan, slot) for slot in slots]
+        left = Slots(order.sequences, self._sequences_per_step, self._position.taken)
+        visits = [_visits(order, left, slot) for slot in slots]
         pipeline = webdataset.DataPipeline(
             lambda: self._frames(order, visits),
             tar_file_expander,
             group_by_keys,
-            lambda samples: self._steps(samples, order, visits, plan.steps),
+            lambda samples: self._steps(samples, order, visits, left.steps),
         )
         return iter(pipeline) if worker is None else _error_as_item(pipeline)
 
@@ -172,6 +216,27 @@ class EpochSequences(IterableDataset):
         return self._dataset.check_tokens("train", block, sample["__key__"], sample[SAMPLE_MEMBER])
 
 
+class WorkersRepeat(Error):
+    """Raised in a torch DataLoader's worker, and again in its parent, which would add a page of traceback."""
+
+    def __init__(self, *_: object):
+        super().__init__(
+            "StepBatches: expected a DataLoader without workers, each of which would repeat all steps; "
+            "give num_workers to StepBatches instead"
+        )
+
+
+def _checked_taken(pairs: list[Any], sequences: int) -> tuple[tuple[int, int], ...]:
+    """A position's (sequences per step, steps), as far as an epoch of so many sequences has them. Raises Error."""
+    taken: tuple[tuple[int, int], ...] = ()
+    for pair in pairs:
+        whole = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n > 0 for n in pair)
+        if not whole or pair[0] > sequences or pair[1] > Slots(sequences, pair[0], taken).steps:
+            raise Error(f"'taken': expected steps of an epoch of {sequences} sequences, got {repr(pairs)[:80]}")
+        taken = (*taken, (pair[0], pair[1]))
+    return taken
+
+
 def _error_as_item(steps: Iterable[np.ndarray]) -> Iterator[np.ndarray | str]:
     """In a worker what goes wrong is its last item: DataLoader would wrap an exception into a page of traceback."""
     try:
@@ -180,19 +245,15 @@ def _error_as_item(steps: Iterable[np.ndarray]) -> Iterator[np.ndarray | str]:
         yield str(error)
 
 
-def _visits(order: EpochOrder, plan: Slots, slot: int) -> np.ndarray:
+def _visits(order: EpochOrder, left: Slots, slot: int) -> np.ndarray:
     """The windows a slot passes through: rows of (step from here, window, first position, end position)."""
     rows, step = [np.zeros((0, 4), dtype=np.int64)], 0
-    for start, length in plan.ranges(slot):
+    for start, length in left.ranges(slot):
         windows, first = order.windows(start, length)
         ends = np.append(first[1:], start + length)
         rows.append(np.stack([step + first - start, windows, first, ends], axis=1))
         step += length
     return np.concatenate(rows)
-
-
-def _bounds(part: range) -> tuple[int, int]:
-    return part.start, part.stop
 
 
 def validation_sequences(
@@ -218,9 +279,9 @@ def validation_sequences(
     if not total:
         raise Error(
             f"dataset {dataset.path}: expected a {split} text of more than seq_len = {seq_len} tokens, got "
-            f"{dataset.total(split, 'tokens')} tokens of which eval.val_tokens = {max_tokens} are used"
+            f"{dataset.total(split, 'tokens')} tokens of which max_tokens = {max_tokens} are used"
         )
-    dealt = rank_slots(math.ceil(total / batch_sequences), rank, world_size)
+    dealt = even_share(math.ceil(total / batch_sequences), rank, world_size)
     mine = range(dealt.start * batch_sequences, min(dealt.stop * batch_sequences, total))
     starts = np.cumsum(per_block) - per_block
     batch: list[np.ndarray] = []

@@ -76,6 +76,19 @@ class Position:
     epoch: int = 0
     taken: tuple[tuple[int, int], ...] = ()
 
+    def after(self, sequences_per_step: int, steps: int) -> "Position":
+        """The position so many steps further in the same epoch.
+
+        >>> Position(0, ((16, 5),)).after(16, 2)
+        Position(epoch=0, taken=((16, 7),))
+        >>> Position(0, ((16, 5),)).after(30, 2)
+        Position(epoch=0, taken=((16, 5), (30, 2)))
+        """
+        *earlier, (size, done) = self.taken or ((sequences_per_step, 0),)
+        if size == sequences_per_step:
+            return Position(self.epoch, (*earlier, (size, done + steps)))
+        return Position(self.epoch, (*self.taken, (sequences_per_step, steps)))
+
 
 class Slots:
     """What each slot still has to read of an epoch.
@@ -124,10 +137,10 @@ def _rest(starts: np.ndarray, lengths: np.ndarray, slots: int, steps: int) -> tu
     return rest[:, 0], rest[:, 1]
 
 
-def rank_slots(slots: int, rank: int, world_size: int) -> range:
-    """The slots of one rank; the number of ranks need not divide the number of slots.
+def even_share(n: int, i: int, of: int) -> range:
+    """Share i of n things dealt out in order to so many; their number need not divide n.
 
-    >>> [len(rank_slots(512, rank, 3)) for rank in range(3)]
+    >>> [len(even_share(512, rank, 3)) for rank in range(3)]
     [170, 171, 171]
     """
-    return range(rank * slots // world_size, (rank + 1) * slots // world_size)
+    return range(i * n // of, (i + 1) * n // of)

@@ -117,7 +117,7 @@ class Trainer:
                     if not (evaluate or save):
                         self._log(row)
                 if save:
-                    self._save(step, row, step - first)
+                    self._save(step, row)
                     wanted = False
                 if stop:
                     name = signal.Signals(self.signals.stop).name
@@ -200,19 +200,11 @@ class Trainer:
         self._clock = time.perf_counter()
         return rows
 
-    def _save(self, step: int, row: dict[str, Any], steps_taken: int) -> None:
+    def _save(self, step: int, row: dict[str, Any]) -> None:
         model = self.shared.whole_model()
         tensors = self.shared.whole_tensors(self.optimizers.state(self.shared.model))
         if self.world.is_main:
-            position = self.batches.position_after(steps_taken)
-            state = {
-                "row": row,
-                "epoch": position.epoch,
-                "taken": position.taken,
-                "dataset_id": self.batches.dataset.id,
-                "seed": self.batches.seed,
-                "seq_len": self.batches.seq_len,
-            }
+            state = {"row": row, "batches": self.batches.state_dict()}
             try:
                 path = save_checkpoint(
                     self.run.checkpoints,

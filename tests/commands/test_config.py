@@ -185,8 +185,8 @@ MISTAKES = {
     "eval.every_steps=0": "eval.every_steps: expected at least 1, got 0",
     "checkpoint.every_steps=0": "checkpoint.every_steps: expected at least 1, got 0",
     "checkpoint.keep=0": "checkpoint.keep: expected at least 1, got 0",
-    "run.seed=-1": "run.seed: expected 0 to 2^64 - 1, got -1",
-    f"run.seed={2**70}": "run.seed: expected 0 to 2^64 - 1",
+    "run.seed=-1": "seed: expected 0 to 2^64 - 1, got -1",
+    f"run.seed={2**70}": "seed: expected 0 to 2^64 - 1",
     "run.device=tpu": "run.device: expected auto, cpu, cuda or mps, got 'tpu'",
     "data.seq_len=0": "data.seq_len: expected at least 1, got 0",
     "model.n_head=3": "n_embd must be a multiple of n_head, got n_embd=32 and n_head=3; try n_embd=33",
@@ -233,7 +233,7 @@ def test_less_text_than_one_step(tmp_path: Path) -> None:
     command = arguments(tmp_path, Path(small.path))
     result = click.testing.CliRunner().invoke(main, [*command, f"train.tokens_per_step={32 * 100_000}"])
     assert_one_line(result.exit_code, result.stderr, "expected at least one step of 100000 sequences of 32 tokens")
-    at_most = int(result.stderr.split()[-1])
+    at_most = int(result.stderr.split()[-2])
     assert 0 < at_most <= 32 * sequences
     followed = click.testing.CliRunner().invoke(main, [*command, f"train.tokens_per_step={at_most}", "--dry-run"])
     assert followed.exit_code == 0, followed.output

@@ -15,19 +15,30 @@ import webdataset
 import zstandard
 from conftest import shard_files
 from test_order import reference_order, reference_steps
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.loader import EpochSequences, StepBatches, validation_sequences
 from gpt2wds.dataset.order import Position
+from gpt2wds.errors import Error
 
 SEQ_LEN = 4096  # 418 sequences in the plays' 28 blocks: 26 steps of 16
 PER_STEP = 16
 SEED = 1337
 
 
-def load(dataset: Dataset, **options: Any) -> StepBatches:
-    return StepBatches(dataset, **{"seq_len": SEQ_LEN, "sequences_per_step": PER_STEP, "seed": SEED} | options)
+def load(dataset: Dataset, state: dict[str, Any] | None = None, **options: Any) -> StepBatches:
+    batches = StepBatches(dataset, **{"seq_len": SEQ_LEN, "sequences_per_step": PER_STEP, "seed": SEED} | options)
+    if state is not None:
+        batches.load_state_dict(state)
+    return batches
+
+
+def state_after(batches: StepBatches, steps: int) -> dict[str, Any]:
+    """The state when so many steps were handed out, as it comes back from a file."""
+    for _ in islice(batches, steps):
+        pass
+    return json.loads(json.dumps(batches.state_dict()))
 
 
 def first_steps(dataset: Dataset, count: int, **options: Any) -> list[np.ndarray]:
@@ -125,41 +136,114 @@ def test_a_run_continues_at_any_step_on_any_number_of_ranks(plays: Dataset, worl
     options: dict[str, Any] = {"seq_len": 16_384, "sequences_per_step": 20}
     whole = np.stack(first_steps(plays, 12, **options))
     for step in range(11):
-        position = load(plays, world_size=4, rank=2, **options).position_after(step)
-        assert position.epoch == step // 5
-        resumed = all_ranks(plays, 1, world_size, position=position, **options)
+        state = state_after(load(plays, world_size=4, rank=2, **options), step)
+        resumed = all_ranks(plays, 1, world_size, state=state, **options)
         np.testing.assert_array_equal(resumed[0], whole[step], err_msg=f"step {step}")
-    position = load(plays, **options).position_after(3)
-    resumed = all_ranks(plays, 9, world_size, position=position, num_workers=2, **options)
+    state = state_after(load(plays, num_workers=2, **options), 3)
+    resumed = all_ranks(plays, 9, world_size, state=state, num_workers=2, **options)
     np.testing.assert_array_equal(resumed, whole[3:])
 
 
 def test_a_changed_step_takes_what_was_unread(plays: Dataset) -> None:
+    state = state_after(load(plays, state_after(load(plays), 5), sequences_per_step=50), 2)
     taken = ((16, 5), (50, 2))
-    batches = load(plays, sequences_per_step=30, position=Position(0, taken))
+    batches = load(plays, state, sequences_per_step=30)
     expected = expected_steps(plays, 0, per_step=30, taken=taken)
     assert len(expected) == (418 - 16 * 5 - 50 * 2) // 30
     np.testing.assert_array_equal(np.stack(list(islice(batches, len(expected)))), expected)
     # What is over starts the next epoch, in steps of the new size.
-    after = load(plays, sequences_per_step=30, position=batches.position_after(len(expected)))
+    after = load(plays, batches.state_dict(), sequences_per_step=30)
     np.testing.assert_array_equal(next(iter(after)), expected_steps(plays, 1, per_step=30)[0])
+    # A step larger than all that is unread takes nothing of it, and is not read as a step of the old size.
+    late = load(plays, state_after(load(plays), 25), sequences_per_step=200)
+    np.testing.assert_array_equal(next(iter(late)), expected_steps(plays, 1, per_step=200)[0])
 
 
-def test_position_after_counts_steps(plays: Dataset) -> None:
-    batches = load(plays)  # 26 steps an epoch
-    assert batches.position_after(0) == Position(0, ())
-    assert batches.position_after(25) == Position(0, ((16, 25),))
-    assert batches.position_after(26) == Position(1, ())
-    assert batches.position_after(26 * 4 + 3) == Position(4, ((16, 3),))
-    changed = load(plays, sequences_per_step=30, position=Position(2, ((16, 5),)))  # 338 unread: 11 steps of 30
-    assert changed.position_after(0) == Position(2, ((16, 5),))
-    assert changed.position_after(10) == Position(2, ((16, 5), (30, 10)))
-    assert changed.position_after(11) == Position(3, ())
-    assert changed.position_after(11 + 13 + 1) == Position(4, ((30, 1),))
-    for first in range(0, 60, 7):
-        later = load(plays, position=batches.position_after(first))
-        for more in (0, 1, 10, 31):
-            assert later.position_after(more) == batches.position_after(first + more)
+def test_the_state_counts_the_steps_that_were_handed_out(plays: Dataset) -> None:
+    whole = first_steps(plays, 6, sequences_per_step=100)  # 4 steps an epoch
+    batches = load(plays, sequences_per_step=100)
+    fresh = batches.state_dict()
+    got, states = [], []
+    for sequences in islice(batches, 6):
+        got.append(sequences)
+        states.append(batches.state_dict())
+    np.testing.assert_array_equal(got, whole)
+    assert [state["epoch"] for state in states] == [0, 0, 0, 1, 1, 1]
+    assert [state["taken"] for state in states] == [[[100, 1]], [[100, 2]], [[100, 3]], [], [[100, 1]], [[100, 2]]]
+    # A new iterator goes on, where the one before was left.
+    batches.load_state_dict(states[1])
+    np.testing.assert_array_equal(list(islice(batches, 1)) + list(islice(batches, 2)), whole[2:5])
+    batches.load_state_dict(fresh)
+    np.testing.assert_array_equal(next(iter(batches)), whole[0])
+
+
+def test_one_iterator_at_a_time(plays: Dataset) -> None:
+    batches = load(plays)
+    first, second = iter(batches), iter(batches)
+    next(first)
+    next(second)
+    with pytest.raises(RuntimeError, match="one iterator at a time"):
+        next(first)
+    batches.load_state_dict(batches.state_dict())
+    with pytest.raises(RuntimeError, match="older than the state"):
+        next(second)
+
+
+def test_a_state_without_a_version_is_the_first_versions(plays: Dataset) -> None:
+    whole = first_steps(plays, 6)
+    flat = {"step": 4, "row": {"step": 4}, "epoch": 0, "taken": [[PER_STEP, 4]]}
+    flat |= {"dataset_id": plays.id, "seed": SEED, "seq_len": SEQ_LEN}
+    np.testing.assert_array_equal(list(islice(load(plays, flat), 2)), whole[4:])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dataset_id": "ab" * 16}, "expected dataset_id {id}, got abab"),
+        ({"seed": 1338}, "expected seed 1337, got 1338; give the one it was saved with"),
+        ({"seq_len": 2048}, "expected seq_len 4096, got 2048"),
+        ({"version": 2}, "expected version 1, got 2; update gpt2wds"),
+        ({"version": "1"}, "'version': expected a count"),
+        ({"dataset_id": None}, "got None"),
+        ({"epoch": -1}, "'epoch': expected a count, got -1"),
+        ({"epoch": 10**30}, "'epoch': expected a count"),
+        ({"taken": {}}, "'taken': expected a list"),
+        ({"taken": [[16, 27]]}, "'taken': expected steps of an epoch of 418 sequences"),
+        ({"taken": [[16, 5], [50, 7]]}, "'taken': expected steps"),
+        ({"taken": [[10**9, 1]]}, "'taken': expected steps"),
+        ({"taken": [[0, 1]]}, "'taken': expected steps"),
+        ({"taken": [[16, -1]]}, "'taken': expected steps"),
+        ({"taken": [[16, 1.5]]}, "'taken': expected steps"),
+        ({"taken": [16, 1]}, "'taken': expected steps"),
+    ],
+)
+def test_what_is_no_state_of_these_data_is_refused(plays: Dataset, change: dict[str, Any], said: str) -> None:
+    batches = load(plays)
+    before = state_after(batches, 3)
+    with pytest.raises(Error) as caught:
+        batches.load_state_dict(before | change)
+    assert str(caught.value).startswith("state: ") and said.format(id=plays.id) in str(caught.value)
+    assert batches.state_dict() == before
+
+
+def test_nonsense_is_no_state(plays: Dataset) -> None:
+    for nonsense in (None, [], 7, "state"):
+        with pytest.raises(Error, match=r"^state: expected what state_dict\(\) gave, got "):
+            load(plays).load_state_dict(nonsense)
+    with pytest.raises(Error, match="expected dataset_id .*, got None"):
+        load(plays).load_state_dict({})
+
+
+def test_torchs_dataloader_takes_it_without_workers(plays: Dataset) -> None:
+    batches = load(plays)
+    assert isinstance(batches, IterableDataset)
+    whole = first_steps(plays, 3)
+    loader = DataLoader(batches, batch_size=None)
+    np.testing.assert_array_equal(np.stack([tokens.numpy() for tokens in islice(loader, 2)]), whole[:2])
+    np.testing.assert_array_equal(next(iter(batches)), whole[2])
+    with pytest.raises(Error) as caught:
+        next(iter(DataLoader(batches, batch_size=None, num_workers=2)))
+    assert "give num_workers to StepBatches" in str(caught.value) and "\n" not in str(caught.value)
 
 
 class Counting(Dataset):
@@ -250,7 +334,7 @@ def test_damage_is_named_and_never_passed_over(plays: Dataset, tmp_path: Path, n
 
 def test_a_corpus_shorter_than_a_step(small: Dataset) -> None:
     count = load(small, seq_len=16, sequences_per_step=1).sequences
-    message = rf"one step of {count + 1} sequences .* got {count} sequences; .* at most {count * 16}$"
+    message = rf"one step of {count + 1} sequences .* got {count} seq.* at most {count}, that is {count * 16} tokens$"
     assert load(small, seq_len=16, sequences_per_step=count).steps_per_epoch == 1
     with pytest.raises(ValueError, match=message):
         load(small, seq_len=16, sequences_per_step=count + 1)
@@ -268,8 +352,11 @@ def test_arguments_that_cannot_be(plays: Dataset, choices: Dataset) -> None:
         with pytest.raises(ValueError, match=f"seq_len: expected 1 to 65536, got {seq_len}"):
             load(plays, seq_len=seq_len)
     for seed in (-1, 2**64):
-        with pytest.raises(ValueError, match=rf"run.seed: expected 0 to 2\^64 - 1, got {seed}"):
+        with pytest.raises(ValueError, match=rf"^seed: expected 0 to 2\^64 - 1, got {seed}"):
             load(plays, seed=seed)
+    for rank, world_size in ((3, 3), (-1, 2), (0, 0)):
+        with pytest.raises(Error, match=f"^rank: expected 0 to world_size - 1 = {world_size - 1}, got {rank}"):
+            load(plays, rank=rank, world_size=world_size)
     with pytest.raises(ValueError, match="expected tokens to train on, got multiple-choice"):
         load(choices)
 
@@ -298,7 +385,7 @@ def test_validation_is_the_same_set_in_storage_order_for_any_world(plays: Datase
 def test_validation_honours_its_limit(plays: Dataset) -> None:
     assert len(validation(plays, 1, 3 * 512)) == 3
     assert len(validation(plays, 1, 4 * 512 - 1)) == 3
-    with pytest.raises(ValueError, match=r"more than seq_len = 512 tokens, .* eval.val_tokens = 511 are used"):
+    with pytest.raises(ValueError, match=r"more than seq_len = 512 tokens, .* max_tokens = 511 are used"):
         validation(plays, 1, 511)
 
 

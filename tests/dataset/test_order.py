@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2wds.dataset.order import EpochOrder, Slots, permutation, rank_slots
+from gpt2wds.dataset.order import EpochOrder, Slots, even_share, permutation
 
 # Known values, made once by a Philox4x64-10 written in plain Python: the order can never drift unnoticed.
 LARGE = "ed4fdb84c3d847d724818e1645a6d7da4759a5a84ea02eb7b5cd51ad3f96ee2d"
@@ -152,7 +152,7 @@ def test_epochs_and_seeds_differ() -> None:
 @settings(deadline=None)
 @given(st.integers(1, 600), st.integers(1, 40))
 def test_ranks_share_the_slots(slots: int, world_size: int) -> None:
-    shares = [rank_slots(slots, rank, world_size) for rank in range(world_size)]
+    shares = [even_share(slots, rank, world_size) for rank in range(world_size)]
     assert [slot for share in shares for slot in share] == list(range(slots))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert [share.start for share in shares] == [rank * slots // world_size for rank in range(world_size)]

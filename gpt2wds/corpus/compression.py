@@ -1,7 +1,9 @@
 """Compressed sources, read as streams in which one can go forward cheaply, and back by beginning again."""
 
+import bz2
 import gzip
 import io
+import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,14 +15,32 @@ from ..errors import Error
 from ..locations import Location, SeekableReader
 
 Decompressor = Callable[[BinaryIO], BinaryIO]
+_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
-def gunzip(raw: BinaryIO) -> BinaryIO:
+def _gunzip(raw: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
 
 
-def unzstd(raw: BinaryIO) -> BinaryIO:
+def _unzstd(raw: BinaryIO) -> BinaryIO:
     return io.BufferedReader(_ZstdStream(raw), 1 << 16)
+
+
+def _unxz(raw: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, lzma.LZMAFile(raw))
+
+
+def _bunzip2(raw: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, bz2.BZ2File(raw))
+
+
+BY_SUFFIX: dict[str, Decompressor] = {
+    ".gz": _gunzip,
+    ".zst": _unzstd,
+    ".zstd": _unzstd,
+    ".xz": _unxz,
+    ".bz2": _bunzip2,
+}
 
 
 @contextmanager
@@ -28,14 +48,14 @@ def naming_damage(location: Location) -> Iterator[None]:
     """Turn damage that shows while a file is decompressed into one line that names the file."""
     try:
         yield
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+    except _DAMAGE as error:
         raise Error(f"{location}: it does not decompress to its end ({error}); restore the file") from None
 
 
 class _ZstdStream(SeekableReader):
     """What a zstd file of any number of frames decompresses to; a file that ends within a frame is an error."""
 
-    PIECE_BYTES = 1 << 14  # small, because a piece may decompress to thousands of times its size
+    PIECE_BYTES = 1 << 10  # small, because four bytes may decompress to 128 KiB
 
     def __init__(self, raw: BinaryIO):
         self._raw = raw

@@ -1,11 +1,13 @@
 """Datasets on the Hub: which files a configuration has at a commit, and rows of those that `datasets` must read."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 
@@ -15,6 +17,9 @@ from ..locations import HubFile
 from .documents import Document, Run, Size, as_document, no_column
 
 HELLASWAG_REPO = "Rowan/hellaswag"
+PAUSES = (1, 2, 4, 8, 16)  # seconds between tries of what plans a dataset
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class HubRows:
         import datasets
 
         try:
-            builder = datasets.load_dataset_builder(location.repo, self.config, revision=location.revision)
+            builder = _builder(location.repo, self.config, location.revision)
             found = builder.config.data_files or {}
             urls = [url for url in found.get(self.split, []) if str(url) == str(location)]
             builder.config.data_files = datasets.data_files.DataFilesDict(
@@ -91,28 +96,71 @@ def resolve(repo: str, config: str | None, split: str, revision: str | None) -> 
 
     Configurations are understood by `datasets`, whatever way the repository declares them. Raises Error.
     """
-    import datasets
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile
 
-    try:
-        commit = str(HfApi().dataset_info(repo, revision=revision).sha)
-        builder = datasets.load_dataset_builder(repo, config, revision=commit)
-        found = builder.config.data_files or {}
+    with _naming(f"dataset {repo}"):
+        commit = str(_patiently(HfApi().dataset_info, repo, revision=revision).sha)
+        found = _patiently(_data_files, repo, config, commit)
         if split not in found:
             raise Error(f"dataset {repo}: expected a split {split!r}, it has {', '.join(found) or 'none'}")
         prefix = f"hf://datasets/{repo}@{commit}/"
-        names = [str(url).removeprefix(prefix) for url in found[split]]
-        listed = HfApi().get_paths_info(repo, names, repo_type="dataset", revision=commit)
-        infos = {info.path: info for info in listed if isinstance(info, RepoFile)}
-    except (HfHubHTTPError, datasets.exceptions.DatasetsError, OSError) as error:
-        raise Error(f"dataset {repo}: expected it on the Hub, got {reason(error)}") from None
+        names = list(dict.fromkeys(str(url).removeprefix(prefix) for url in found[split]))
+        listed = _patiently(HfApi().get_paths_info, repo, names, repo_type="dataset", revision=commit)
+    infos = {info.path: info for info in listed if isinstance(info, RepoFile)}
     files = []
     for name in names:
+        if name not in infos:
+            raise Error(f"dataset {repo}: expected the file {name}, which its split {split!r} names; it is not there")
         info = infos[name]
         files.append(HubFile(repo, commit, name, info.size, info.lfs.sha256 if info.lfs else info.blob_id))
     return commit, files
+
+
+def _builder(repo: str, config: str | None, commit: str) -> Any:
+    """`datasets` reads the Hub's repository, also where a local directory has its name."""
+    import datasets
+
+    return datasets.load_dataset_builder(f"hf://datasets/{repo}", config, revision=commit)
+
+
+def _data_files(repo: str, config: str | None, commit: str) -> dict[str, list[str]]:
+    return dict(_builder(repo, config, commit).config.data_files or {})
+
+
+def _patiently(ask: Callable[..., Answer], *arguments: Any, **options: Any) -> Answer:
+    """ask(…), again with growing pauses where the Hub or the network says that later may be better."""
+    for pause in (*PAUSES, None):
+        try:
+            return ask(*arguments, **options)
+        except Exception as error:  # of whatever client these libraries use
+            if pause is None or not _may_pass(error):
+                raise
+            time.sleep(pause)
+    raise AssertionError
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether an error is the network's or the server's, and asking again may help."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return status == 429 or status >= 500
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"TransportError", "ConnectionError", "TimeoutError", "Timeout"})
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Turn what these libraries raise of a repository into one line."""
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as error:  # of HTTP clients, YAML, datasets: they share no base
+        hint = ""
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            hint = "; if it is gated or private, accept its terms and log in with `hf auth login`"
+        raise Error(f"{what}: expected it on the Hub, got {reason(error)}{hint}") from error
 
 
 def download_hellaswag(folder: Path) -> tuple[Path, str]:
@@ -121,21 +169,18 @@ def download_hellaswag(folder: Path) -> tuple[Path, str]:
     Raises Error when the Hub cannot be reached or has no such split.
     """
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        info = HfApi().dataset_info(HELLASWAG_REPO)
-        names = [f.rfilename for f in info.siblings or [] if f.rfilename.endswith(".parquet")]
-        names = [name for name in names if "validation" in name]
-        tables = [
-            pq.read_table(hf_hub_download(HELLASWAG_REPO, name, repo_type="dataset", revision=info.sha))
-            for name in sorted(names)
-        ]
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise Error(
-            f"hellaswag: expected {HELLASWAG_REPO} from the Hub, got {reason(error)}; "
-            "give a local copy with --source hellaswag_val.jsonl"
-        ) from None
+        with _naming("hellaswag"):
+            info = _patiently(HfApi().dataset_info, HELLASWAG_REPO)
+            names = [f.rfilename for f in info.siblings or [] if f.rfilename.endswith(".parquet")]
+            names = [name for name in names if "validation" in name]
+            tables = [
+                pq.read_table(hf_hub_download(HELLASWAG_REPO, name, repo_type="dataset", revision=info.sha))
+                for name in sorted(names)
+            ]
+    except Error as error:
+        raise Error(f"{error}; give a local copy with --source hellaswag_val.jsonl") from None
     if not tables:
         raise Error(f"hellaswag: expected a validation split in parquet in {HELLASWAG_REPO}, found none")
     folder.mkdir(parents=True, exist_ok=True)

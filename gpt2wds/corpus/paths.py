@@ -1,25 +1,43 @@
 """Paths, URLs and patterns → the files that they mean."""
 
 import glob
+import os
 from pathlib import Path
+
+from braceexpand import braceexpand
 
 from ..errors import Error, reason
 from ..locations import filesystem
 
 
 def expanded(path: str) -> list[str]:
-    """The files that a path, a URL or a pattern (`*`, `**`, `?`, `[…]`) means. Raises Error when there are none."""
+    """The files that a path, a URL or a pattern (`*`, `**`, `?`, `[…]`, `{a,b}`) means.
+
+    Raises Error when there are none.
+    """
     path = path.removeprefix("file://")
-    is_pattern = any(c in path for c in "*?[")
+    if "://" not in path:
+        path = os.path.expanduser(path)
+        if Path(path).is_file():  # a name may hold a pattern's characters
+            return [path]
+    alternatives = _alternatives(path)
+    if len(alternatives) > 1:
+        return [name for alternative in alternatives for name in expanded(alternative)]
+    is_pattern = any(c in path.partition("?")[0] for c in "*[") or ("?" in path and "://" not in path)
     if "://" in path:
         return _listed(path) if is_pattern else [path]
     here = Path(path)
-    if here.is_file():  # a name may hold a pattern's characters
-        return [path]
     if not is_pattern:
         kind = f"no file; give its files, for example {path.rstrip('/')!r}/*.jsonl" if here.exists() else "missing"
         raise Error(f"files: expected a file, got {path!r}, which is {kind}")
     return _some([name for name in glob.glob(path, recursive=True) if Path(name).is_file()], path)
+
+
+def _alternatives(path: str) -> list[str]:
+    try:
+        return list(braceexpand(path, escape=False))
+    except ValueError:  # unbalanced: no alternatives
+        return [path]
 
 
 def _listed(url: str) -> list[str]:

@@ -5,14 +5,18 @@ They begin and end between documents, so that any run can be read without what i
 """
 
 import json
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from ..errors import Error
 from ..locations import Location
-from .compression import Decompressor, gunzip, naming_damage, unzstd
+from . import compression
+from .compression import Decompressor, naming_damage
 from .documents import Document, Reader, Run, Size, Skipped, as_document, decoded, no_column
 from .parquet import Parquet
 
@@ -27,7 +31,7 @@ BLANK_LINES = (b"\n", b"\r\n")
 class _Bytes:
     """A file, decompressed where it is compressed; opened when first needed, and kept where it was left.
 
-    It goes forward cheaply. Going back begins anew where the file is compressed, so a line read too far is handed back.
+    It goes forward cheaply. Going back begins anew where the file is compressed: what was read too far is handed back.
     """
 
     def __init__(self, location: Location, decompressor: Decompressor | None):
@@ -47,21 +51,26 @@ class _Bytes:
         if place != self.place:
             self.place, self._unread = self._file.seek(place), b""
 
-    def read(self, count: int = -1) -> bytes:
-        assert not self._unread
-        data = self._file.read(count)
+    def read(self, count: int) -> bytes:
+        data = self._again(count)
+        data += self._file.read(count - len(data))
         self.place += len(data)
         return data
 
-    def readline(self, at_most: int = -1) -> bytes:
-        line = self._unread or self._file.readline(at_most)
-        self._unread = b""
+    def readline(self, at_most: int = sys.maxsize) -> bytes:
+        line = self._again(min(at_most, self._unread.find(b"\n") + 1 or at_most))
+        if len(line) < at_most and not line.endswith(b"\n"):
+            line += self._file.readline(at_most - len(line))
         self.place += len(line)
         return line
 
-    def unread(self, line: bytes) -> None:
-        self._unread = line
-        self.place -= len(line)
+    def unread(self, data: bytes) -> None:
+        self._unread = data + self._unread
+        self.place -= len(data)
+
+    def _again(self, count: int) -> bytes:
+        data, self._unread = self._unread[:count], self._unread[count:]
+        return data
 
     def read_share(self) -> float:
         """Which share of the file was read so far, by its own bytes."""
@@ -73,8 +82,8 @@ class _Bytes:
 
 
 @dataclass(frozen=True)
-class JSONLines:
-    """One JSON object per line. Blank lines are no documents; they go with what is before them."""
+class _InBytes:
+    """A format whose runs are in bytes, of a file that may be compressed."""
 
     decompressor: Decompressor | None = None
     unit = "byte"
@@ -82,6 +91,10 @@ class JSONLines:
     @property
     def is_streamed(self) -> bool:
         return self.decompressor is not None
+
+
+class JSONLines(_InBytes):
+    """One JSON object per line. Blank lines are no documents; they go with what is before them."""
 
     def measure(self, location: Location, text_column: str) -> Size:
         source = _Bytes(location, self.decompressor)
@@ -154,58 +167,57 @@ class _OpenJSONLines:
         self.source.close()
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(_InBytes):
     """A text file, cut at the first blank line after every 64 KiB; the pieces joined are the file.
 
     So a small file is one document, and a large one can be split into training and validation. Where no blank line
     comes within a mebibyte a piece ends at a line's end, or at a character's: memory is bounded.
     """
 
-    unit, is_streamed = "byte", False
-
     def measure(self, location: Location, text_column: str) -> Size:
-        size = location.size
-        if size > COUNTED_BYTES:
-            return Size(size // TEXT_PIECE_BYTES, size, is_exact=False)
-        source = self.open(location, Size(0, size), text_column)
-        run = source.cut(0, size, None)
-        source.close()
-        return Size(run.documents or 0 if run else 0, size)
+        size = None if self.decompressor else location.size
+        if location.size > COUNTED_BYTES:
+            return Size(location.size // TEXT_PIECE_BYTES, size, is_exact=False)
+        with closing(self.open(location, Size(0, size), text_column)) as source:
+            run = source.cut(0, sys.maxsize, None)
+        return Size(run.documents or 0 if run else 0, run.text_bytes if run else 0)
 
     def open(self, location: Location, size: Size, text_column: str) -> "_OpenText":
-        return _OpenText(_Bytes(location, None))
+        return _OpenText(_Bytes(location, self.decompressor), size.text_bytes)
 
 
 @dataclass
 class _OpenText:
     source: _Bytes
+    bytes: int | None  # of the whole, decompressed; None where only walking it would tell
 
     def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
-        size = self.source.location.size
-        if first >= size:
-            return None
-        if documents is None and (text_bytes is None or first + text_bytes >= size):
-            return Run(size, None, size - first)
+        size = self.bytes
+        if size is not None and documents is None and (text_bytes is None or first + text_bytes >= size):
+            return Run(size, None, size - first) if first < size else None
         end, found = first, 0
-        while end < size and found != documents and (text_bytes is None or end - first < text_bytes):
-            # Skipped, not read: only where a piece ends needs looking at.
-            end = min(end + TEXT_PIECE_BYTES, size)
-            self.source.seek(end)
-            end += len(_rest_of_piece(self.source))
-            found += 1
-        return Run(end, found, end - first)
+        with naming_damage(self.source.location):
+            while found != documents and (text_bytes is None or end - first < text_bytes):
+                # Skipped, not read: only where a piece ends needs looking at.
+                self.source.seek(end + TEXT_PIECE_BYTES if size is None else min(end + TEXT_PIECE_BYTES, size))
+                _rest_of_piece(self.source)
+                if self.source.place <= end:
+                    break
+                end = self.source.place
+                found += 1
+        return Run(end, found, end - first) if found else None
 
     def read(self, first: int, count: int | None) -> Iterator[Document]:
-        at, end = first, self.source.location.size if count is None else first + count
-        while at < end:
-            self.source.seek(at)
-            piece = self.source.read(TEXT_PIECE_BYTES)
-            piece += _rest_of_piece(self.source)
-            if not piece:
-                break
-            yield decoded(piece.removeprefix(BYTE_ORDER_MARK) if at == 0 else piece)
-            at += len(piece)
+        at = first
+        with naming_damage(self.source.location):
+            while count is None or at < first + count:
+                self.source.seek(at)
+                piece = self.source.read(TEXT_PIECE_BYTES)
+                piece += _rest_of_piece(self.source)
+                if not piece:
+                    break
+                yield decoded(piece.removeprefix(BYTE_ORDER_MARK) if at == 0 else piece)
+                at += len(piece)
 
     def close(self) -> None:
         self.source.close()
@@ -221,7 +233,7 @@ class WholeFile:
         return Size(1, location.size)
 
     def open(self, location: Location, size: Size, text_column: str) -> "_OpenWholeFile":
-        return _OpenWholeFile(_Bytes(location, None))
+        return _OpenWholeFile(_Bytes(location, None), location.size)
 
 
 @dataclass
@@ -233,26 +245,23 @@ class _OpenWholeFile(_OpenText):
     def read(self, first: int, count: int | None) -> Iterator[Document]:
         if first < self.source.location.size and count != 0:
             self.source.seek(first)
-            yield decoded(self.source.read())
+            yield decoded(self.source.read(self.source.location.size))
 
 
-BY_SUFFIX: dict[str, Reader] = {
-    ".parquet": Parquet(),
-    ".jsonl": JSONLines(),
-    ".jsonl.gz": JSONLines(gunzip),
-    ".jsonl.zst": JSONLines(unzstd),
-    ".txt": Text(),
-}
-WHOLE = "whole"
+BY_SUFFIX: dict[str, Reader] = {".parquet": Parquet()}
+for _compressed, _decompressor in {"": None, **compression.BY_SUFFIX}.items():
+    BY_SUFFIX |= {f"{plain}{_compressed}": JSONLines(_decompressor) for plain in (".jsonl", ".ndjson", ".json")}
+    BY_SUFFIX[f".txt{_compressed}"] = Text(_decompressor)
 
 
 def suffix_of(name: str) -> str | None:
     """The end of a file name that says its format, None for none that is known.
 
-    >>> suffix_of("texts/a.jsonl.zst")
-    '.jsonl.zst'
+    >>> suffix_of("texts/a.jsonl.zst"), suffix_of("https://host/a.parquet?download=true")
+    ('.jsonl.zst', '.parquet')
     """
-    return next((suffix for suffix in BY_SUFFIX if name.endswith(suffix)), None)
+    path = urlsplit(name).path if "://" in name else name
+    return next((suffix for suffix in BY_SUFFIX if path.endswith(suffix)), None)
 
 
 def _check_first_line(location: Location, head: bytes, text_column: str) -> None:
@@ -294,8 +303,10 @@ def _rest_of_piece(file: _Bytes) -> bytes:
             return bytes(rest)
         if line.endswith(b"\n"):
             lines_end = len(rest)
-    if lines_end:
-        return bytes(rest[:lines_end])
-    while rest and rest[-1] & 0xC0 == 0x80:  # the bytes that continue a character
-        rest.pop()
-    return bytes(rest[:-1])  # nor the one that begins it
+    end = lines_end
+    if not end:
+        end = len(rest) - 1
+        while end > 0 and rest[end] & 0xC0 == 0x80:  # a byte that continues a character
+            end -= 1
+    file.unread(bytes(rest[end:]))
+    return bytes(rest[:end])

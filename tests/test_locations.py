@@ -78,7 +78,7 @@ def test_every_format_is_read_from_s3_by_pattern(s3: Bucket, tmp_path: Path):
     cut = ["--val-docs", 0, "--docs-per-shard", 100, "--workers", 2]
     done = s3.shard("files", "s3://corpus/texts/**/*.jsonl*", "s3://corpus/texts/*.parquet", *cut, "--out", out)
     assert done.returncode == 0, done.stderr
-    names = [shard["spans"][0]["source"] for shard in Dataset(out).shards("train")]
+    names = [entry.spans[0].source for entry in Dataset(out).shards("train")]
     assert names == [
         f"s3://corpus/texts/{n}" for n in ("a.jsonl", "b.jsonl.gz", "d.parquet", "deep/c.jsonl.zst") for _ in "123"
     ]

@@ -163,7 +163,7 @@ def measure(start: Callable[[], Batches], batches: int) -> dict[str, float]:
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 def main(data: str, batches: int, rounds: int) -> None:
     dataset = Dataset(data)
-    available = sum(max(0, shard["tokens"] - 1) // (BATCH * SEQ_LEN) for shard in dataset.shards("train"))
+    available = sum(max(0, shard.tokens - 1) // (BATCH * SEQ_LEN) for shard in dataset.shards("train"))
     batches = min(batches, available - 2)
     with tempfile.TemporaryDirectory() as scratch:
         starts: dict[str, Callable[[], Batches]] = {}

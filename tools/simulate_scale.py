@@ -8,7 +8,6 @@ schedule of one rank's slots.
     python tools/simulate_scale.py --shards 1500 --world-size 8
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,9 @@ import click
 import numpy as np
 
 from gpt2wds.dataset import shards
-from gpt2wds.dataset.directory import FORMAT_VERSION, TOKENS, Dataset, dataset_id
+from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.loader import StepBatches
+from gpt2wds.dataset.manifest import TOKENS, CorpusName, Manifest, ShardEntry, SourceSpan, dataset_id
 from gpt2wds.dataset.order import even_share
 from gpt2wds.tokenizer import load_tokenizer
 
@@ -30,41 +30,31 @@ BLOCKS_PER_SHARD = 1533  # 100 million tokens
 def make(folder: Path, count: int) -> None:
     """Manifest and index of a dataset of `count` training shards, as gpt2wds-shard would write them."""
     frame = 80_000
-    entries = [
-        {
-            "file": f"train-{number:05d}.tar.zst",
-            "bytes": frame * BLOCKS_PER_SHARD,
-            "sha256": f"{number:064x}",
-            "tokens_sha256": f"{number:064x}",
-            "tokens": BLOCKS_PER_SHARD * shards.BLOCK_TOKENS + 1,
-            "documents": 100_000,
-            "blocks": BLOCKS_PER_SHARD,
-            "text_bytes": 450_000_000,
-            "skipped": {"copy of a validation document": [17, 4711]},
-            "spans": [
-                {"source": f"hf://datasets/owner/name@commit/data/{number}.parquet", "first_row": 0, "count": 100_002}
-            ],
-        }
+    entries = tuple(
+        ShardEntry(
+            file=f"train-{number:05d}.tar.zst",
+            bytes=frame * BLOCKS_PER_SHARD,
+            sha256=f"{number:064x}",
+            tokens_sha256=f"{number:064x}",
+            tokens=BLOCKS_PER_SHARD * shards.BLOCK_TOKENS + 1,
+            documents=65 * BLOCKS_PER_SHARD,
+            blocks=BLOCKS_PER_SHARD,
+            text_bytes=450_000_000,
+            skipped={"copy of a validation document": [17, 4711]},
+            spans=(SourceSpan(f"hf://datasets/owner/name@commit/data/{number}.parquet", 0, 100_002, "row"),),
+        )
         for number in range(count)
-    ]
+    )
     rows = np.zeros(count * BLOCKS_PER_SHARD, dtype=shards.BLOCK_ROW)
     rows["shard"] = np.repeat(np.arange(count), BLOCKS_PER_SHARD)
     rows["offset"] = np.tile(np.arange(BLOCKS_PER_SHARD) * frame, count)
     rows["length"], rows["tokens"], rows["documents"] = frame, shards.BLOCK_TOKENS + 1, 65
     np.save(folder / "train.blocks.npy", rows)
     np.save(folder / "val.blocks.npy", rows[:0])
-    both: dict[str, list[dict[str, object]]] = {"train": entries, "val": []}
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "kind": TOKENS,
-        "dataset_id": dataset_id(both),
-        "corpus": {"name": "synthetic", "source": "none", "revision": ""},
-        "tokenizer": load_tokenizer().identity(),
-        "parameters": {},
-        "versions": {},
-        "shards": both,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    both: dict[str, tuple[ShardEntry, ...]] = {"train": entries, "val": ()}
+    identity = load_tokenizer().identity()
+    manifest = Manifest(TOKENS, dataset_id(both), CorpusName("synthetic", "none"), identity, {}, {}, both)
+    (folder / "manifest.json").write_text(manifest.to_json())
 
 
 class _Started(Exception):

@@ -10,8 +10,9 @@ import click
 import numpy as np
 
 from .. import __version__
-from ..dataset.directory import SPLITS, Dataset
+from ..dataset.directory import Dataset
 from ..dataset.loader import validation_sequences
+from ..dataset.manifest import SPLITS
 from ..dataset.prompts import ENDINGS, MODES
 from ..distributed import World, join_world
 from ..errors import Error

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -10,11 +11,17 @@ from typing import Any
 
 import click
 
-from ..dataset import export as exporting
-from ..dataset.directory import MULTIPLE_CHOICE, SPLITS, Dataset
+from ..dataset.directory import Dataset
+from ..dataset.export import LLMC, NANOGPT, export_dataset
+from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS
+from ..dataset.verify import verify_dataset, verify_shard
 from ..errors import Error
 from ..tokenizer import load_tokenizer
 from .common import ProgressLine, print_json
+
+COUNTS = ("documents", "tokens", "text_bytes", "blocks", "bytes")
+SOURCES_SHOWN = 20  # of a split; --json has them all
+DIRECTORY = click.argument("directory", metavar="DIR")
 
 
 def totals(dataset: Dataset) -> str:
@@ -33,63 +40,92 @@ def skipped(dataset: Dataset) -> dict[str, list[str]]:
     """Places of skipped documents, "train-00000 #17" being the shard's 18th document, by reason."""
     places: dict[str, list[str]] = {}
     for split in SPLITS:
-        for shard in dataset.shards(split):
-            name = shard["file"].split(".")[0]
-            for reason, ordinals in shard["skipped"].items():
-                places.setdefault(reason, []).extend(f"{name} #{ordinal}" for ordinal in ordinals)
+        for entry in dataset.shards(split):
+            for reason, ordinals in entry.skipped.items():
+                places.setdefault(reason, []).extend(f"{entry.name} #{ordinal}" for ordinal in ordinals)
     return places
 
 
-@click.command()
-@click.argument("directory", type=str)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(directory: str, as_json: bool) -> None:
-    """What is in a dataset directory."""
+def sources(dataset: Dataset) -> list[dict[str, Any]]:
+    """A row for each source and split: what its spans count ("row", "byte"), how many, and the documents, if known."""
+    rows: list[dict[str, Any]] = []
+    for split in SPLITS:
+        documents: dict[str, int | None] = {}
+        counts, units = Counter[str](), {}
+        for entry in dataset.shards(split):
+            for source, count in entry.documents_by_source().items():
+                before = documents.get(source, 0)
+                documents[source] = None if before is None or count is None else before + count
+            for span in entry.spans:
+                counts[span.source] += span.count
+                units[span.source] = span.unit
+        rows += [
+            {"split": split, "source": name, "documents": number, "unit": units[name], "count": counts[name]}
+            for name, number in documents.items()
+        ]
+    return rows
+
+
+@click.command("info")
+@DIRECTORY
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
+def info_command(directory: str, as_json: bool) -> None:
+    """What is in a dataset directory: documents, tokens and bytes of each split, and the documents of each source.
+
+    DIR is a local directory or any URL that fsspec reads (s3://bucket/data).
+    """
     dataset = Dataset(directory)
-    fields = ("documents", "tokens", "text_bytes", "blocks", "bytes")
+    manifest = dataset.manifest
     splits = {
-        split: {"shards": len(dataset.shards(split)), **{field: dataset.total(split, field) for field in fields}}
+        split: {"shards": len(dataset.shards(split)), **{field: dataset.total(split, field) for field in COUNTS}}
         for split in SPLITS
     }
-    facts = {
-        "corpus": dataset.manifest["corpus"],
+    facts: dict[str, Any] = {
+        "corpus": manifest.corpus.record(),
         "kind": dataset.kind,
         "dataset_id": dataset.id,
         "splits": splits,
+        "sources": sources(dataset),
         "skipped": {reason: len(places) for reason, places in skipped(dataset).items()},
-        "tokenizer": dataset.manifest["tokenizer"],
-        "format_version": dataset.manifest["format_version"],
+        "tokenizer": dict(manifest.tokenizer),
+        "format_version": manifest.format_version,
     }
     if as_json:
         print_json(facts)
         return
-    corpus = dataset.manifest["corpus"]
-    print(f"{dataset.corpus} ({' '.join(filter(None, (corpus['source'], corpus['revision'])))})")
-    print(f"{dataset.kind}, dataset_id {dataset.id}, format {dataset.manifest['format_version']}")
-    print(f"{'split':8}{'shards':>8}" + "".join(f"{field:>16}" for field in fields) + f"{'bytes/token':>14}")
+    corpus = manifest.corpus
+    print(f"{corpus.name} ({' '.join(filter(None, (corpus.source, corpus.revision)))})")
+    print(f"{dataset.kind}, dataset_id {dataset.id}, format {manifest.format_version}")
+    print(f"{'split':8}{'shards':>8}" + "".join(f"{field:>16}" for field in COUNTS) + f"{'bytes/token':>14}")
     for split, total in splits.items():
         rate = f"{total['bytes'] / total['tokens']:14.3f}" if total["tokens"] else f"{'-':>14}"
-        print(f"{split:8}{total['shards']:>8,}" + "".join(f"{total[field]:>16,}" for field in fields) + rate)
+        print(f"{split:8}{total['shards']:>8,}" + "".join(f"{total[field]:>16,}" for field in COUNTS) + rate)
+    for split in SPLITS:
+        rows = [row for row in facts["sources"] if row["split"] == split]
+        for row in rows[:SOURCES_SHOWN]:
+            print(f"{split:8}{_amount(row):>24}  {row['source']}")
+        if len(rows) > SOURCES_SHOWN:
+            print(f"{split:8}{'':24}  … and {len(rows) - SOURCES_SHOWN:,} more")
     for reason, count in facts["skipped"].items():
         print(f"skipped {count:,} documents: {reason}")
 
 
-@click.command()
-@click.argument("directory", type=str)
+@click.command("verify")
+@DIRECTORY
 @click.option("--workers", type=click.IntRange(1), help="Threads; as many as there are cores if not given.")
-def verify(directory: str, workers: int | None) -> None:
+def verify_command(directory: str, workers: int | None) -> None:
     """Every byte of a dataset directory against its manifest; exit code 1 and what is wrong if anything is."""
     dataset = Dataset(directory)
     total = sum(dataset.total(split, "bytes") for split in SPLITS)
     progress = ProgressLine("verifying", total, "B")
-    problems: list[str] = []
+    problems = verify_dataset(dataset)
     every = [(split, number) for split in SPLITS for number in range(len(dataset.shards(split)))]
     # Threads are enough: decompressing and hashing let each other run.
     with ThreadPoolExecutor(workers or os.cpu_count()) as threads:
-        checks = threads.map(lambda place: dataset.verify_shard(*place), every)
+        checks = threads.map(lambda place: verify_shard(dataset, *place), every)
         for (split, number), found in zip(every, checks, strict=True):
             problems += found
-            progress.update(dataset.shards(split)[number]["bytes"])
+            progress.update(dataset.shards(split)[number].bytes)
     progress.close()
     for problem in problems:
         print(problem)
@@ -98,12 +134,12 @@ def verify(directory: str, workers: int | None) -> None:
     print(f"{directory}: all right, {totals(dataset)}")
 
 
-@click.command()
-@click.argument("directory", type=str)
+@click.command("cat")
+@DIRECTORY
 @click.option("--split", type=click.Choice(SPLITS), help="One split only; both, training first, if not given.")
-@click.option("--docs", type=click.IntRange(1), help="Only the first so many documents.")
+@click.option("--docs", type=click.IntRange(1), help="Only the first so many documents; all if not given.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per document: split, text (or the example).")
-def cat(directory: str, split: str | None, docs: int | None, as_json: bool) -> None:
+def cat_command(directory: str, split: str | None, docs: int | None, as_json: bool) -> None:
     """Documents back as text, unchanged and one after the other; examples with their endings, the right one marked."""
     dataset = Dataset(directory)
     records = ((name, record) for name in ((split,) if split else SPLITS) for record in _records(dataset, name))
@@ -116,17 +152,29 @@ def cat(directory: str, split: str | None, docs: int | None, as_json: bool) -> N
     sys.stdout.flush()
 
 
-@click.command()
-@click.argument("directory", type=str)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the files.")
-@click.option("--format", "file_format", type=click.Choice([exporting.LLMC, exporting.NANOGPT]), required=True)
-def export(directory: str, out: Path, file_format: str) -> None:
+@click.command("export")
+@DIRECTORY
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the files; no .bin in it.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice([LLMC, NANOGPT]),
+    required=True,
+    help="llmc: a .bin per shard with a header of 1,024 bytes; nanogpt: train.bin and val.bin. Tokens as uint16.",
+)
+def export_command(directory: str, out: Path, file_format: str) -> None:
     """Tokens for other trainers: llmc (llm.c, modded-nanogpt; a .bin per shard) or nanogpt (train.bin, val.bin)."""
     dataset = Dataset(directory)
     progress = ProgressLine("exporting", sum(dataset.total(split, "tokens") for split in SPLITS), " tokens")
-    written = exporting.export(dataset, out, file_format, progress.update)
+    written = export_dataset(dataset, out, file_format, progress.update)
     progress.close()
     print(f"{out}: {len(written)} file{'s' if len(written) != 1 else ''}, {totals(dataset)}")
+
+
+def _amount(row: dict[str, Any]) -> str:
+    """A source's documents, or where they are not known one by one, what its spans count."""
+    number, noun = (row["count"], row["unit"]) if row["documents"] is None else (row["documents"], "document")
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
 
 
 def _records(dataset: Dataset, split: str) -> Iterator[dict[str, Any]]:

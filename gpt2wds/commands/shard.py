@@ -19,7 +19,7 @@ from ..corpus.plan import Plan, Task, read_plan
 from ..dataset.directory import Dataset
 from ..errors import Error
 from .common import Commands, ProgressLine
-from .looking import cat, export, info, skipped, totals, verify
+from .looking import cat_command, export_command, info_command, skipped, totals, verify_command
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -235,5 +235,5 @@ class _Progress:
         return f"{rate}, {self._there + self._done} of {self._there + self._todo} shards{left}"
 
 
-for _command in (info, verify, cat, export):
+for _command in (info_command, verify_command, cat_command, export_command):
     main.add_command(_command)

@@ -13,36 +13,45 @@ import numpy as np
 
 from .. import files
 from ..errors import Error
-from .directory import SPLITS, TOKENS, Dataset
+from .directory import Dataset
+from .manifest import SPLITS, TOKENS
 
 LLMC, NANOGPT = "llmc", "nanogpt"
 _LLMC_MAGIC, _LLMC_VERSION = 20240520, 1
 
 
-def export(dataset: Dataset, out: Path, file_format: str, progress: Callable[[int], None]) -> list[Path]:
-    """Write all splits that have tokens to `out`; returns the files. `progress` hears of the tokens written.
+def export_dataset(
+    dataset: Dataset, out: Path, file_format: str, progress: Callable[[int], None] = lambda tokens: None
+) -> list[Path]:
+    """Write all splits that have tokens to `out` as LLMC or NANOGPT; returns the files.
 
-    Raises Error for a dataset of anything but tokens, and what reading a damaged one raises.
+    `progress` hears of the tokens written. Raises Error for a dataset of anything but tokens, for an `out` that has
+    .bin files, and for a damaged dataset.
     """
     if dataset.kind != TOKENS:
         raise Error(f"dataset {dataset.path}: expected tokens to export, got {dataset.kind}")
     if any(out.glob("*.bin")):
         # Left from another export they would be read as part of this one.
-        raise Error(f"export {out}: expected a directory without .bin files; remove them, or choose another --out")
+        raise Error(f"{out}: expected a directory without .bin files; remove them, or choose another directory")
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for split in SPLITS:
-        shards = [i for i, shard in enumerate(dataset.shards(split)) if shard["tokens"]]
-        parts = [[shard] for shard in shards] if file_format == LLMC else [shards] if shards else []
-        for number, part in enumerate(parts):
-            path = out / (f"{split}_{number:06d}.bin" if file_format == LLMC else f"{split}.bin")
-            with files.replacing(path) as file:
+        for name, numbers in _files(dataset, split, file_format).items():
+            with files.replacing(out / name) as file:
                 if file_format == LLMC:
-                    file.write(_llmc_header(dataset.shards(split)[part[0]]["tokens"]))
-                for shard in part:
-                    _write_tokens(file, dataset, split, shard, progress)
-            written.append(path)
+                    file.write(_llmc_header(sum(dataset.shards(split)[number].tokens for number in numbers)))
+                for number in numbers:
+                    _write_tokens(file, dataset, split, number, progress)
+            written.append(out / name)
     return written
+
+
+def _files(dataset: Dataset, split: str, file_format: str) -> dict[str, list[int]]:
+    """Name of each file of a split, and the shards that it takes: those that have tokens."""
+    numbers = [number for number, entry in enumerate(dataset.shards(split)) if entry.tokens]
+    if file_format == LLMC:
+        return {f"{split}_{i:06d}.bin": [number] for i, number in enumerate(numbers)}
+    return {f"{split}.bin": numbers} if numbers else {}
 
 
 def _llmc_header(tokens: int) -> bytes:
@@ -59,7 +68,6 @@ def _write_tokens(file: BinaryIO, dataset: Dataset, split: str, shard: int, prog
         file.write(tokens.astype("<u2", copy=False).tobytes())
         written += len(tokens)
         progress(len(tokens))
-    expected = dataset.shards(split)[shard]["tokens"]
-    if written != expected:
-        file_name = dataset.shards(split)[shard]["file"]
-        raise Error(f"{dataset.path}/{file_name}: expected {expected} tokens, got {written}")
+    entry = dataset.shards(split)[shard]
+    if written != entry.tokens:
+        raise Error(f"{dataset.path}/{entry.file}: expected {entry.tokens} tokens, got {written}")

@@ -74,7 +74,7 @@ class StepBatches(IterableDataset):
         self.steps_per_epoch = self.sequences // sequences_per_step
         self.left_out = self.sequences - self.steps_per_epoch * sequences_per_step
         # Targets no sequence reaches: a shard's first token is never a target, its last few fill no sequence.
-        targets = dataset.total("train", "tokens") - sum(1 for s in dataset.shards("train") if s["tokens"])
+        targets = dataset.total("train", "tokens") - sum(1 for entry in dataset.shards("train") if entry.tokens)
         self.trailing_tokens = targets - self.sequences * seq_len
         if self.steps_per_epoch < 1:
             raise Error(f"dataset {dataset.path}: {self._too_short()}")
@@ -212,8 +212,8 @@ class EpochSequences(IterableDataset):
                 yield tokens[block][place * length : (place + 1) * length + 1]
 
     def _tokens(self, sample: dict[str, Any], block: int) -> np.ndarray:
-        assert sample["__url__"] == str(block)
-        return self._dataset.check_tokens("train", block, sample["__key__"], sample[SAMPLE_MEMBER])
+        assert (sample["__url__"], sample["__key__"]) == (str(block), self._dataset.block_key("train", block))
+        return self._dataset.check_tokens("train", block, sample[SAMPLE_MEMBER])
 
 
 class WorkersRepeat(Error):

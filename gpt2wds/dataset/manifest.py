@@ -6,11 +6,14 @@ and written again: within a major version readers ignore what they do not know, 
 
 import hashlib
 import json
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate, chain
 from typing import Any
 
-from ..errors import Error
+from ..errors import Error, reason
 
 FORMAT_VERSION = "1.0"
 SPLITS = ("train", "val")
@@ -18,6 +21,10 @@ TOKENS, MULTIPLE_CHOICE = "tokens", "multiple-choice"  # what a dataset's sample
 MAX_COUNT = 1 << 62  # of bytes, tokens, documents: beyond it a number is damage
 
 Record = dict[str, Any]  # JSON's object, at the edge only
+
+
+class LaterFormat(Error):
+    """A manifest of another major version: sound, for all we know."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,21 @@ class ShardEntry:
         """The file's name without its suffixes: train-00000."""
         return self.file.partition(".")[0]
 
+    def documents_by_source(self) -> dict[str, int | None]:
+        """Documents that each source gave, the skipped not counted; None where spans count bytes of several sources."""
+        sources = dict.fromkeys(span.source for span in self.spans)
+        if len(sources) == 1:
+            return dict.fromkeys(sources, self.documents)
+        if any(span.unit == "byte" for span in self.spans):
+            return dict.fromkeys(sources)
+        ends = list(accumulate(span.count for span in self.spans))
+        counts = Counter[str]()
+        for span in self.spans:
+            counts[span.source] += span.count
+        for ordinal in chain.from_iterable(self.skipped.values()):
+            counts[self.spans[min(bisect_right(ends, ordinal), len(ends) - 1)].source] -= 1
+        return {source: counts[source] for source in sources}
+
     def record(self) -> Record:
         plain = {name: getattr(self, name) for name in _SHARD_FIELDS}
         return {**plain, "skipped": dict(self.skipped), "spans": [span.record() for span in self.spans], **self.extras}
@@ -70,7 +92,9 @@ class ShardEntry:
         values = {name: member(record, name, kind) for name, kind in _SHARD_FIELDS.items()}
         if "/" in values["file"] or values["file"].startswith("."):
             raise Error(f"'file': expected a name, got {values['file'][:80]!r}")
-        skipped = member(record, "skipped", dict)
+        skipped = {why: member(record["skipped"], why, list) for why in member(record, "skipped", dict)}
+        if not all(type(ordinal) is int for ordinal in chain.from_iterable(skipped.values())):
+            raise Error("'skipped': expected ordinals of documents")
         spans = tuple(map(SourceSpan.from_record, member(record, "spans", list)))
         return cls(**values, skipped=skipped, spans=spans, extras=others(record, *_SHARD_FIELDS, "skipped", "spans"))
 
@@ -127,10 +151,10 @@ class Manifest:
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise Error(f"it is no JSON ({error})") from None
+            raise Error(f"it is no JSON ({reason(error)})") from None
         version = member(record, "format_version", str)
         if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
-            raise Error(f"expected format {FORMAT_VERSION}, got {version}; update gpt2wds")
+            raise LaterFormat(f"expected format {FORMAT_VERSION}, got {version[:80]}; update gpt2wds")
         kept = member(record, "shards", dict)
         known = ("format_version", "kind", "dataset_id", "corpus", "tokenizer", "parameters", "versions", "shards")
         return cls(

@@ -11,7 +11,7 @@ A prompt is stored as five "documents": the context and the four endings, each a
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import Error
 from ..tokenizer import END_OF_TEXT, Tokenizer
+from .members import npy_tokens
 
 MODES = ("completion", "lm-eval")
 ENDINGS = 4
@@ -31,7 +32,7 @@ def read_examples(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 count += 1
-                yield _checked(line, f"{path} line {number}")
+                yield checked_example(line, f"{path} line {number}")
     if not count:
         raise Error(f"{path}: expected examples in HellaSwag's schema, got an empty file")
 
@@ -58,6 +59,21 @@ def prompt_tokens(example: dict[str, Any], mode: str, tokenizer: Tokenizer) -> n
     return np.concatenate([piece for part in parts for piece in (separator, part)])
 
 
+def stored_example(key: str, members: Mapping[str, bytes]) -> dict[str, Any]:
+    """A shard's sample: the example's fields, and under "prompts" its (tokens,) by mode. Raises Error."""
+    missing = [name for name in ("json", *(f"{mode}.npy" for mode in MODES)) if name not in members]
+    if missing:
+        raise Error(f"{key}: expected a member {missing[0]}, got none")
+    example = checked_example(members["json"], key)
+    example["prompts"] = {mode: npy_tokens(members[f"{mode}.npy"]) for mode in MODES}
+    for mode, tokens in example["prompts"].items():
+        starts = np.flatnonzero(tokens == END_OF_TEXT)
+        texts = np.diff(starts, append=len(tokens)) - 1  # tokens of context and endings; only the context may be empty
+        if (tokens > END_OF_TEXT).any() or len(texts) != 1 + ENDINGS or starts[0] or not texts[1:].all():
+            raise Error(f"{key}: expected the tokens of a context and {ENDINGS} endings in {mode}.npy")
+    return example
+
+
 def split_prompt(tokens: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """The context and the endings of a stored prompt."""
     context, *endings = np.split(tokens, np.flatnonzero(tokens == END_OF_TEXT))[1:]
@@ -80,7 +96,8 @@ def harness_text(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
-def _checked(line: bytes, where: str) -> dict[str, Any]:
+def checked_example(line: bytes, where: str) -> dict[str, Any]:
+    """An example's fields from its JSON. Raises Error, beginning with `where`, for what is not HellaSwag's schema."""
     try:
         example = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):

@@ -14,7 +14,6 @@ by one and every sequence finds its inputs and targets within one block.
 import hashlib
 import io
 import struct
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -83,22 +82,6 @@ def npy_bytes(tokens: np.ndarray) -> bytes:
     out = io.BytesIO()
     np.lib.format.write_array(out, np.ascontiguousarray(tokens, dtype="<u2"), version=(1, 0), allow_pickle=False)
     return out.getvalue()
-
-
-def npy_tokens(data: bytes) -> np.ndarray:
-    """The (tokens,) uint16 of an npy file, without a copy. Raises Error for anything but a row of `<u2`."""
-    file = io.BytesIO(data)
-    try:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise Error("expected npy format 1.0")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    except Exception as error:  # a damaged header goes through Python's tokenizer: SyntaxError, TokenError, …
-        raise Error(f"its npy header is damaged ({error})") from None
-    if dtype != np.dtype("<u2") or len(shape) != 1:
-        raise Error(f"expected one dimension of <u2, got {dtype} of shape {shape}")
-    if len(data) - file.tell() != 2 * shape[0]:
-        raise Error(f"expected {shape[0]} tokens, got {len(data) - file.tell()} bytes")
-    return np.frombuffer(data, dtype="<u2", offset=file.tell())
 
 
 def token_frame_bytes(tokens: int) -> int:
@@ -254,28 +237,6 @@ def decompress_frame(frame: bytes, row: np.void, expected_bytes: int | None) -> 
         return zstandard.ZstdDecompressor().decompress(frame)
     except zstandard.ZstdError as error:
         raise Error(f"it does not decompress ({error})") from None
-
-
-def read_members(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """Names and payloads of the tar members in one frame."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                if file is not None:
-                    yield member.name, file.read()
-    except tarfile.TarError as error:
-        raise Error(f"it holds no tar members ({error})") from None
-
-
-def checked_tokens(key: str, payload: bytes, expected_key: str, expected_tokens: int) -> np.ndarray:
-    """A block's tokens, (tokens,) uint16, once its key and count are the index's. Raises Error."""
-    if key != expected_key:
-        raise Error(f"expected sample {expected_key}, got {key}")
-    tokens = npy_tokens(payload)
-    if len(tokens) != expected_tokens:
-        raise Error(f"expected {expected_tokens} tokens, got {len(tokens)}")
-    return tokens
 
 
 def shard_versions() -> dict[str, str]:

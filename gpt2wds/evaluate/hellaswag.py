@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..dataset import prompts
-from ..dataset.directory import MULTIPLE_CHOICE, Dataset
+from ..dataset.directory import Dataset
+from ..dataset.manifest import MULTIPLE_CHOICE
 from ..distributed import World
 from ..errors import Error
 from ..model import GPT2

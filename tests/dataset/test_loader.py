@@ -69,7 +69,7 @@ def tokens_of_shards(dataset: Dataset, split: str) -> list[np.ndarray]:
     """All tokens of each shard, read with nothing of ours: zstd, tar, npy; the overlaps cut off."""
     found = []
     for entry in dataset.shards(split):
-        with Path(dataset.path, entry["file"]).open("rb") as file:
+        with Path(dataset.path, entry.file).open("rb") as file:
             content = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read()
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             blocks = [np.load(io.BytesIO(tar.extractfile(member).read())) for member in tar]
@@ -304,7 +304,7 @@ def test_what_is_left_out_is_counted(plays: Dataset) -> None:
 
 def damaged(plays: Dataset, folder: Path) -> Iterator[str]:
     """Copies of the plays, each with block 4 of train-00001 damaged in another way."""
-    block = plays.shards("train")[0]["blocks"] + 4
+    block = plays.shards("train")[0].blocks + 4
     row = plays.blocks["train"][block]
     offset, length = int(row["offset"]), int(row["length"])
     original = Path(plays.path, "train-00001.tar.zst").read_bytes()

@@ -1,6 +1,5 @@
 """The bytes of a shard: blocks, tar headers, frames, seek table; and that damaged ones are refused."""
 
-import contextlib
 import io
 import math
 import struct
@@ -13,7 +12,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2wds.dataset import shards
+from gpt2wds.dataset import members, shards
 
 EOT = 50256
 LENGTHS = st.lists(st.integers(2, 40), max_size=20)  # a document has text, so at least two tokens
@@ -41,9 +40,9 @@ def read(data: bytes, summary: shards.ShardSummary) -> list[np.ndarray]:
     for number, row in enumerate(summary.rows):
         frame = data[row["offset"] : row["offset"] + row["length"]]
         content = shards.decompress_frame(frame, row, shards.token_frame_bytes(int(row["tokens"])))
-        ((name, payload),) = shards.read_members(content)
-        key = shards.block_key("train-00000", number)
-        blocks.append(shards.checked_tokens(name.removesuffix(".tokens.npy"), payload, key, int(row["tokens"])))
+        ((name, payload),) = members.read_members(content).items()
+        assert name == f"{shards.block_key('train-00000', number)}.tokens.npy"
+        blocks.append(members.checked_tokens(payload, int(row["tokens"]), EOT))
     return blocks
 
 
@@ -151,52 +150,6 @@ def test_a_seek_table_that_does_not_cover_the_file_is_refused():
         shards.read_seek_table(io.BytesIO(b"more" + shard))
 
 
-def npy(array: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:
-    out = io.BytesIO()
-    np.lib.format.write_array(out, array, version=version, allow_pickle=True)
-    return out.getvalue()
-
-
-TOKENS = np.arange(10, dtype="<u2")
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (npy(np.array([1, "a", None], dtype=object)), "one dimension of <u2, got object"),
-        (npy(TOKENS.astype("<i4")), "got int32"),
-        (npy(TOKENS.astype("<i2")), "got int16"),
-        (npy(TOKENS.astype(">u2")), "got >u2"),
-        (npy(TOKENS.reshape(2, 5)), r"of shape \(2, 5\)"),
-        (npy(TOKENS[0]), r"of shape \(\)"),
-        (npy(TOKENS)[:-1], "expected 10 tokens, got 19 bytes"),
-        (npy(TOKENS) + b"\0\0", "expected 10 tokens, got 22 bytes"),
-        (npy(TOKENS, version=(2, 0)), "npy format 1.0"),
-        (b"", "magic"),
-        (b"no array at all", "magic"),
-    ],
-)
-def test_only_a_row_of_tokens_is_read_from_npy(data, message):
-    with pytest.raises(ValueError, match=message):
-        shards.npy_tokens(data)
-
-
-def test_npy_is_numpys_own():
-    assert shards.npy_bytes(TOKENS) == npy(TOKENS)
-    np.testing.assert_array_equal(np.load(io.BytesIO(shards.npy_bytes(TOKENS))), TOKENS)
-    np.testing.assert_array_equal(shards.npy_tokens(shards.npy_bytes(TOKENS)), TOKENS)
-    assert len(npy(TOKENS)) - TOKENS.nbytes == shards._NPY_HEADER_BYTES
-
-
-@settings(max_examples=300)
-@given(st.integers(0, 127), st.integers(0, 255))
-def test_a_damaged_npy_header_is_an_expected_error(at, byte):
-    data = bytearray(npy(TOKENS))
-    data[at] = byte
-    with contextlib.suppress(ValueError):
-        np.testing.assert_array_equal(shards.npy_tokens(bytes(data)), TOKENS)
-
-
 def row_of(frame: bytes) -> np.void:
     row = np.zeros((), dtype=shards.BLOCK_ROW)
     row["length"], row["checksum"] = len(frame), int.from_bytes(frame[-4:], "little")
@@ -240,15 +193,3 @@ def test_a_frame_of_another_size_is_refused():
         shards.decompress_frame(frame, row, None)
     with pytest.raises(ValueError, match="does not decompress"):
         shards.decompress_frame(b"no zstd frame", row_of(b"no zstd frame"), None)
-
-
-def test_a_block_must_be_the_one_that_was_looked_for():
-    with pytest.raises(ValueError, match="expected sample train-00000-000001, got train-00000-000002"):
-        shards.checked_tokens("train-00000-000002", npy(TOKENS), "train-00000-000001", 10)
-    with pytest.raises(ValueError, match="expected 11 tokens, got 10"):
-        shards.checked_tokens("train-00000-000001", npy(TOKENS), "train-00000-000001", 11)
-
-
-def test_a_frame_without_tar_members_is_an_expected_error():
-    with pytest.raises(ValueError, match="no tar members"):
-        list(shards.read_members(b"x" * 512))

@@ -1,5 +1,6 @@
 # make demo        Shakespeare → shards → training → score → sample → report, in a few minutes on two CPU cores
-# make test        install what the tests need and run them
+# make test        install what the tests need and run the quick ones, at most five minutes
+# make test-all    all tests
 # make lint        ruff and mypy
 # make clean-demo  remove what the demo made
 
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OVERRIDES ?=
 
-.PHONY: demo test lint clean-demo
+.PHONY: demo test test-all lint clean-demo
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo-is-installed
@@ -26,6 +27,9 @@ demo: $(VENV)/demo-is-installed
 	@$(BIN)/gpt2wds-eval report demo/run
 
 test: $(VENV)/dev-is-installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/dev-is-installed
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev-is-installed

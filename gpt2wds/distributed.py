@@ -35,6 +35,14 @@ class World:
             return flag
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
 
+    def least(self, number: int) -> int:
+        """The smallest of all ranks' numbers: all ranks get the same answer."""
+        if self.world_size == 1:
+            return number
+        tensor = torch.tensor(number, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        return int(tensor.item())
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()

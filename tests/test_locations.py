@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from conftest import texts_of
+from making import texts_of
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.locations import HubFile, LocalFile, UrlFile, located

@@ -33,7 +33,7 @@ from gpt2wds.distributed import World, join_world
 from gpt2wds.evaluate.hellaswag import ending_log_probabilities, load_questions, padding_share
 from gpt2wds.model import GPT2, SIZES, GPT2Config, autocast
 from gpt2wds.tokenizer import END_OF_TEXT
-from gpt2wds.train.checkpoint import save_checkpoint
+from gpt2wds.train.checkpoint import State, save_checkpoint
 
 SHAPES = {"gpt2": SIZES["gpt2"], "tiny": (2, 2, 64)}  # n_layer, n_head, n_embd
 LM_EVAL_ROWS = 8  # of one of its batches: more is no faster on a CPU
@@ -85,7 +85,7 @@ def lm_eval_scorer(
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    saved, files = save_checkpoint(folder, 1, model, {}, {}, keep=1), Path(vocabulary.submodule_search_locations[0])
+    saved, files = save_checkpoint(folder, State(1), model, {}, keep=1), Path(vocabulary.submodule_search_locations[0])
     (saved / "vocab.json").write_bytes((files / "data" / "encoder.json").read_bytes())
     (saved / "merges.txt").write_bytes((files / "data" / "vocab.bpe").read_bytes())
     (saved / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))

@@ -9,10 +9,8 @@ alternate, medians are compared; both must give the same losses.
 """
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -24,11 +22,9 @@ from gpt2wds.commands.overview import device_name
 from gpt2wds.distributed import World, join_world
 from gpt2wds.model import GPT2, SIZES, GPT2Config, autocast
 from gpt2wds.train.cost import flops_per_token, peak_flops
-from gpt2wds.train.loop import Recipe, Trainer
 from gpt2wds.train.optim import make_optimizers
-from gpt2wds.train.parallel import Replicas
-from gpt2wds.train.rundir import RunDirectory
-from gpt2wds.train.signals import Signals
+from gpt2wds.train.recipe import Train
+from gpt2wds.train.update import Update
 
 SHAPES = SIZES | {"demo": (4, 4, 128)}
 RATES: dict[str, Any] = {"learning_rate": 6e-4, "weight_decay": 0.1, "muon_learning_rate": 0.0}
@@ -36,7 +32,7 @@ Step = Callable[[], float]  # one update; its loss
 
 
 class SameBatch:
-    """What a Trainer asks of its data: the same random sequences in each step."""
+    """The same random sequences in each step."""
 
     def __init__(self, sequences: int, seq_len: int):
         self.sequences_per_step, self.seq_len = sequences, seq_len
@@ -45,34 +41,11 @@ class SameBatch:
 
 
 def ours(model: GPT2, data: SameBatch, world: World, micro_batch: int, dtype: str, compiled: bool) -> Step:
-    recipe = Recipe(
-        max_steps=10**9,
-        micro_batch_sequences=micro_batch,
-        grad_clip=1.0,
-        on_nan="stop",
-        dtype=dtype,
-        compile=compiled,
-        learning_rate=RATES["learning_rate"],
-        learning_rate_factor=lambda step: 1.0,
-        eval_every_steps=10**9,
-        checkpoint_every_steps=10**9,
-        checkpoint_keep=1,
-        checkpoint_on_error="stop",
+    train = Train(
+        micro_batch_sequences=micro_batch, schedule="constant", warmup_steps=0, dtype=dtype, compile=compiled, **RATES
     )
-    trainer = Trainer(
-        Replicas(model, world),
-        make_optimizers(model, "adamw", **RATES),
-        data,  # type: ignore[arg-type]
-        lambda model: {},
-        recipe,
-        run=RunDirectory(Path(tempfile.gettempdir()) / "never-written"),
-        world=world,
-        signals=Signals(),
-        beside_weights={},
-        say=print,
-        progress=lambda steps, note: None,
-    )
-    return lambda: trainer._step(1, data.rows).loss.item()
+    update = Update(model, train, world, sequences_per_step=data.sequences_per_step)
+    return lambda: update(1, data.rows).loss.item()
 
 
 def plain(model: GPT2, data: SameBatch, world: World, micro_batch: int, dtype: str, compiled: bool) -> Step:

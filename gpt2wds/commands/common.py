@@ -1,6 +1,7 @@
 """What the three commands share: how errors are said and how progress is shown."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,17 +22,26 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         # Inside of click's own handling, which would make "Aborted!" of Ctrl-C.
-        with one_line_errors():
+        with one_line_errors(lambda text: self._with_flags(text, ctx)):
             return super().invoke(ctx)
+
+    def _with_flags(self, text: str, ctx: click.Context) -> str:
+        """A message of the library with the command's flags in place of the arguments' names: text_column, …"""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        options = [option for option in command.params if isinstance(option, click.Option)] if command else []
+        for option in options:
+            if option.name and "_" in option.name:  # a plain word may be meant as one
+                text = re.sub(rf"\b{option.name}\b", option.opts[0], text)
+        return text
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(worded: Callable[[str], str] = str) -> Iterator[None]:
     """Error (the user's input) and OSError (disk, network) become one line, exit code 1; the rest is our mistake."""
     try:
         yield
     except (Error, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {worded(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

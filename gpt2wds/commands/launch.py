@@ -1,13 +1,13 @@
 """Settings and a world → data, model and optimizer → the training loop."""
 
 import dataclasses
-import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import files
 from ..config import dump_config
 from ..dataset.directory import Dataset
 from ..dataset.loader import StepBatches, validation_sequences
@@ -17,116 +17,59 @@ from ..evaluate.hellaswag import Questions, ending_log_probabilities, load_quest
 from ..evaluate.text import generate, validation_loss
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
 from ..tokenizer import load_tokenizer
-from ..train.checkpoint import load_state, load_weights, newest_sound_checkpoint
+from ..train.checkpoint import State, load_state, load_weights, newest_sound_checkpoint
 from ..train.cost import flops_per_token, peak_flops
 from ..train.hf_tokenizer import tokenizer_files
-from ..train.loop import Recipe, Trainer
-from ..train.optim import learning_rate_factor, make_optimizers
-from ..train.parallel import share
+from ..train.loop import Evaluate, Trainer
 from ..train.rundir import RunDirectory
 from ..train.signals import Signals
+from ..train.update import Update
 from .common import ProgressLine
 from .models import find_weights
-from .overview import device_name, facts, forecast, introduce
+from .overview import device_name, forecast, introduce, run_facts
 from .settings import Config, refuse_other_mathematics
 
 EVALUATION_SEQUENCES = 16  # of one forward pass over validation text, at most
 
 
+@dataclass(frozen=True)
+class Assembly:
+    """Everything a run needs, whole and in agreement; nothing is written yet."""
+
+    settings: Config
+    world: World
+    run: RunDirectory
+    dataset: Dataset
+    batches: StepBatches
+    model: GPT2
+    update: Update
+    evaluate: Evaluate
+    state: State
+    checkpoint: Path | None  # what the run continues from
+
+
 def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> int:
     """Begin the run, or go on with it; returns the signal that stopped it, or 0."""
     torch.set_float32_matmul_precision("high" if settings.train.dtype == "bfloat16" else "highest")
-    settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, dtype=_dtype(settings, world)))
-    run = RunDirectory(settings.run.dir, tensorboard=settings.run.tensorboard and world.is_main)
-    dataset, recipe = Dataset(settings.data.path), make_recipe(settings)
-    if not dry_run:
-        refuse_other_mathematics(run, settings)
-    say = _printer(run, world, to_file=not dry_run)
-
-    batches = _batches(settings, dataset, world)
-    checkpoint = None if dry_run else newest_sound_checkpoint(run.checkpoints, say)
-    state: dict[str, Any] = {"step": 0, "row": {"step": 0, "tokens": 0}}
-    if checkpoint is not None:
-        state, tensors = load_state(checkpoint)
-        try:
-            batches.load_state_dict(state.get("batches", state))
-        except Error as error:
-            raise Error(f"{checkpoint}, data.path = {settings.data.path}: {error}, or choose another run.dir") from None
-    model = (_fresh_model(settings) if checkpoint is None else load_weights(checkpoint)).to(world.device)
-    shared = share(model, world, settings.train.parallel)
-    optimizers = make_optimizers(
-        model,
-        settings.train.optimizer,
-        learning_rate=settings.train.learning_rate,
-        weight_decay=settings.train.weight_decay,
-        muon_learning_rate=settings.train.muon_learning_rate,
-    )
-    if checkpoint is not None:
-        optimizers.load_state(model, tensors)
-    evaluate = _evaluation(settings, dataset, model.config, world)
-    if not dry_run:
-        # Only now, when all of it is known to be possible: a mistake corrected is no other run.
-        _claim(run, settings, world)
-    introduce(settings, dataset, model, batches, world, say)
+    assembly = assemble(settings, world)
     if dry_run:
-        forecast(settings, model, batches, world, say)
+        introduce(settings, assembly.dataset, assembly.model, assembly.batches, world, assembly.run.say)
+        forecast(settings, assembly.model, assembly.batches, world, assembly.run.say)
         return 0
-    if checkpoint is not None:
-        if state["step"] == settings.train.max_steps and _is_logged(run, state["step"]):
-            say(f"already finished: {run.path}")
-            return 0
-        say(f"resuming from {checkpoint}")
-    if world.is_main:
-        files.replace(run.facts, json.dumps(facts(settings, dataset, model, world), indent=1) + "\n")
-    peak = peak_flops(device_name(world), settings.train.dtype)
-    if peak is not None:
-        per_token = flops_per_token(model, settings.data.seq_len)
-        recipe = dataclasses.replace(recipe, peak_tokens_per_second=peak * world.world_size / per_token)
-    progress = ProgressLine("training", settings.train.max_steps, " steps", done=state["step"])
-    trainer = Trainer(
-        shared,
-        optimizers,
-        batches,
-        evaluate,
-        recipe,
-        run=run,
-        world=world,
-        signals=signals,
-        beside_weights=_tokenizer_files(model.config, say) if world.is_main else {},
-        say=say,
-        progress=progress.update if world.is_main else lambda *_: None,
-    )
-    stopped_by = trainer.train(state)
-    if not stopped_by:
-        say(f"finished: {run.path}")
-    return stopped_by
+    return train(assembly, signals)
 
 
-def _is_logged(run: RunDirectory, step: int) -> bool:
-    return any(row["step"] == step for row in run.read_metrics())
+def assemble(settings: Config, world: World) -> Assembly:
+    """Settings and a world → a run, fresh or as its newest sound checkpoint left it.
 
-
-def _claim(run: RunDirectory, settings: Config, world: World) -> None:
-    """Write config.toml, once every rank has compared what was there."""
-    world.barrier()
-    if world.is_main:
-        run.path.mkdir(parents=True, exist_ok=True)
-        files.replace(run.config, dump_config(settings))
-
-
-def _printer(run: RunDirectory, world: World, to_file: bool) -> Callable[[str], None]:
-    def say(text: str) -> None:
-        if world.is_main:
-            print(text, flush=True)
-            if to_file:
-                with run.printed.open("a", encoding="utf-8") as file:
-                    file.write(text + "\n")
-
-    return say
-
-
-def _batches(settings: Config, dataset: Dataset, world: World) -> StepBatches:
-    return StepBatches(
+    Raises Error where settings, data, model and run directory do not fit.
+    """
+    settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, dtype=_dtype(settings, world)))
+    tensorboard = settings.run.tensorboard and world.is_main
+    run = RunDirectory(settings.run.dir, is_main=world.is_main, tensorboard=tensorboard)
+    dataset = Dataset(settings.data.path)
+    refuse_other_mathematics(run, settings)
+    batches = StepBatches(
         dataset,
         seq_len=settings.data.seq_len,
         sequences_per_step=settings.sequences_per_step,
@@ -135,6 +78,55 @@ def _batches(settings: Config, dataset: Dataset, world: World) -> StepBatches:
         world_size=world.world_size,
         num_workers=settings.data.num_workers,
     )
+    state = State()
+    tensors: dict[str, torch.Tensor] = {}
+    checkpoint = newest_sound_checkpoint(run.checkpoints, run.say)
+    if checkpoint is not None:
+        state, tensors = load_state(checkpoint)
+        try:
+            batches.load_state_dict(state.batches or {})
+        except Error as error:
+            raise Error(f"{checkpoint}, data.path = {settings.data.path}: {error}, or choose another run.dir") from None
+    model = (_fresh_model(settings) if checkpoint is None else load_weights(checkpoint)).to(world.device)
+    update = Update(model, settings.train, world, sequences_per_step=settings.sequences_per_step, say=run.say)
+    update.load_optimizer_tensors(tensors)
+    evaluate = _evaluation(settings, dataset, model.config, world)
+    return Assembly(settings, world, run, dataset, batches, model, update, evaluate, state, checkpoint)
+
+
+def train(assembly: Assembly, signals: Signals) -> int:
+    """Train to the end; returns the signal that stopped it, or 0."""
+    settings, world, run, model = assembly.settings, assembly.world, assembly.run, assembly.model
+    # Only now, when all of it is known to be possible: a mistake corrected is no other run. And once every rank has
+    # compared what was there.
+    world.barrier()
+    run.claim(dump_config(settings))
+    introduce(settings, assembly.dataset, model, assembly.batches, world, run.say)
+    state = assembly.state
+    if assembly.checkpoint is not None:
+        if state.step == settings.train.max_steps and any(row["step"] == state.step for row in run.read_metrics()):
+            run.say(f"already finished: {run.path}")
+            return 0
+        run.say(f"resuming from {assembly.checkpoint}")
+    run.write_facts(run_facts(settings, assembly.dataset, model, world))
+    peak = peak_flops(device_name(world), settings.train.dtype)
+    progress = ProgressLine("training", settings.train.max_steps, " steps", done=state.step)
+    trainer = Trainer(
+        assembly.update,
+        assembly.batches,
+        assembly.evaluate,
+        run,
+        signals,
+        settings.checkpoint,
+        settings.eval.every_steps,
+        beside_weights=_tokenizer_files(model.config, run.say) if world.is_main else {},
+        progress=progress.update if world.is_main else lambda *_: None,
+        peak_tokens_per_second=peak and peak * world.world_size / flops_per_token(model, settings.data.seq_len),
+    )
+    stopped_by = trainer.train(state)
+    if not stopped_by:
+        run.say(f"finished: {run.path}")
+    return stopped_by
 
 
 def _fresh_model(settings: Config) -> GPT2:
@@ -180,34 +172,7 @@ def _dtype(settings: Config, world: World) -> str:
     return dtype
 
 
-def make_recipe(settings: Config) -> Recipe:
-    t = settings.train
-    factor = learning_rate_factor(
-        t.schedule,
-        warmup_steps=t.warmup_steps,
-        max_steps=t.max_steps,
-        min_factor=t.min_learning_rate / t.learning_rate,
-        decay_steps=t.decay_steps,
-    )
-    return Recipe(
-        max_steps=t.max_steps,
-        micro_batch_sequences=t.micro_batch_sequences,
-        grad_clip=t.grad_clip,
-        on_nan=t.on_nan,
-        dtype=t.dtype,
-        compile=t.compile,
-        learning_rate=t.learning_rate,
-        learning_rate_factor=factor,
-        eval_every_steps=settings.eval.every_steps,
-        checkpoint_every_steps=settings.checkpoint.every_steps,
-        checkpoint_keep=settings.checkpoint.keep,
-        checkpoint_on_error=settings.checkpoint.on_error,
-    )
-
-
-def _evaluation(
-    settings: Config, dataset: Dataset, config: GPT2Config, world: World
-) -> Callable[[GPT2], dict[str, Any]]:
+def _evaluation(settings: Config, dataset: Dataset, config: GPT2Config, world: World) -> Evaluate:
     """What is measured every eval.every_steps: validation loss, HellaSwag, samples; each where there is something."""
     questions: Questions | None = None
     if settings.eval.hellaswag:

@@ -15,7 +15,7 @@ from ..distributed import World
 from ..evaluate.text import unigram_entropy
 from ..model import GPT2
 from ..train.cost import activation_bytes, flops_per_token, training_bytes
-from ..train.microbatches import micro_batch_shape
+from ..train.update import micro_batch_shape
 from .settings import Config
 
 
@@ -88,7 +88,7 @@ def attention_kernel(settings: Config, model: GPT2, world: World) -> str:
     return f"{name} (cuDNN {torch.backends.cudnn.version()}){slow}"
 
 
-def facts(settings: Config, dataset: Dataset, model: GPT2, world: World) -> dict[str, Any]:
+def run_facts(settings: Config, dataset: Dataset, model: GPT2, world: World) -> dict[str, Any]:
     """What the report tells of the run as a whole."""
     blocks = (dataset.read_tokens("val", block) for block in range(len(dataset.blocks["val"])))
     return {

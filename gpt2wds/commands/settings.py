@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ..config import differences, dump_config
 from ..errors import Error
 from ..model import SIZES
-from ..train.parallel import KINDS
+from ..train.recipe import Checkpoint, Train, at_least
 from ..train.rundir import RunDirectory
 
 
@@ -26,7 +26,7 @@ class Data:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("data", self, seq_len=1, num_workers=0)
+        at_least("data", self, seq_len=1, num_workers=0)
 
 
 @dataclass(frozen=True)
@@ -48,41 +48,6 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Train:
-    tokens_per_step: int = 524288
-    micro_batch_sequences: int = 64
-    max_steps: int = 19073
-    learning_rate: float = 6e-4
-    min_learning_rate: float = 6e-5
-    warmup_steps: int = 715
-    schedule: str = "cosine"
-    decay_steps: int = 0
-    optimizer: str = "adamw"
-    muon_learning_rate: float = 0.02
-    weight_decay: float = 0.1
-    grad_clip: float = 1.0
-    on_nan: str = "stop"
-    parallel: str = "ddp"
-    dtype: str = "bfloat16"
-    compile: bool = True
-
-    def __post_init__(self) -> None:
-        _at_least("train", self, max_steps=1, micro_batch_sequences=1)
-        if not self.learning_rate > 0:
-            raise Error(f"train.learning_rate: expected more than 0, got {self.learning_rate}")
-        if not self.grad_clip > 0:
-            raise Error(f"train.grad_clip: expected more than 0 (inf for none), got {self.grad_clip}")
-        _one_of("train.parallel", self.parallel, *KINDS)
-        if (self.parallel, self.optimizer) == ("fsdp", "muon"):
-            raise Error(
-                "train.optimizer: expected adamw with train.parallel = fsdp, got muon, which needs whole matrices; "
-                "use train.parallel=ddp"
-            )
-        _one_of("train.on_nan", self.on_nan, "stop", "skip")
-        _one_of("train.dtype", self.dtype, "bfloat16", "float32", "auto")
-
-
-@dataclass(frozen=True)
 class Eval:
     every_steps: int = 250
     val_tokens: int = 10485760
@@ -92,18 +57,7 @@ class Eval:
     sample_tokens: int = 64
 
     def __post_init__(self) -> None:
-        _at_least("eval", self, every_steps=1)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    every_steps: int = 1000
-    keep: int = 3
-    on_error: str = "stop"
-
-    def __post_init__(self) -> None:
-        _at_least("checkpoint", self, every_steps=1, keep=1)
-        _one_of("checkpoint.on_error", self.on_error, "stop", "continue")
+        at_least("eval", self, every_steps=1)
 
 
 @dataclass(frozen=True)
@@ -160,14 +114,3 @@ def refuse_other_mathematics(run: RunDirectory, settings: Config) -> None:
             f"{run.path}: holds a run of another configuration ({'; '.join(changed)}); "
             "take the change back, or choose another run.dir"
         )
-
-
-def _at_least(section: str, values: object, **lowest: int) -> None:
-    for name, low in lowest.items():
-        if getattr(values, name) < low:
-            raise Error(f"{section}.{name}: expected at least {low}, got {getattr(values, name)}")
-
-
-def _one_of(name: str, value: str, *known: str) -> None:
-    if value not in known:
-        raise Error(f"{name}: expected {', '.join(known[:-1])} or {known[-1]}, got {value!r}")

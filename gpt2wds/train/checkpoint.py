@@ -12,8 +12,10 @@ Nothing in it is ever unpickled.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..errors import Error
+from ..errors import Error, reason
 from ..files import sync
 from ..model import GPT2, GPT2Config, hf_config
 
@@ -48,32 +50,53 @@ COMPUTED: dict[str, tuple[Any, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class State:
+    """What an exact resume needs beside weights and optimizer.
+
+    step: updates done; row: that step's numbers; batches: `StepBatches.state_dict()`, None before the first step.
+    """
+
+    step: int = 0
+    row: Mapping[str, Any] = field(default_factory=lambda: {"step": 0, "tokens": 0})
+    batches: Mapping[str, Any] | None = None
+
+    def to_json(self) -> str:
+        return json.dumps({"step": self.step, "row": self.row, "batches": self.batches}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "State":
+        record = json.loads(text)
+        # Before 0.1 the members of `batches` stood beside the others.
+        return cls(record["step"], record["row"], record.get("batches", record))
+
+
 def save_checkpoint(
     folder: Path,
-    step: int,
+    state: State,
     model: GPT2,
-    optimizer_state: dict[str, torch.Tensor],
-    state: dict[str, Any],
+    optimizer_tensors: dict[str, torch.Tensor],
     *,
     keep: int,
     beside: Mapping[str, bytes] = MappingProxyType({}),
+    warn: Callable[[str], None] = print,
 ) -> Path:
     """Write `folder`/step-0000100 under a temporary name, rename it, and remove all but `keep`: it and those before.
 
-    `beside`: name → content of further files, for those who read the weights.
-
-    Raises OSError when it cannot be written (disk full); then no part of it is left and the older ones stay.
+    `beside`: name → content of further files, for those who read the weights. An old one that cannot be removed is a
+    warning. Raises OSError when the new one cannot be written (disk full); then no part of it is left and the older
+    ones stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step-{step:07d}"
+    final = folder / f"step-{state.step:07d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     _clear(folder)
     try:
         temporary.mkdir()
         _write_tensors(model.hf_state_dict(), temporary / WEIGHTS)
         (temporary / CONFIG).write_text(json.dumps(hf_config(model.config), indent=2) + "\n")
-        _write_tensors({n: tensor.contiguous() for n, tensor in optimizer_state.items()}, temporary / OPTIMIZER)
-        (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=1) + "\n")
+        _write_tensors({n: tensor.contiguous() for n, tensor in optimizer_tensors.items()}, temporary / OPTIMIZER)
+        (temporary / STATE).write_text(state.to_json())
         for name, content in beside.items():
             (temporary / name).write_bytes(content)
         sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in (*NEEDED, *beside))
@@ -93,13 +116,14 @@ def save_checkpoint(
     kept = found[: found.index(final) + 1][-keep:]
     for old in found:
         if old not in kept:
-            shutil.rmtree(old)
+            _remove(old, warn)
     return final
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    return sorted((path for path in folder.glob("step-*") if path.is_dir()), key=lambda p: (len(p.name), p.name))
+    """Finished checkpoints, oldest first: only exactly our names, a copy under another name is its owner's."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{7,}", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
@@ -148,9 +172,16 @@ def load_weights(path: Path) -> GPT2:
     return model
 
 
-def load_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def load_state(path: Path) -> tuple[State, dict[str, torch.Tensor]]:
     """A checkpoint's state, and its optimizer's tensors by name."""
-    return json.loads((path / STATE).read_text()), load_file(path / OPTIMIZER)
+    return State.from_json((path / STATE).read_text()), load_file(path / OPTIMIZER)
+
+
+def _remove(old: Path, warn: Callable[[str], None]) -> None:
+    try:
+        shutil.rmtree(old)
+    except OSError as error:
+        warn(f"WARNING: the old checkpoint {old} could not be removed ({reason(error)}); remove it by hand")
 
 
 def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:

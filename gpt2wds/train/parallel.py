@@ -1,4 +1,4 @@
-"""How ranks share the training of one model: each has all of it, or each a part.
+"""How ranks share the training of one model: each has all of it, or each a shard.
 
 Either way a step's gradient is the mean over all ranks' sequences, and checkpoints are the same.
 """
@@ -49,8 +49,8 @@ class Replicas:
         return tensors
 
 
-class Parts:
-    """Every rank has a part of each parameter, its gradient and its optimizer state (FSDP, torch's `fully_shard`).
+class Sharded:
+    """Every rank has a shard of each parameter, its gradient and its optimizer state (FSDP, torch's `fully_shard`).
 
     A block's weights are put together when its turn comes. All ranks must call each method alike.
     """
@@ -77,20 +77,20 @@ class Parts:
             copy = GPT2(self.model.config)
         copy.to_empty(device=self._device)
         with torch.no_grad():
-            for target, part in zip(copy.parameters(), self.model.parameters(), strict=True):
-                target.copy_(_whole(part))
+            for target, shard in zip(copy.parameters(), self.model.parameters(), strict=True):
+                target.copy_(_whole(shard))
         return copy
 
     def whole_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: _whole(tensor).cpu() for name, tensor in tensors.items()}
 
 
-Shared = Replicas | Parts
+Shared = Replicas | Sharded
 
 
 def share(model: GPT2, world: World, kind: str) -> Shared:
     """Share a model, the same on every rank, by `kind` "ddp" or "fsdp"; its parameters may be others afterwards."""
-    return Parts(model, world) if kind == "fsdp" and world.world_size > 1 else Replicas(model, world)
+    return Sharded(model, world) if kind == "fsdp" and world.world_size > 1 else Replicas(model, world)
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     try:
         rows, facts = [row for row in run.read_metrics() if row.get("step") is not None], run.read_facts()
     except json.JSONDecodeError as error:
-        raise Error(f"expected JSON in {run.metrics} and {run.facts}, got {error}; restore the file") from error
+        raise Error(f"expected JSON in {run.metrics} and {run.facts_path}, got {error}; restore the file") from error
     if not rows:
         raise Error(f"expected training steps in {run.metrics}, got none; start the run, or wait for its step 0")
     config = run.config.read_text(encoding="utf-8") if run.config.exists() else ""

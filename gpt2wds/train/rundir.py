@@ -25,32 +25,60 @@ LOG_HEADER = "# step train_loss val_loss hella_acc\n"
 
 
 class RunDirectory:
-    """Paths and row files of one run.
+    """Paths, row files and printed lines of one run.
 
-    With `tensorboard`, rows are written for it too. Raises Error where that package is not installed.
+    Only the main rank writes and prints; on the others `say`, `append`, `rewind` and `claim` do nothing. With
+    `tensorboard`, rows are written for it too. Raises Error where that package is not installed.
     """
 
-    def __init__(self, path: str | Path, *, tensorboard: bool = False):
+    def __init__(self, path: str | Path, *, is_main: bool = True, tensorboard: bool = False):
         if tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise Error(
                 "run.tensorboard: expected the package tensorboard, which is not installed; "
                 "pip install 'gpt2wds[tensorboard]', or leave it off"
             )
         self.path = Path(path)
-        self._wants_board = tensorboard
+        self._is_main, self._wants_board = is_main, tensorboard
         self._board: Any = None
+        self._unlogged: list[str] | None = []  # said before the run was claimed
         self.config = self.path / "config.toml"
-        self.facts = self.path / "run.json"
+        self.facts_path = self.path / "run.json"
         self.printed = self.path / "gpt.log"
         self.log = self.path / "log.txt"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+
+    def claim(self, config: str) -> None:
+        """Make the directory this run's, with its configuration; what is said from now on is kept in gpt.log."""
+        if not self._is_main:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        files.replace(self.config, config)
+        said, self._unlogged = self._unlogged or [], None
+        for text in said:
+            self._keep(text)
+
+    def say(self, text: str) -> None:
+        """Print a line, and keep it in gpt.log once the run is claimed."""
+        if not self._is_main:
+            return
+        print(text, flush=True)
+        if self._unlogged is None:
+            self._keep(text)
+        else:
+            self._unlogged.append(text)
+
+    def _keep(self, text: str) -> None:
+        with self.printed.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
 
     def rewind(self, step: int) -> None:
         """Drop all rows after `step` (and half-written ones): a resumed run writes them again.
 
         A killed run may have logged steps that its last checkpoint does not have.
         """
+        if not self._is_main:
+            return
         rows = [row for row in _whole_lines(self.log) if not row.startswith("#") and int(row.split()[0]) <= step]
         objects = [line for line in _whole_lines(self.metrics) if json.loads(line)["step"] <= step]
         files.replace(self.log, LOG_HEADER + "".join(rows))
@@ -67,6 +95,8 @@ class RunDirectory:
         `metrics` needs "step"; "train_loss", "val_loss" and "hella_acc" go to both files.
         Nine significant digits give a float32 back exactly.
         """
+        if not self._is_main:
+            return
         columns = [metrics.get(name) for name in ("train_loss", "val_loss", "hella_acc")]
         row = " ".join("nan" if value is None else f"{value:.9g}" for value in columns)
         with self.log.open("a", encoding="utf-8") as f:
@@ -83,8 +113,12 @@ class RunDirectory:
         """All objects of `metrics.jsonl`, in order; a last line cut short by a kill is left out."""
         return [json.loads(line) for line in _whole_lines(self.metrics)]
 
+    def write_facts(self, facts: dict[str, Any]) -> None:
+        if self._is_main:
+            files.replace(self.facts_path, json.dumps(facts, indent=1) + "\n")
+
     def read_facts(self) -> dict[str, Any]:
-        return json.loads(self.facts.read_text(encoding="utf-8")) if self.facts.exists() else {}
+        return json.loads(self.facts_path.read_text(encoding="utf-8")) if self.facts_path.exists() else {}
 
 
 def _whole_lines(path: Path) -> Iterator[str]:
@@ -95,7 +129,7 @@ def _whole_lines(path: Path) -> Iterator[str]:
 
 
 def _without_nan(value: Any) -> Any:
-    # JSON has no nan: null stands for a number that is none.
+    # JSON has no NaN: null stands for it.
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -12,11 +12,10 @@ from pathlib import Path
 import click.testing
 import pytest
 import torch
-from conftest import shard_plays
 from hypothesis import given
 from hypothesis import strategies as st
+from making import shard_plays
 
-from gpt2wds.commands.launch import make_recipe
 from gpt2wds.commands.settings import Config
 from gpt2wds.commands.train import main
 from gpt2wds.config import differences, dump_config, load_config
@@ -269,7 +268,7 @@ def test_every_recipe_loads_and_is_what_its_name_says(path: Path) -> None:
     settings = load_config(path, [], Config)
     with torch.device("meta"):
         model = GPT2(GPT2Config(*settings.model.shape, n_positions=settings.data.seq_len))
-    make_recipe(settings)  # the schedule fits the steps
+    settings.train.rate_factor()  # the schedule fits the steps
     if path.stem == "demo":
         return
     assert settings.run.dir == f"runs/{path.stem}"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import shared_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import shared_file
 
 from gpt2wds.corpus import corpora, readers, sharding
 from gpt2wds.corpus.corpora import Corpus, Cut

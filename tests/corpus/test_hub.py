@@ -12,12 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import texts_of
 from loopback_hub import COMMIT, LoopbackHub
+from making import texts_of
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.model import GPT2, GPT2Config
-from gpt2wds.train.checkpoint import save_checkpoint
+from gpt2wds.train.checkpoint import State, save_checkpoint
 
 SAMPLE = Path(__file__).parents[2] / "gpt2wds" / "data" / "multiple_choice_sample.jsonl"
 
@@ -38,7 +38,7 @@ def hub(tmp_path: Path):
     pq.write_table(pa.Table.from_pylist(rows), data / "data" / "validation-00000-of-00001.parquet")
     pq.write_table(pa.table({"other": [1]}), data / "data" / "train-00000-of-00001.parquet")
     tiny = GPT2(GPT2Config(n_layer=1, n_head=1, n_embd=8, n_positions=256))
-    save_checkpoint(model, 1, tiny, {}, {}, keep=1).rename(tmp_path / "weights")
+    save_checkpoint(model, State(1), tiny, {}, keep=1).rename(tmp_path / "weights")
     with LoopbackHub({"datasets/Rowan/hellaswag": data, "owner/tiny": tmp_path / "weights"}) as running:
         yield running
 

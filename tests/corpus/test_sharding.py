@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import shard
+from making import shard
 
 from gpt2wds import locations
 from gpt2wds.commands.shard import main

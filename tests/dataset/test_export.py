@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from click.testing import CliRunner
-from conftest import shard_files
+from making import shard_files
 
 from gpt2wds.commands.shard import main
 from gpt2wds.dataset.directory import Dataset

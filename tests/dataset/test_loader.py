@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import webdataset
 import zstandard
-from conftest import shard_files
+from making import shard_files
 from test_order import reference_order, reference_steps
 from torch.utils.data import DataLoader, IterableDataset
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import shared_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import shared_file
 
 from gpt2wds.dataset import prompts
 from gpt2wds.dataset.prompts import ending_lengths, harness_text, prompt_tokens, read_examples, split_prompt

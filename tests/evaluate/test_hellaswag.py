@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import CHOICES, shard_choices, shared_file
+from making import CHOICES, shard_choices, shared_file
 from torch.nn import functional as F
 
 from gpt2wds.commands import eval as eval_command
@@ -24,7 +24,7 @@ from gpt2wds.evaluate import hellaswag, inference
 from gpt2wds.evaluate.hellaswag import Questions, ending_log_probabilities, load_questions, mcnemar, per_example, scores
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.tokenizer import load_tokenizer
-from gpt2wds.train.checkpoint import save_checkpoint
+from gpt2wds.train.checkpoint import State, save_checkpoint
 
 ALONE = World(0, 1, torch.device("cpu"))
 REAL = "hellaswag_val_1000.jsonl"
@@ -44,7 +44,7 @@ def opinionated(n_positions: int = 1024, *, seed: int = 0, vocab_size: int = 502
 
 
 def saved(path: Path, model: GPT2) -> Path:
-    return save_checkpoint(path, 1, model, {}, {}, keep=1)
+    return save_checkpoint(path, State(1), model, {}, keep=1)
 
 
 def command(*arguments: object) -> str:

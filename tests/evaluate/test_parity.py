@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import CHOICES, SHARED_DATA
+from making import CHOICES, SHARED_DATA
 
 from gpt2wds.commands import eval as eval_command
 from gpt2wds.commands import shard as shard_command
 from gpt2wds.commands import train as train_command
 from gpt2wds.commands.models import find_weights
 from gpt2wds.model import GPT2, GPT2Config
-from gpt2wds.train.checkpoint import load_weights, save_checkpoint
+from gpt2wds.train.checkpoint import State, load_weights, save_checkpoint
 
 pytest.importorskip("lm_eval", reason="needs EleutherAI's lm-eval: pip install lm-eval accelerate")
 
@@ -77,7 +77,7 @@ def random_model(folder: Path, n_positions: int, noise: float) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += noise * torch.randn(parameter.shape, generator=generator)
-    return save_checkpoint(folder, 1, model, {}, {}, keep=1)
+    return save_checkpoint(folder, State(1), model, {}, keep=1)
 
 
 def trained_model(folder: Path) -> Path:

@@ -23,7 +23,7 @@ from gpt2wds.distributed import World
 from gpt2wds.evaluate.text import generate, unigram_entropy, validation_loss
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
-from gpt2wds.train.checkpoint import save_checkpoint
+from gpt2wds.train.checkpoint import State, save_checkpoint
 
 ALONE = World(0, 1, torch.device("cpu"))
 PROMPT = "To be, or not to be"  # 6 tokens
@@ -302,7 +302,7 @@ def test_bits_per_byte_of_little_text(tmp_path: Path) -> None:
     text = "a " * 32 + " internationalisation responsibilities" * 6
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(text)
-    out, model = tmp_path / "data", save_checkpoint(tmp_path / "model", 1, opinionated(32), {}, {}, keep=1)
+    out, model = tmp_path / "data", save_checkpoint(tmp_path / "model", State(1), opinionated(32), {}, keep=1)
     result = CliRunner().invoke(
         shard_command.main, ["files", str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), "--out", str(out)]
     )
@@ -316,7 +316,7 @@ def test_bits_per_byte_of_little_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("vocab_size", [300, 60_000])
 def test_another_vocabulary_is_one_line(vocab_size: int, plays: Dataset, tmp_path: Path) -> None:
-    model = save_checkpoint(tmp_path, 1, GPT2(GPT2Config(1, 2, 32, 32, vocab_size)), {}, {}, keep=1)
+    model = save_checkpoint(tmp_path, State(1), GPT2(GPT2Config(1, 2, 32, 32, vocab_size)), {}, keep=1)
     for arguments in (["loss", str(model), "--data", str(plays.path)], ["sample", str(model)]):
         result = CliRunner().invoke(eval_command.main, arguments)
         assert result.exit_code == 1

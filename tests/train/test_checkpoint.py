@@ -16,6 +16,7 @@ import transformers
 
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.train.checkpoint import (
+    State,
     list_checkpoints,
     load_state,
     load_weights,
@@ -42,7 +43,7 @@ def trained() -> tuple[GPT2, Optimizers]:
 
 def save(folder: Path, *steps: int, keep: int = 3) -> list[Path]:
     model, optimizers = trained()
-    return [save_checkpoint(folder, step, model, optimizers.state(model), {"epoch": 0}, keep=keep) for step in steps]
+    return [save_checkpoint(folder, State(step), model, optimizers.state(model), keep=keep) for step in steps]
 
 
 def names(folder: Path) -> list[str]:
@@ -55,7 +56,7 @@ def test_transformers_opens_it(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in model.h.parameters():
             parameter *= 4  # so that each of config.json's settings shows
-    path = save_checkpoint(tmp_path, 7, model, optimizers.state(model), {}, keep=1)
+    path = save_checkpoint(tmp_path, State(7), model, optimizers.state(model), keep=1)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
     assert type(theirs) is transformers.GPT2LMHeadModel
     ids = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(1))
@@ -94,11 +95,12 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizers = trained()
-    state = {"row": {"train_loss": 10.123456789012345}, "epoch": 3, "taken": [[8, 5], [4, 1]], "dataset_id": "é"}
-    path = save_checkpoint(tmp_path, 12, model, optimizers.state(model), state, keep=1)
+    batches = {"version": 1, "epoch": 3, "taken": [[8, 5], [4, 1]], "dataset_id": "é"}
+    state = State(12, {"train_loss": 10.123456789012345}, batches)
+    path = save_checkpoint(tmp_path, state, model, optimizers.state(model), keep=1)
     other = load_weights(path)
     restored, tensors = load_state(path)
-    assert restored == {"step": 12, **state}
+    assert restored == state
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     expected = optimizers.state(model)
     assert tensors.keys() == expected.keys()
@@ -244,3 +246,27 @@ def test_models_that_are_none(tmp_path: Path) -> None:
     truncate(path / "model.safetensors")
     with pytest.raises(ValueError, match=r"cannot read model.safetensors"):
         load_weights(path)
+
+
+def test_only_exactly_our_names_are_checkpoints(tmp_path: Path) -> None:
+    """A copy that somebody keeps is neither the newest nor removed."""
+    (path,) = save(tmp_path, 40)
+    for name in ("step-0000040-best", "step-0000041.bak", "step-41", "step-"):
+        shutil.copytree(path, tmp_path / name)
+    assert list_checkpoints(tmp_path) == [path]
+    assert newest_sound_checkpoint(tmp_path, pytest.fail) == path
+    save(tmp_path, 41, 42, keep=1)
+    assert names(tmp_path) == ["step-", "step-0000040-best", "step-0000041.bak", "step-0000042", "step-41"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    folder = tmp_path / "checkpoints"
+    (path,) = save(elsewhere, 1)
+    folder.mkdir()
+    (folder / path.name).symlink_to(path)
+    said: list[str] = []
+    model, optimizers = trained()
+    saved = save_checkpoint(folder, State(2), model, optimizers.state(model), keep=1, warn=said.append)
+    assert saved.is_dir() and path.is_dir()
+    assert len(said) == 1 and said[0].startswith(f"WARNING: the old checkpoint {folder / path.name} could not be")

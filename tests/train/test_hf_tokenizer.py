@@ -9,7 +9,7 @@ import transformers
 
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.tokenizer import load_tokenizer
-from gpt2wds.train.checkpoint import save_checkpoint
+from gpt2wds.train.checkpoint import State, save_checkpoint
 from gpt2wds.train.hf_tokenizer import tokenizer_files
 
 TEXTS = [
@@ -30,7 +30,7 @@ def files() -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def checkpoint(files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = GPT2(GPT2Config(1, 2, 32, n_positions=32))
-    return save_checkpoint(tmp_path_factory.mktemp("run"), 1, model, {}, {}, keep=1, beside=files)
+    return save_checkpoint(tmp_path_factory.mktemp("run"), State(1), model, {}, keep=1, beside=files)
 
 
 def test_they_are_openais(files: dict[str, bytes]) -> None:

@@ -51,7 +51,7 @@ def make_run(path: Path, steps: int = 40, choice: dict[str, Any] = CHOICE, text:
     path.mkdir(parents=True)
     run = RunDirectory(path)
     run.config.write_text('[run]\ndir = "<here>"\n')
-    run.facts.write_text(json.dumps(FACTS | facts))
+    run.facts_path.write_text(json.dumps(FACTS | facts))
     for step in range(steps + 1):
         run.append(metrics(step, choice, text))
     return path

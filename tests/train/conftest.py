@@ -1,0 +1,35 @@
+"""Runs that several tests look at; made once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from runs import finish, start
+
+from gpt2wds.dataset.directory import Dataset
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the processes started here; with more the models here would be no faster."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def whole(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps that nothing interrupted. Read it, do not change it."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(run, plays))
+    return run
+
+
+@pytest.fixture(scope="session")
+def pair(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two ranks that nothing interrupted. Read it, do not change it."""
+    run = tmp_path_factory.mktemp("pair") / "run"
+    finish(start(run, plays, "train.micro_batch_sequences=2", ranks=2))
+    return run

@@ -1,0 +1,73 @@
+"""Several ranks."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+from runs import PROGRAMS, arguments, finish, in_process, program, rows, start, steps_of, wait_for
+
+from gpt2wds.dataset.directory import Dataset
+from gpt2wds.train.checkpoint import list_checkpoints
+
+
+def test_torchrun_starts_again_when_a_rank_is_killed(plays: Dataset, pair: Path, tmp_path: Path) -> None:
+    """SIGKILL to one of two ranks: all start again, and each step is logged once, as if nothing had been."""
+    run = tmp_path / "run"
+    launcher = [str(PROGRAMS / "torchrun"), "--standalone", "--nproc-per-node=2", "--max-restarts=2", "--no-python"]
+    command = [str(PROGRAMS / "gpt2wds-train"), *arguments(run, plays, "train.micro_batch_sequences=2")]
+    process = program([*launcher, *command])
+    said = wait_for(process, "step 8: saved")
+    os.kill(rank_process(process.pid, 1), signal.SIGKILL)
+    said += finish(process)
+    assert re.findall(r"resuming from \S+step-(\d+)", said) == ["0000008"]
+    assert (run / "log.txt").read_text() == (pair / "log.txt").read_text()
+
+
+def rank_process(launcher: int, rank: int) -> int:
+    """Process number of a rank that torchrun started."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = path.joinpath("stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == launcher and f"\0RANK={rank}\0".encode() in path.joinpath("environ").read_bytes():
+                return int(path.name)
+    raise AssertionError(f"torchrun has no rank {rank}")
+
+
+def test_ranks_may_be_others_each_time(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    """Two ranks, then one, then four: steps of the same sequences, so losses to float error."""
+    run = tmp_path / "run"
+    for ranks, last in ((2, 4), (1, 8), (4, 12)):
+        if ranks > 1:
+            said = finish(start(run, plays, "checkpoint.keep=3", ranks=ranks))
+        else:
+            code, said = in_process(run, plays, "checkpoint.keep=3")
+            assert code == 0
+        for path in list_checkpoints(run / "checkpoints"):
+            if int(path.name[5:]) > last:
+                shutil.rmtree(path)
+        assert ("resuming from" in said) == (last > 4)
+    assert steps_of(run) == list(range(13))
+    np.testing.assert_allclose(rows(run), rows(whole), rtol=0, atol=1e-5)
+
+
+def test_ranks_share_a_step_that_they_do_not_divide(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    finish(start(tmp_path / "run", plays, "train.micro_batch_sequences=2", ranks=3))
+    np.testing.assert_allclose(rows(tmp_path / "run"), rows(whole), rtol=0, atol=2e-4)
+
+
+def test_a_run_of_two_ranks_goes_on_with_one(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(run, plays, "checkpoint.every_steps=1000", ranks=2)
+    wait_for(process, "step 0: validation loss")
+    process.send_signal(signal.SIGTERM)  # torchrun hands it on to its ranks
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "step 10: stopped by SIGTERM" in said
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-0000010"]
+    said = finish(start(run, plays))
+    assert "step-0000010" in said
+    np.testing.assert_allclose(rows(run), rows(whole), rtol=0, atol=2e-4)

@@ -1,0 +1,50 @@
+"""What the outside asks of a run."""
+
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from runs import finish, rows, start, wait_for
+
+from gpt2wds.dataset.directory import Dataset
+
+# (c) signals
+
+
+def test_usr1_saves_and_term_saves_and_stops(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(run, plays, "checkpoint.every_steps=1000")
+    wait_for(process, "step 0: validation loss")
+    process.send_signal(signal.SIGUSR1)
+    said = wait_for(process, "saved") + wait_for(process, "validation loss")  # it goes on
+    process.send_signal(signal.SIGTERM)
+    said += finish(process, 128 + signal.SIGTERM)
+    steps = [int(step) for step in re.findall(r"step (\d+): saved", said)]
+    assert len(steps) == 2
+    assert 0 < steps[0] < steps[1] < 12
+    assert f"step {steps[1]}: stopped by SIGTERM" in said
+    assert rows(run)[-1, 0] <= steps[1]
+    said = finish(start(run, plays, "checkpoint.every_steps=1000"))
+    assert f"step-{steps[1]:07d}" in said
+    assert (run / "log.txt").read_text() == (whole / "log.txt").read_text()
+
+
+def catches(process: subprocess.Popen[str], number: int) -> bool:
+    """Whether a process has a handler for a signal, as Linux knows it."""
+    (mask,) = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_usr1_while_it_starts_is_done_after_the_first_step(plays: Dataset, tmp_path: Path) -> None:
+    process = start(tmp_path / "run", plays, "checkpoint.every_steps=1000", "train.max_steps=2")
+    while not catches(process, signal.SIGUSR1):
+        # Not only when torch is there, seconds later.
+        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    said = finish(process)
+    assert re.findall(r"step (\d+): saved", said) == ["1", "2"]

@@ -232,7 +232,7 @@ def _checked_taken(pairs: list[Any], sequences: int) -> tuple[tuple[int, int], .
     taken: tuple[tuple[int, int], ...] = ()
     for pair in pairs:
         whole = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n > 0 for n in pair)
-        if not whole or pair[0] > sequences or pair[1] > Slots(sequences, pair[0], taken).steps:
+        if not whole or pair[1] > Slots(sequences, pair[0], taken).steps:
             raise Error(f"'taken': expected steps of an epoch of {sequences} sequences, got {repr(pairs)[:80]}")
         taken = (*taken, (pair[0], pair[1]))
     return taken

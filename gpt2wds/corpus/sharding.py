@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .. import files
+from .. import fast_tokenizer, files
 from ..dataset import shards
 from ..dataset.directory import Dataset
 from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, Manifest, ShardEntry, dataset_id
@@ -133,7 +133,7 @@ def run_missing(
     todo = [task for task in missing_tasks(out, plan) if task in mine]
     discard_damaged(out, todo)
     progress.start(plan, todo)
-    proof = load_tokenizer().prove_fast_engine() if plan.kind == TOKENS and todo else None
+    proof = fast_tokenizer.prove(load_tokenizer()) if plan.kind == TOKENS and todo else None
     executors.run_tasks(
         chains(plan, todo),
         TaskRunner(out, plan, proof),

@@ -13,6 +13,7 @@ from .. import files
 from ..dataset import prompts, shards
 from ..dataset.manifest import MULTIPLE_CHOICE, ShardEntry, SourceSpan
 from ..errors import EngineError, Error
+from ..fast_tokenizer import with_engine
 from ..tokenizer import Tokenizer, load_tokenizer
 from .documents import Document, OpenSource, Skipped
 from .plan import Plan, Receipt, Span, Task, receipt_path
@@ -93,8 +94,7 @@ class TaskRunner:
 
     def _write(self, file: BinaryIO, task: Task, content: Content, report: Report) -> shards.ShardSummary:
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer()
-            self._tokenizer.use_fast_engine(self._differing)
+            self._tokenizer = with_engine(load_tokenizer(), self._differing)
         if self._plan.kind == MULTIPLE_CHOICE:
             examples = self.documents(task, content.taken)
             return _write_examples(file, task, examples, self._tokenizer, content, report)

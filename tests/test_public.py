@@ -21,6 +21,9 @@ WITH_ARRAYS = {"StepBatches", "validation_sequences", "Dataset", "Tokenizer", "Q
 WITH_EXAMPLES = {"Dataset", "StepBatches", "Tokenizer", "Files"}
 
 
+LATER = {"score"}  # announced, but not in its module yet: to be taken out of here when it is
+
+
 def loaded(code: str) -> set[str]:
     """Which of the heavy packages a program has loaded in the end."""
     script = f"import sys\n{code}\nprint(*(set({HEAVY!r}) & sys.modules.keys()))"
@@ -35,7 +38,7 @@ def test_the_names_are_these() -> None:
     assert len(gpt2wds.__all__) == len(NAMES)
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.parametrize("name", sorted(NAMES - LATER))
 def test_a_name_is_there_and_says_what_it_is(name: str) -> None:
     value = getattr(gpt2wds, name)
     assert getattr(gpt2wds, name) is value and value.__name__ == name
@@ -53,8 +56,13 @@ def test_editors_and_type_checkers_know_the_same_names() -> None:
     (guarded,) = (node for node in tree.body if isinstance(node, ast.If))
     declared = {f"{alias.name}": node.module for node in guarded.body for alias in node.names}
     assert set(declared) == NAMES
-    for name, home in declared.items():
-        assert getattr(gpt2wds, name).__module__ == f"gpt2wds.{home}"
+    for name in NAMES - LATER:
+        assert getattr(gpt2wds, name).__module__ == f"gpt2wds.{declared[name]}"
+
+
+def test_what_comes_later_is_not_there_yet() -> None:
+    for name in LATER:
+        assert not hasattr(gpt2wds, name), f"take {name} out of LATER"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

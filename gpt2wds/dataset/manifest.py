@@ -79,9 +79,9 @@ class ShardEntry:
         for span in self.spans:
             counts[span.source] += span.count
         for ordinal in chain.from_iterable(self.skipped.values()):
-            span = bisect_right(ends, ordinal)
-            if span < len(ends):
-                counts[self.spans[span].source] -= 1
+            number = bisect_right(ends, ordinal)
+            if number < len(ends):
+                counts[self.spans[number].source] -= 1
         return {source: counts[source] for source in sources}
 
     def record(self) -> Record:

@@ -406,6 +406,6 @@ def test_top_p_takes_the_likeliest_that_together_have_it(plays: Dataset) -> None
         return {choose_token(logits, 1.0, 0, top_p, generator) for _ in range(500)}
 
     assert chosen(0.5) == {0}
-    assert chosen(0.51) == chosen(0.8) == {0, 1}
+    assert chosen(0.51) == chosen(0.79) == {0, 1}
     assert chosen(0.95) == {0, 1, 2, 3}
     assert chosen(1.0) == {0, 1, 2, 3, 4}

@@ -14,13 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .corpus.corpora import Files, HubDataset, Plays
+    from .corpus.corpora import Files, HubDataset, MultipleChoice, Plays
     from .corpus.cutting import Cut
     from .corpus.sharding import make_dataset
     from .dataset.directory import Dataset
     from .dataset.loader import StepBatches, validation_sequences
     from .errors import Error
-    from .evaluate.hellaswag import Questions, load_questions, score  # type: ignore[attr-defined, unused-ignore]
+    from .evaluate.hellaswag import score, scores
+    from .evaluate.questions import Questions, load_questions
     from .model import GPT2, GPT2Config
     from .tokenizer import Tokenizer, load_tokenizer
     from .train.checkpoint import load_weights
@@ -34,6 +35,7 @@ __all__ = [
     "Files",
     "GPT2Config",
     "HubDataset",
+    "MultipleChoice",
     "Plays",
     "Questions",
     "StepBatches",
@@ -43,17 +45,19 @@ __all__ = [
     "load_weights",
     "make_dataset",
     "score",
+    "scores",
     "validation_sequences",
 ]
 
 _HOMES = {
-    "corpus.corpora": ("Files", "HubDataset", "Plays"),
+    "corpus.corpora": ("Files", "HubDataset", "MultipleChoice", "Plays"),
     "corpus.cutting": ("Cut",),
     "corpus.sharding": ("make_dataset",),
     "dataset.directory": ("Dataset",),
     "dataset.loader": ("StepBatches", "validation_sequences"),
     "errors": ("Error",),
-    "evaluate.hellaswag": ("Questions", "load_questions", "score"),
+    "evaluate.hellaswag": ("score", "scores"),
+    "evaluate.questions": ("Questions", "load_questions"),
     "model": ("GPT2", "GPT2Config"),
     "tokenizer": ("Tokenizer", "load_tokenizer"),
     "train.checkpoint": ("load_weights",),

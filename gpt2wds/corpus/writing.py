@@ -103,10 +103,16 @@ class TaskRunner:
         return shards.write_token_shard(file, task.shard, _encoded(texts, task, self._tokenizer, held, content, report))
 
     def _entry(self, task: Task, content: Content, summary: shards.ShardSummary) -> ShardEntry:
-        spans = []
+        spans, first = [], 0
+        left_out = np.array(sorted(ordinal for places in content.skipped.values() for ordinal in places))
         for span, taken in zip(task.spans, content.taken, strict=True):
             source = self._plan.sources[span.source]
-            spans.append(SourceSpan(source.name, span.first, taken if span.count is None else span.count, source.unit))
+            used = taken - int(((left_out >= first) & (left_out < first + taken)).sum())
+            first += taken
+            count = taken if span.count is None else span.count
+            # Of a single span the shard's own number of documents tells.
+            documents = used if len(task.spans) > 1 else None
+            spans.append(SourceSpan(source.name, span.first, count, source.unit, documents))
         return ShardEntry(
             file=f"{task.shard}.tar.zst",
             bytes=summary.bytes,

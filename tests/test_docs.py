@@ -113,7 +113,13 @@ def test_there_are_command_lines_and_programs_to_check() -> None:
     assert len(command_lines()) > 30 and len(programs()) > 5
 
 
-@pytest.mark.parametrize("line", command_lines())
+SEVERAL_RUNS = pytest.mark.xfail(strict=True, reason="report takes one run so far: when it takes several, delete this")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(x, marks=SEVERAL_RUNS) if x.count(" runs/") > 1 and "report" in x else x for x in command_lines()],
+)
 def test_command_lines_parse(line: str) -> None:
     words = shlex.split(line, comments=True)
     at = next(i for i, word in enumerate(words) if word in COMMANDS)
@@ -131,6 +137,19 @@ def parse(command: click.Command, name: str, words: list[str]) -> None:
             raise click.UsageError(f"no such command {words[0]}")
         name, command, words = words[0], command.commands[words[0]], words[1:]
     command.make_context(name, list(words))
+
+
+def test_options_in_running_text_exist() -> None:
+    known = {"--max-restarts", "--no-python", "--nproc-per-node", "--lm-eval"}  # torchrun's, and a tool's
+    for command in COMMANDS.values():
+        for each in command.commands.values() if isinstance(command, click.Group) else (command,):
+            known |= {name for parameter in each.params for name in parameter.opts}
+    # The file CHANGELOG.md also tells of what was.
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS if path.parent == ROOT / "docs" or path == README]
+    spans = [
+        span for text in texts for span in re.findall(r"`([^`\n]+)`", text) if not span.startswith("python tools/")
+    ]
+    assert {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)} <= known
 
 
 def test_a_misspelt_option_would_be_found() -> None:

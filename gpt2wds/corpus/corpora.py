@@ -81,9 +81,10 @@ class Files:
         found = at_once(partial(_file, self.text_column), names)
         seen: dict[str, str] = {}
         for source in found:
-            first = seen.setdefault(str(source.location), source.name)
-            if first is not source.name:
-                raise Error(f"files: {source.name!r} and {first!r} are the same file; give it once")
+            place = str(source.location)
+            if place in seen:
+                raise Error(f"files: {source.name!r} and {seen[place]!r} are the same file; give it once")
+            seen[place] = source.name
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         title = ", ".join(source.name for source in found[:3]) + more
         return Corpus(CorpusName("files", title), tuple(measured(found)))

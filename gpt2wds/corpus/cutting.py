@@ -81,18 +81,20 @@ def _validation(sources: Sequence[Source], cut: Cut, default: int | None, spread
         asked = min(MOST_VAL_DOCS, max(1, int(used * VAL_DOCS_SHARE)))
     if not spread:
         return _fill(sources, start, None, asked, cut)
+    known = {i for i, source in enumerate(sources) if source.size.is_exact}
     while True:
         given = shares(counts, asked)
         held = _fill(sources, start, given, asked, cut)
-        short = [i for i, share in enumerate(given) if held.documents[i] < share]
-        low = [i for i, source in enumerate(sources) if not source.size.is_exact and counts[i] == given[i]]
-        if sum(held.documents) >= asked or not (short or low):
+        # Numbers of documents that were estimated: where one is too high or too low, others give more or fewer.
+        for i, share in enumerate(given):
+            if held.documents[i] < share:
+                counts[i] = held.documents[i]
+                known.add(i)
+        low = [i for i in range(len(counts)) if i not in known and counts[i] == given[i]]
+        if sum(held.documents) >= asked or (sum(given) == sum(held.documents) and not low):
             return held
-        # Numbers of documents that were estimated: where one was too high or too low, others give more or fewer.
         for i in low:
-            counts[i] *= 2
-        for i in short:
-            counts[i] = held.documents[i]
+            counts[i] = 2 * counts[i] + 1
 
 
 def _default_shares(counts: Sequence[int], limit: int | None) -> list[int]:
@@ -144,7 +146,8 @@ def _fill(
     done = Cutting([], [], [])
     shard = _Shard(cut)
     for number, source in enumerate(sources):
-        at = starts[number]
+        is_empty = source.size.is_exact and not source.size.documents  # blank lines are not worth a span
+        at = None if is_empty else starts[number]
         limit = least(
             None if limits is None else limits[number], None if total is None else total - sum(done.documents)
         )

@@ -19,16 +19,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from making import shard
+from making import CHOICES, shard_files
 
 from gpt2wds import locations
 from gpt2wds.commands.shard import main
-from gpt2wds.corpus import corpora, sharding
-from gpt2wds.corpus.corpora import Cut
-from gpt2wds.corpus.sharding import COPY_OF_VALIDATION
+from gpt2wds.corpus import plan as plan_module
+from gpt2wds.corpus import sharding
+from gpt2wds.corpus.corpora import Files
+from gpt2wds.corpus.cutting import Cut
+from gpt2wds.corpus.plan import Plan
+from gpt2wds.corpus.writing import COPY_OF_VALIDATION, TaskRunner
 from gpt2wds.dataset import shards
 from gpt2wds.dataset.directory import Dataset
-from gpt2wds.tokenizer import Tokenizer, load_tokenizer
+from gpt2wds.dataset.verify import verify_shard
+from gpt2wds.tokenizer import load_tokenizer
 
 COMMAND = Path(sys.executable).with_name("gpt2wds-shard")
 PLAYS = ["shakespeare", "--source", "plays", "--docs-per-shard", "2", "--out"]
@@ -79,11 +83,12 @@ def write_jsonl(path: Path, documents: list) -> Path:
     return path
 
 
-def plan_files(out: Path, *paths: Path, **cut: int) -> dict:
+def plan_files(out: Path, *paths: Path, **cut: int) -> Plan:
     """The plan that `gpt2wds-shard files` makes."""
-    names = [str(path) for path in paths]
-    request = {"corpus": "files", "paths": names, "text_column": "text", **cut}
-    return sharding.plan_corpus(out, request, lambda: corpora.files(names, Cut(**cut)), Cut(**cut))
+    return sharding.make_plan(out, Files(tuple(map(str, paths))), Cut(**cut))
+
+
+OPTIONS = ["--val-docs", "2", "--docs-per-shard", "4"]
 
 
 @pytest.fixture
@@ -104,17 +109,17 @@ def small(source, tmp_path) -> Path:
 
 def make(out: Path, source: Path) -> Dataset:
     """One validation shard and three training shards."""
-    return shard(out, plan_files(out, source, val_docs=2, docs_per_shard=4))
+    return shard_files(out, source, val_docs=2, docs_per_shard=4)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_order_does_not_matter(source, small, tmp_path, seed):
     out = tmp_path / "out"
     plan = plan_files(out, source, val_docs=2, docs_per_shard=4)
-    tasks = random.Random(seed).sample(plan["tasks"], len(plan["tasks"]))
+    tasks = random.Random(seed).sample(plan.tasks, len(plan.tasks))
     assert len(tasks) == 4
     for task in tasks:
-        sharding.run_task(out, plan, task, lambda documents, tokens: None)
+        TaskRunner(out, plan, None)(task, lambda documents, tokens: None)
     sharding.finish(out, plan)
     assert tree(out) == tree(small)
 
@@ -174,14 +179,14 @@ def test_another_process_that_finishes_while_receipts_are_looked_at_stays_finish
 ):
     out = tmp_path / "out"
     plan = plan_files(out, source, val_docs=2, docs_per_shard=4)
-    real, calls = sharding._receipt_path, itertools.count()
+    real, calls = plan_module.receipt_path, itertools.count()
 
     def receipt_path(*arguments):
         if next(calls) == 1:
             make(out, source)
         return real(*arguments)
 
-    monkeypatch.setattr(sharding, "_receipt_path", receipt_path)
+    monkeypatch.setattr(plan_module, "receipt_path", receipt_path)
     assert len(sharding.missing_tasks(out, plan)) == 1
     assert tree(out) == tree(small)
 
@@ -296,9 +301,9 @@ def test_a_shard_without_receipt_is_adopted(small, source):
 def test_a_shard_of_another_zstd_is_adopted_as_it_is(small, source, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "COMPRESSION_LEVEL", 19)
     plan = plan_files(tmp_path / "other", source, val_docs=2, docs_per_shard=4)
-    sharding.run_task(tmp_path / "other", plan, plan["tasks"][2], lambda documents, tokens: None)
+    TaskRunner(tmp_path / "other", plan, None)(plan.tasks[2], lambda documents, tokens: None)
     monkeypatch.undo()
-    name = plan["tasks"][2]["shard"]
+    name = plan.tasks[2].shard
     other = (tmp_path / "other" / f"{name}.tar.zst").read_bytes()
     assert other != (small / f"{name}.tar.zst").read_bytes()
     (small / f"{name}.tar.zst").write_bytes(other)
@@ -307,7 +312,7 @@ def test_a_shard_of_another_zstd_is_adopted_as_it_is(small, source, tmp_path, mo
     dataset = make(small, source)
     assert (small / f"{name}.tar.zst").read_bytes() == other
     assert dataset.id == before["dataset_id"]
-    assert [dataset.verify_shard("train", n) for n in range(3)] == [[], [], []]
+    assert [verify_shard(dataset, "train", n) for n in range(3)] == [[], [], []]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "other tokens"])
@@ -331,23 +336,28 @@ def test_a_damaged_shard_without_receipt_is_not_adopted(small, source, damage):
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        (["--val-docs", "3"], "its plan has val_docs = 2, this command 3"),
-        (["--docs-per-shard", "5"], "its plan has docs_per_shard = 4, this command 5"),
-        (["--limit-docs", "7"], "its plan has limit_docs = None, this command 7"),
-        (["--text-column", "body"], "its plan has text_column = 'text', this command 'body'"),
+        (["--val-docs", "3"], "its plan has --val-docs = 2, this command 3"),
+        (["--docs-per-shard", "5"], "its plan has --docs-per-shard = 4, this command 5"),
+        (["--limit-docs", "7"], "its plan has --limit-docs = None, this command 7"),
+        (["--text-column", "body"], "its plan has --text-column = 'text', this command 'body'"),
     ],
 )
 def test_other_parameters_are_refused(small, source, fails, run, options, difference):
     whole = tree(small)
-    assert difference in fails("files", source, "--out", small, *options)
+    assert difference in fails("files", source, "--out", small, *OPTIONS, *options)
     assert tree(small) == whole
-    assert run("files", source, "--out", small)[0] == 0  # what was not given does not count
+
+
+def test_an_option_that_is_left_out_is_refused(small, source, fails):
+    whole = tree(small)
+    said = fails("files", source, "--out", small, "--val-docs", "2")
+    assert "its plan has --docs-per-shard = 4, which this command leaves out; give it again, or choose" in said
     assert tree(small) == whole
 
 
 def test_another_corpus_is_refused(small, source, fails, tmp_path):
     other = write_jsonl(tmp_path / "other.jsonl", texts(0, 12))
-    assert "its plan has paths = " in fails("files", source, other, "--out", small)
+    assert "its plan has paths = " in fails("files", source, other, "--out", small, *OPTIONS)
     message = fails("shakespeare", "--source", "plays", "--out", small)
     assert "its plan has corpus = 'files', this command 'shakespeare'" in message
 
@@ -357,7 +367,7 @@ def test_another_tokenizer_is_refused(small, source, fails, name):
     plan = json.loads((small / "plan.json").read_text())
     plan["tokenizer"][name] = "0.7.0"
     (small / "plan.json").write_text(json.dumps(plan))
-    message = fails("files", source, "--out", small)
+    message = fails("files", source, "--out", small, *OPTIONS)
     assert f"its plan was made with {name} = 0.7.0, here it is {load_tokenizer().identity()[name]}" in message
     assert "pip install tiktoken==" in message
 
@@ -371,7 +381,7 @@ def test_a_changed_source_is_refused(small, source):
 
 def test_a_dataset_without_its_plan_is_not_written_over(small, source, fails):
     (small / "plan.json").unlink()
-    assert "got a dataset without its plan.json" in fails("files", source, "--out", small)
+    assert "got a dataset without its plan.json" in fails("files", source, "--out", small, *OPTIONS)
 
 
 # What is in it
@@ -389,12 +399,12 @@ def test_copies_of_validation_and_documents_without_text_are_counted(tmp_path, r
     documents = ["first", "second", "a", "first", None, "b", "", "second", "second", "c"]
     source = write_jsonl(tmp_path / "source.jsonl", documents)
     out = tmp_path / "out"
-    dataset = shard(out, plan_files(out, source, val_docs=2, docs_per_shard=5))
+    dataset = shard_files(out, source, val_docs=2, docs_per_shard=5)
     first, second = dataset.shards("train")
     # Ordinals count from each shard's first document: 2 and 7 of the source.
-    assert first["skipped"] == {COPY_OF_VALIDATION: [1], "no text": [2], "empty text": [4]}
-    assert second["skipped"] == {COPY_OF_VALIDATION: [0, 1]}
-    assert (first["documents"], second["documents"]) == (2, 1)
+    assert first.skipped == {COPY_OF_VALIDATION: [1], "no text": [2], "empty text": [4]}
+    assert second.skipped == {COPY_OF_VALIDATION: [0, 1]}
+    assert (first.documents, second.documents) == (2, 1)
     assert run("cat", out) == (0, "abcfirstsecond", "")
     facts = json.loads(run("info", out, "--json")[1])
     assert facts["skipped"] == {COPY_OF_VALIDATION: 3, "no text": 1, "empty text": 1}
@@ -422,8 +432,8 @@ def test_huge_documents_are_documents(tmp_path):
     unbroken = "".join(random.Random(1).choices("abcdefghij", k=10_000_000))
     pq.write_table(pa.table({"text": ["before", prose, unbroken, "after"]}), parquet)
     out = tmp_path / "out"
-    dataset = shard(out, plan_files(out, parquet, val_docs=0))
-    assert (dataset.total("train", "documents"), dataset.verify_shard("train", 0)) == (4, [])
+    dataset = shard_files(out, parquet, val_docs=0)
+    assert (dataset.total("train", "documents"), verify_shard(dataset, "train", 0)) == (4, [])
     found = list(load_tokenizer().decode_documents(dataset.iterate_tokens("train", 0)))
     assert [len(text) for text in found] == [6, len(prose), len(unbroken), 5]
     assert found == ["before", prose, unbroken, "after"]
@@ -444,32 +454,13 @@ def test_a_panic_of_the_tokenizer_names_the_document_and_stops_nothing(tmp_path,
                 raise PanicException("called `Result::unwrap()` on an `Err` value")
             return encoding.encode_to_numpy(text, **options)
 
-    encoding = tokenizer._encoding
-    monkeypatch.setattr(tokenizer, "_encoding", Panicking())
-    monkeypatch.setattr(tokenizer, "prove_fast_engine", lambda: None)
+    encoding = tokenizer.encoding
+    monkeypatch.setattr(tokenizer, "encoding", Panicking())
+    monkeypatch.setattr("gpt2wds.fast_tokenizer.prove", lambda tokenizer: None)
     source = write_jsonl(tmp_path / "source.jsonl", ["a", "b", "poison", "c"])
     code, said, _ = run("files", source, "--val-docs", 0, "--workers", 1, "--out", tmp_path / "out")
     assert code == 0 and "(train-00000 #2)" in said and "tiktoken cannot encode the text" in said
     assert run("cat", tmp_path / "out")[1] == "abc"
-
-
-@pytest.mark.parametrize("panic", [True, False])
-def test_where_the_fast_engine_fails_tiktoken_takes_over(monkeypatch, panic):
-    class PanicException(BaseException):
-        pass
-
-    class Failing:
-        differing = ""
-
-        def is_uncertain(self, text, data):
-            return False
-
-        def encode(self, data):
-            raise PanicException("index out of bounds") if panic else RuntimeError("no")
-
-    tokenizer = Tokenizer(load_tokenizer()._encoding)
-    tokenizer._fast = Failing()
-    assert tokenizer.encode("Hello world").tolist() == [15496, 995]
 
 
 def test_many_small_text_files_share_a_shard_and_a_pattern_names_them(tmp_path, run):
@@ -480,7 +471,7 @@ def test_many_small_text_files_share_a_shard_and_a_pattern_names_them(tmp_path, 
     out = tmp_path / "out"
     code, said, _ = run("files", folder / "**" / "*.txt", "--val-docs", 5, "--workers", 2, "--out", out)
     assert code == 0 and "train 1 shard, 295 documents" in said
-    assert [len(s["spans"]) for s in Dataset(out).shards("train")] == [295]
+    assert [len(s.spans) for s in Dataset(out).shards("train")] == [295]
     # The same command goes on with the plan's files, whatever has come since.
     (folder / "new.txt").write_text("new")
     code, said, _ = run("files", folder / "**" / "*.txt", "--val-docs", 5, "--workers", 2, "--out", out)
@@ -510,11 +501,13 @@ def test_spans_say_where_documents_come_from(tmp_path):
     parquet = tmp_path / "b.parquet"
     pq.write_table(pa.table({"text": ["d", "e", "f"]}), parquet)
     out = tmp_path / "out"
-    dataset = shard(out, plan_files(out, jsonl, parquet, val_docs=2, docs_per_shard=2))
+    dataset = shard_files(out, jsonl, parquet, val_docs=2, docs_per_shard=2)
     line = len('{"text": "a"}\n')
-    assert [entry["spans"] for split in ("val", "train") for entry in dataset.shards(split)] == [
-        [{"source": str(jsonl), "first_byte": 0, "count": line}],
-        [{"source": str(parquet), "first_row": 0, "count": 1}],
+    assert [[span.record() for span in s.spans] for split in ("val", "train") for s in dataset.shards(split)] == [
+        [
+            {"source": str(jsonl), "first_byte": 0, "count": line, "documents": 1},
+            {"source": str(parquet), "first_row": 0, "count": 1, "documents": 1},
+        ],
         [{"source": str(jsonl), "first_byte": line, "count": 2 * line}],
         [{"source": str(parquet), "first_row": 1, "count": 2}],
     ]
@@ -523,16 +516,16 @@ def test_spans_say_where_documents_come_from(tmp_path):
 def test_a_task_without_usable_documents_gives_a_shard_of_no_blocks(tmp_path):
     source = write_jsonl(tmp_path / "source.jsonl", ["first", "a", None, "", "b"])
     out = tmp_path / "out"
-    dataset = shard(out, plan_files(out, source, val_docs=1, docs_per_shard=1))
-    assert [entry["blocks"] for entry in dataset.shards("train")] == [1, 0, 0, 1]
-    assert [dataset.verify_shard("train", n) for n in range(4)] == [[], [], [], []]
+    dataset = shard_files(out, source, val_docs=1, docs_per_shard=1)
+    assert [entry.blocks for entry in dataset.shards("train")] == [1, 0, 0, 1]
+    assert [verify_shard(dataset, "train", n) for n in range(4)] == [[], [], [], []]
     assert [dataset.read_tokens("train", block).tolist() for block in range(2)] == [[50256, 64], [50256, 65]]
 
 
 def test_a_dataset_without_validation(source, tmp_path):
     out = tmp_path / "out"
-    dataset = shard(out, plan_files(out, source, val_docs=0))
-    assert (dataset.shards("val"), len(dataset.blocks["val"]), dataset.total("train", "documents")) == ([], 0, 12)
+    dataset = shard_files(out, source, val_docs=0)
+    assert (dataset.shards("val"), len(dataset.blocks["val"]), dataset.total("train", "documents")) == ((), 0, 12)
 
 
 def test_the_manifest_says_nothing_of_clock_host_or_place(small, source, tmp_path):
@@ -563,7 +556,7 @@ def test_cat_keeps_line_ends_and_odd_characters(tmp_path, run):
     documents = ["first", "\r\n\n\x00\u2028<|endoftext|>", "  é😉\ufeff ", "\x1b[0m"]
     source = write_jsonl(tmp_path / "source.jsonl", documents)
     out = tmp_path / "out"
-    shard(out, plan_files(out, source, val_docs=1))
+    shard_files(out, source, val_docs=1)
     assert run("cat", out) == (0, "".join(documents[1:] + documents[:1]), "")
     records = [json.loads(line)["text"] for line in run("cat", out, "--json")[1].split("\n")[:-1]]
     assert records == documents[1:] + documents[:1]
@@ -612,8 +605,7 @@ def test_the_multiple_choice_sample(tmp_path, run, choices):
     assert Dataset(out).id == choices.id
     assert run("verify", out)[0] == 0
     examples = [json.loads(line) for line in run("cat", out, "--json")[1].splitlines()]
-    source = Path(sharding.__file__).parents[1] / "data" / "multiple_choice_sample.jsonl"
-    for line, example in zip(source.read_text().splitlines(), examples, strict=True):
+    for line, example in zip(CHOICES.read_text().splitlines(), examples, strict=True):
         assert example.pop("split") == "val"
         assert example.items() <= json.loads(line).items()
     readable = run("cat", out, "--docs", "1")[1].splitlines()
@@ -621,7 +613,7 @@ def test_the_multiple_choice_sample(tmp_path, run, choices):
 
 
 def test_only_the_whole_validation_set_is_called_hellaswag(tmp_path, run):
-    lines = (Path(sharding.__file__).parents[1] / "data" / "multiple_choice_sample.jsonl").read_text()
+    lines = CHOICES.read_text()
     source = tmp_path / "hellaswag_val.jsonl"
     source.write_text(lines)
     assert run("hellaswag", "--source", source, "--out", tmp_path / "out")[0] == 0
@@ -631,7 +623,7 @@ def test_only_the_whole_validation_set_is_called_hellaswag(tmp_path, run):
 
 
 def test_examples_that_changed_since_the_plan_are_refused(tmp_path, run, fails):
-    lines = (Path(sharding.__file__).parents[1] / "data" / "multiple_choice_sample.jsonl").read_text().splitlines(True)
+    lines = CHOICES.read_text().splitlines(True)
     source = tmp_path / "a.jsonl"
     source.write_text("".join(lines[:5]))
     out = tmp_path / "out"
@@ -661,9 +653,9 @@ def test_bad_input_is_one_line_and_no_traceback(tmp_path, fails, small):
     assert "expected at least one document with text, got none (empty text, no text, text is a int" in files(
         no_text, "--val-docs", "1", "--workers", "1"
     )
-    assert "all of its documents went to validation" in files(one)
+    assert "all of its documents went to validation" in files(one, "--val-docs", "1")
     assert "which is missing" in files(tmp_path / "nowhere.txt")
-    assert "expected .parquet, .jsonl, .jsonl.gz, .jsonl.zst, .txt, got " in files(tmp_path / "small" / "plan.json")
+    assert "expected .parquet, .jsonl, .ndjson, .json, .txt, " in files(tmp_path / "small" / "plan.json")
     assert "are the same file" in files(one, one)
     assert "expected a column 'body', got text" in files(one, "--text-column", "body")
     assert "--limit-docs: expected at least the 2 documents of validation, got 1" in files(
@@ -678,7 +670,7 @@ def test_bad_input_is_one_line_and_no_traceback(tmp_path, fails, small):
 def test_a_source_that_is_no_hellaswag_is_one_line_and_no_traceback(tmp_path, fails, source):
     out = tmp_path / "out"
     assert "source.jsonl line 1: expected 'ind' to be int" in fails("hellaswag", "--source", source, "--out", out)
-    assert "which is no file" in fails("hellaswag", "--source", tmp_path / "nowhere.jsonl", "--out", out)
+    assert "which is not a file" in fails("hellaswag", "--source", tmp_path / "nowhere.jsonl", "--out", out)
     assert not (out / "plan.json").exists()
 
 

@@ -29,6 +29,7 @@ class LoopbackHub:
         self.requests: list[str] = []
         self.ranges: list[tuple[str, int, int]] = []
         self.faults: list[str] = []
+        self.delay = 0.0  # seconds before each answer
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -58,6 +59,7 @@ class LoopbackHub:
         self._server.server_close()
 
     def _answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
+        time.sleep(self.delay)
         posted = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         self.requests.append(f"{request.command} {request.path}")
         path = unquote(urlsplit(request.path).path).lstrip("/")

@@ -655,7 +655,7 @@ def test_bad_input_is_one_line_and_no_traceback(tmp_path, fails, small):
     )
     assert "all of its documents went to validation" in files(one, "--val-docs", "1")
     assert "which is missing" in files(tmp_path / "nowhere.txt")
-    assert "expected .parquet, .jsonl, .ndjson, .json, .txt, " in files(tmp_path / "small" / "plan.json")
+    assert "expected .parquet, .jsonl, .ndjson, .json, .txt, " in files(tmp_path / "small" / "train.blocks.npy")
     assert "are the same file" in files(one, one)
     assert "expected a column 'body', got text" in files(one, "--text-column", "body")
     assert "--limit-docs: expected at least the 2 documents of validation, got 1" in files(

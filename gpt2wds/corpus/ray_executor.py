@@ -1,0 +1,317 @@
+"""Where tasks run: on the nodes of a Ray cluster. Needs the package ray (pip install 'gpt2wds[ray]').
+
+A chain of tasks is one Ray task on one core. It streams what it has done to this process, which submits again, from
+its first unfinished task on, a chain whose worker or node was lost.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from .. import __version__, files
+from ..errors import Error, reason
+from .executors import MakeRun, Report, Run, WorkerBug, as_message
+
+TRIES = 4  # of a task, each ended by the loss of its worker or node
+TELL_EVERY = 1.0  # seconds between a worker's messages
+NO_CORES_FOR = 600.0  # seconds that a cluster may take to get its first core: its nodes may be starting
+CONNECT_IN = 10.0  # seconds
+OBJECT_STORE = 100 << 20  # bytes, of a Ray of our own: nothing large goes through it
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """The cores of a Ray cluster.
+
+    address: HOST:PORT of the cluster's head, or "auto" for the one that this machine is a node of. None: the address in
+    RAY_ADDRESS, else a Ray of this machine's cores, which ends with the run. A program that has called ray.init()
+    stays connected as it is. at_once: tasks in flight, None for twice the cluster's cores, also of one that grows.
+
+    The nodes need the same versions of Python, Ray and gpt2wds as this machine, see the output directory under the same
+    path, and read the sources by the names in the plan.
+    """
+
+    address: str | None = None
+    at_once: int | None = None
+
+    def run_tasks(self, chains: Iterable[list[Any]], make_run: MakeRun, report: Report, *, out: Path) -> None:
+        """See executors.Executor. Raises Error also when Ray is not installed or the cluster cannot be reached."""
+        with _connected(self.address, self.at_once), _marked(out) as mark:
+            # The chains wait here, not in Ray, which would hold them all in memory.
+            _Driver(_Node(make_run, out, mark), report, self.at_once).run([list(chain) for chain in chains if chain])
+
+
+@dataclass
+class _Done:
+    """What a worker has done of a chain so far: in all, and at the end of its last finished task."""
+
+    tasks: int = 0
+    documents: int = 0
+    tokens: int = 0
+    kept_documents: int = 0
+    kept_tokens: int = 0
+
+    def add(self, documents: int, tokens: int) -> None:
+        self.documents, self.tokens = self.documents + documents, self.tokens + tokens
+
+    def keep(self) -> None:
+        self.kept_documents, self.kept_tokens = self.documents, self.tokens
+        self.tasks += 1
+
+
+@dataclass
+class _Chain:
+    """Tasks that one worker runs in order, and what is known of it."""
+
+    tasks: list[Any]
+    tries: int = 1
+    done: _Done = field(default_factory=_Done)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """What a node needs to run tasks of this run."""
+
+    make_run: MakeRun
+    out: Path
+    mark: str
+    version: str = __version__
+    key: str = field(default_factory=secrets.token_hex)
+
+    def ready(self) -> Run:
+        """Raises Error when this node cannot do what the others do."""
+        host = socket.gethostname()
+        if self.version != __version__:
+            raise Error(f"node {host}: expected gpt2wds {self.version}, as where the command runs, got {__version__}")
+        # Who finishes the dataset removes the mark with other temporary files.
+        if not ((self.out / self.mark).exists() or (self.out / "manifest.json").exists()):
+            raise Error(
+                f"node {host}: expected to see {self.out} as the machine does where the command runs, got another or "
+                "no directory; choose an --out that all nodes share (a network file system)"
+            )
+        return self.make_run()
+
+
+class _Driver:
+    """Keeps chains in flight until all are done."""
+
+    def __init__(self, node: _Node, report: Report, at_once: int | None):
+        import ray
+
+        self._ray, self._report, self._at_once = ray, report, at_once
+        self._key, self._node = node.key, ray.put(node)
+        # Ray's own retries would count what was done twice, and begin a chain again from its first task.
+        remote = ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")
+        self._work = remote(_work)
+        self._running: dict[Any, _Chain] = {}  # by the stream of what its worker says
+
+    def run(self, chains: list[list[Any]]) -> None:
+        todo = [_Chain(tasks) for tasks in reversed(chains)]
+        limits = _Limits(self._ray, self._at_once)
+        try:
+            while todo or self._running:
+                while todo and len(self._running) < limits.now():
+                    self._start(todo.pop())
+                ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=1.0)
+                if ready:  # and those that are ready by now
+                    ready, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+                self._report(0, 0, False)  # so that the line moves on while nothing comes
+                for stream in ready:
+                    self._receive(stream, todo)
+        finally:
+            for stream in self._running:
+                self._ray.cancel(stream, force=True)
+
+    def _start(self, chain: _Chain) -> None:
+        # The node travels in a list: a worker fetches and opens it once, not for each chain.
+        self._running[self._work.remote(self._key, [self._node], chain.tasks)] = chain
+
+    def _receive(self, stream: Any, todo: list[_Chain]) -> None:
+        chain, lost = self._running[stream], self._ray.exceptions
+        try:
+            said = self._ray.get(next(stream))
+        except StopIteration:
+            del self._running[stream]
+            return
+        except lost.RayTaskError as error:
+            raise _not_run(error) from None
+        except (
+            lost.WorkerCrashedError,
+            lost.NodeDiedError,
+            lost.LocalRayletDiedError,
+            lost.OutOfMemoryError,
+            lost.ObjectLostError,
+        ) as error:
+            del self._running[stream]
+            todo.append(self._again(chain, error))
+            return
+        if isinstance(said, BaseException):
+            raise said
+        self._count(chain.done, said)
+        chain.done = said
+
+    def _again(self, chain: _Chain, error: Exception) -> _Chain:
+        """The rest of a chain whose worker was lost; what it had counted of its unfinished task is taken back."""
+        done = chain.done
+        self._report(done.kept_documents - done.documents, done.kept_tokens - done.tokens, False)
+        rest = chain.tasks[done.tasks :]
+        tries = 1 if done.tasks else chain.tries + 1
+        if tries > TRIES:
+            raise Error(
+                f"the worker that made {rest[0]} was lost {TRIES} times, the last time: {reason(error)} "
+                "(out of memory?); the same command goes on, perhaps on larger nodes"
+            )
+        return _Chain(rest, tries)
+
+    def _count(self, before: _Done, now: _Done) -> None:
+        self._report(now.documents - before.documents, now.tokens - before.tokens, False)
+        for _ in range(now.tasks - before.tasks):
+            self._report(0, 0, True)
+
+
+class _Limits:
+    """How many chains may be in flight: twice the cores, so that none is idle and a cluster that can grow does."""
+
+    def __init__(self, ray: Any, at_once: int | None):
+        self._ray, self._at_once = ray, at_once
+        self._start, self._asked, self._cores = time.monotonic(), -10.0, 0
+
+    def now(self) -> int:
+        """Raises Error when the cluster still has no core after NO_CORES_FOR seconds."""
+        clock = time.monotonic()
+        if clock - self._asked > 5:
+            self._asked, self._cores = clock, int(self._ray.cluster_resources().get("CPU", 0))
+            if self._cores:
+                self._start = clock
+            elif clock - self._start > NO_CORES_FOR:
+                raise Error(f"Ray: expected a cluster with at least one core, got none for {NO_CORES_FOR:.0f} seconds")
+        return self._at_once or max(2, 2 * self._cores)
+
+
+_here: tuple[str, Run] | None = None  # in a worker: what runs the tasks of a run, kept from chain to chain
+
+
+def _work(key: str, node: list[Any], tasks: list[Any]) -> Iterator[_Done | Exception]:
+    """Runs in a worker: the tasks of a chain in order. Yields what is done every second and at the end, and last what
+    was raised."""
+    done, raised = _Done(), list[Exception]()
+
+    def work() -> None:
+        try:
+            run = _run_of(key, node)
+            for task in tasks:
+                run(task, done.add)
+                done.keep()
+        except OSError as error:
+            raised.append(Error(f"node {socket.gethostname()}: {error}"))
+        except Exception as error:
+            raised.append(as_message(error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(TELL_EVERY)
+        yield replace(done)
+    yield from raised
+
+
+def _run_of(key: str, node: list[Any]) -> Run:
+    global _here
+    if _here is None or _here[0] != key:
+        import ray
+
+        _here = key, ray.get(node[0]).ready()
+    return _here[1]
+
+
+def _not_run(error: Exception) -> Exception:
+    """A Ray task that failed before or outside of our code."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, ImportError | AttributeError):
+        return Error(
+            f"a node cannot load what the task needs ({reason(cause)}); install the same version of gpt2wds on all nodes"
+        )
+    return WorkerBug(str(error))
+
+
+@contextlib.contextmanager
+def _marked(out: Path) -> Iterator[str]:
+    """The name of a file that is in `out` for the time of the run: a node that sees it sees the same directory."""
+    mark = files.temporary_name(out / "shared")
+    mark.touch()
+    try:
+        yield mark.name
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _connected(address: str | None, cores: int | None) -> Iterator[None]:
+    """Connected to Ray, without its usage statistics, dashboard and messages. Raises Error when it cannot be."""
+    if importlib.util.find_spec("ray") is None:
+        raise Error("executor ray: expected the package ray, which is not installed; pip install 'gpt2wds[ray]'")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    if ray.is_initialized():
+        with contextlib.redirect_stdout(_WithoutRay()):
+            yield
+        return
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    own: dict[str, Any] = {}
+    if address == "local":
+        own = {"num_cpus": cores or os.cpu_count(), "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    else:
+        _expect_listener(address)
+    with contextlib.redirect_stdout(_WithoutRay()):
+        try:
+            ray.init(address, log_to_driver=False, configure_logging=False, **own)
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise Error(f"Ray at {address}: cannot connect ({reason(error).partition('. ')[0]})") from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _expect_listener(address: str) -> None:
+    """Ray itself would try for minutes, and say so on the terminal."""
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or "/" in host or not port.isdecimal():
+        raise Error(
+            f"Ray: expected the address auto or HOST:PORT of the cluster's head, got {address!r}; "
+            "the command itself runs on a node of the cluster (ray exec, ray job submit)"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_IN).close()
+    except (OSError, OverflowError) as error:
+        raise Error(f"Ray at {address}: cannot connect ({reason(error)}); is the cluster's head running?") from None
+
+
+class _WithoutRay:
+    """sys.stdout, but for what Ray's own threads print there: reports of lost workers and nodes, which we tell."""
+
+    def __init__(self) -> None:
+        import sys
+
+        self._stdout: TextIO = sys.stdout
+
+    def write(self, text: str) -> int:
+        if threading.current_thread().name.startswith("ray_"):
+            return len(text)
+        return self._stdout.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stdout, name)

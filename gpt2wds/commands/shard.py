@@ -1,5 +1,6 @@
 """gpt2wds-shard: a corpus → a dataset directory."""
 
+import logging
 import re
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import __version__
 from ..corpus import corpora, sharding
@@ -43,7 +45,7 @@ def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 
 
 def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of every command that makes a dataset of text; the command gets `out`, `cut`, `executor` and `task_slice`."""
+    """Options of every command that makes a dataset of text: it gets `out`, `cut`, `executor` and `task_slice`."""
 
     @click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset directory to make.")
     @click.option("--workers", type=click.IntRange(1), help="Processes; as many as there are cores if not given.")
@@ -204,7 +206,8 @@ def _make(
         print(f"{out}: already there, {totals(Dataset(out))}")
         return
     progress = _Progress(out)
-    missing = sharding.run_missing(out, plan, executor, task_slice=task_slice, progress=progress)
+    with logging_redirect_tqdm([logging.getLogger("gpt2wds")]):  # above the bar
+        missing = sharding.run_missing(out, plan, executor, task_slice=task_slice, progress=progress)
     progress.close()
     first, step = task_slice
     if step > 1 and missing:

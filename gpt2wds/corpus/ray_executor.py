@@ -26,6 +26,7 @@ TELL_EVERY = 1.0  # seconds between a worker's messages
 NO_CORES_FOR = 600.0  # seconds that a cluster may take to get its first core: its nodes may be starting
 CONNECT_IN = 10.0  # seconds
 OBJECT_STORE = 100 << 20  # bytes, of a Ray of our own: nothing large goes through it
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class _Chain:
     """Tasks that one worker runs in order, and what is known of it."""
 
     tasks: list[Any]
-    tries: int = 1
+    losses: int = 0  # of workers, at its first task
     done: _Done = field(default_factory=_Done)
 
 
@@ -142,8 +143,8 @@ class _Driver:
         except StopIteration:
             del self._running[stream]
             return
-        except lost.RayTaskError as error:
-            raise _not_run(error) from None
+        except lost.RayTaskError as error:  # before or outside of what _work watches
+            raise _cannot_load(error.cause) if isinstance(error.cause, ImportError) else WorkerBug(str(error)) from None
         except (
             lost.WorkerCrashedError,
             lost.NodeDiedError,
@@ -164,13 +165,14 @@ class _Driver:
         done = chain.done
         self._report(done.kept_documents - done.documents, done.kept_tokens - done.tokens, False)
         rest = chain.tasks[done.tasks :]
-        tries = 1 if done.tasks else chain.tries + 1
-        if tries > TRIES:
+        losses = 1 if done.tasks else chain.losses + 1
+        if losses == TRIES:
             raise Error(
                 f"the worker that made {rest[0]} was lost {TRIES} times, the last time: {reason(error)} "
                 "(out of memory?); the same command goes on, perhaps on larger nodes"
             )
-        return _Chain(rest, tries)
+        _LOG.warning("%s: its worker was lost, it is made again (%s)", rest[0], reason(error).partition(". ")[0])
+        return _Chain(rest, losses)
 
     def _count(self, before: _Done, now: _Done) -> None:
         self._report(now.documents - before.documents, now.tokens - before.tokens, False)
@@ -201,9 +203,9 @@ _here: tuple[str, Run] | None = None  # in a worker: what runs the tasks of a ru
 
 
 def _work(key: str, node: list[Any], tasks: list[Any]) -> Iterator[_Done | Exception]:
-    """Runs in a worker: the tasks of a chain in order. Yields what is done every second and at the end, and last what
-    was raised."""
-    done, raised = _Done(), list[Exception]()
+    """Runs in a worker: the tasks of a chain in order. Yields what is done, every second and whenever a task is, and
+    last what was raised."""
+    done, raised, news = _Done(), list[Exception](), threading.Event()
 
     def work() -> None:
         try:
@@ -211,16 +213,21 @@ def _work(key: str, node: list[Any], tasks: list[Any]) -> Iterator[_Done | Excep
             for task in tasks:
                 run(task, done.add)
                 done.keep()
+                news.set()
         except OSError as error:
             raised.append(Error(f"node {socket.gethostname()}: {error}"))
         except Exception as error:
             raised.append(as_message(error))
+        finally:
+            news.set()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(TELL_EVERY)
+        news.wait(TELL_EVERY)
+        news.clear()
         yield replace(done)
+    yield replace(done)
     yield from raised
 
 
@@ -229,18 +236,17 @@ def _run_of(key: str, node: list[Any]) -> Run:
     if _here is None or _here[0] != key:
         import ray
 
-        _here = key, ray.get(node[0]).ready()
+        try:
+            found = ray.get(node[0])
+        except ray.exceptions.RaySystemError as error:  # what it is made of is not known here
+            raise _cannot_load(error) from None
+        _here = key, found.ready()
     return _here[1]
 
 
-def _not_run(error: Exception) -> Exception:
-    """A Ray task that failed before or outside of our code."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, ImportError | AttributeError):
-        return Error(
-            f"a node cannot load what the task needs ({reason(cause)}); install the same version of gpt2wds on all nodes"
-        )
-    return WorkerBug(str(error))
+def _cannot_load(error: Exception) -> Error:
+    found = reason(error).removeprefix("System error: ")
+    return Error(f"a node cannot load what the tasks need ({found}); install the same gpt2wds on all nodes")
 
 
 @contextlib.contextmanager
@@ -260,6 +266,7 @@ def _connected(address: str | None, cores: int | None) -> Iterator[None]:
     if importlib.util.find_spec("ray") is None:
         raise Error("executor ray: expected the package ray, which is not installed; pip install 'gpt2wds[ray]'")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_DEDUP_LOGS"] = "0"  # else ray.shutdown() prints what its threads held back
     import ray
 
     if ray.is_initialized():

@@ -160,12 +160,12 @@ def program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def processes_of_node(node: int) -> list[int]:
-    """What srun started on a node, and all that came of it."""
+def processes_of_node(test: Path, node: int) -> list[int]:
+    """What this test's srun started on a node, and all that came of it."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if f"\0SLURM_NODEID={node}\0".encode() in path.joinpath("environ").read_bytes():
+            if f"\0NODE_OF_TEST={test}:{node}\0".encode() in path.joinpath("environ").read_bytes():
                 found.append(int(path.name))
     return found
 
@@ -183,7 +183,7 @@ def test_training_goes_on_exactly_when_a_node_is_lost(
     program(tools / "scontrol", f"printf '%s\\n' {' '.join(names)}")
     program(tools / "srun", f"""
         while [[ $1 == --* ]]; do shift; done
-        for SLURM_NODEID in 0 1; do export SLURM_NODEID; ( {on_node} "$@" ) & done
+        for SLURM_NODEID in 0 1; do export SLURM_NODEID NODE_OF_TEST={tmp_path}:$SLURM_NODEID; ( {on_node} "$@" ) & done
         wait -n; wait""")  # fmt: skip
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[0-1]", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "1"}
     changes = job | {"PATH": f"{tools}:{PROGRAMS}:{os.environ['PATH']}", "WAIT_FOR_NODES": "10"}
@@ -194,11 +194,11 @@ def test_training_goes_on_exactly_when_a_node_is_lost(
         process = subprocess.Popen(line, env=environment(**changes), stdout=file, stderr=subprocess.STDOUT)
     try:
         wait_until(lambda: "step 8: saved" in log.read_text() or process.poll() is not None, 60)
-        for number in processes_of_node(1):
+        for number in processes_of_node(tmp_path, 1):
             os.kill(number, signal.SIGKILL)
         process.wait(timeout=120)
     finally:
-        for number in [*processes_of_node(0), *processes_of_node(1)]:
+        for number in [*processes_of_node(tmp_path, 0), *processes_of_node(tmp_path, 1)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
         process.kill()

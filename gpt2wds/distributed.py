@@ -85,14 +85,14 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     if kind == "auto":
         kind = wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if kind not in ("cpu", "cuda", "mps"):
-        raise Error(f"run.device: expected auto, cpu, cuda or mps, got {wanted!r}")
+        raise Error(f"device: expected auto, cpu, cuda or mps, got {wanted!r}")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise Error(f"run.device: expected a CUDA device, this torch ({torch.__version__}) sees none; use auto")
+            raise Error(f"device: expected a CUDA device, this torch ({torch.__version__}) sees none; use auto")
         number = int(wanted.partition(":")[2] or local_rank)
         if number >= torch.cuda.device_count():
-            raise Error(f"run.device: expected one of {torch.cuda.device_count()} CUDA devices, got cuda:{number}")
+            raise Error(f"device: expected one of {torch.cuda.device_count()} CUDA devices, got cuda:{number}")
         return torch.device("cuda", number)
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise Error("run.device: expected Apple's MPS, which is not available here; use auto")
+        raise Error("device: expected Apple's MPS, which is not available here; use auto")
     return torch.device(kind)

@@ -33,7 +33,8 @@ def imported(name: str, path: Path) -> set[str]:
     return found & MODULES.keys()
 
 
-GRAPH = {name: imported(name, path) for name, path in MODULES.items()}
+# The package itself imports a public name when it is first used (test_public.py): it stands on nothing.
+GRAPH = {name: imported(name, path) for name, path in MODULES.items() if name != "gpt2wds"} | {"gpt2wds": set()}
 
 
 WINGS = ("corpus", "dataset", "train", "evaluate", "commands")

@@ -30,7 +30,8 @@ from gpt2wds.corpus.sharding import make_dataset
 from gpt2wds.dataset import prompts
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.distributed import World, join_world
-from gpt2wds.evaluate.hellaswag import ending_log_probabilities, load_questions, padding_share
+from gpt2wds.evaluate.hellaswag import ending_log_probabilities, padding_share
+from gpt2wds.evaluate.questions import load_questions
 from gpt2wds.model import GPT2, SIZES, GPT2Config, autocast
 from gpt2wds.tokenizer import END_OF_TEXT
 from gpt2wds.train.checkpoint import State, save_checkpoint

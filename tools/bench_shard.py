@@ -40,6 +40,7 @@ from gpt2wds.corpus.corpora import Files
 from gpt2wds.corpus.cutting import Cut
 from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.dataset.directory import Dataset
+from gpt2wds.fast_tokenizer import prove
 from gpt2wds.locations import package_folder
 from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
 
@@ -78,7 +79,7 @@ _encoder: Any = None
 
 def _begin() -> None:
     global _encoder
-    _encoder = load_tokenizer()._encoding
+    _encoder = load_tokenizer().encoding
 
 
 def _encode(row: dict[str, Any]) -> np.ndarray:
@@ -247,7 +248,7 @@ def stages(paths: list[Path]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         plan = sharding.make_plan(out, Files(tuple(map(str, paths))), Cut(val_docs=0))
-        run = TaskRunner(out, plan, load_tokenizer().prove_fast_engine())
+        run = TaskRunner(out, plan, prove(load_tokenizer()))
         tokens = 0
 
         def count(_: int, new: int) -> None:

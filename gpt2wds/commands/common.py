@@ -1,7 +1,11 @@
 """What the three commands share: how errors are said and how progress is shown."""
 
+import errno
+import io
 import json
+import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +16,15 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from ..errors import Error
+from ..errors import Error, reason
 
+_REMEDIES = {
+    errno.ENOSPC: "; make room, then the same command goes on",
+    errno.EDQUOT: "; make room in your quota, then the same command goes on",
+    errno.EACCES: "; check its permissions, or choose another place",
+    errno.EROFS: "; choose a place that can be written to",
+    errno.EMFILE: "; raise the limit of open files (ulimit -n)",
+}
 LINE_SECONDS = 10  # between progress lines where there is no terminal
 
 
@@ -38,14 +49,32 @@ class Commands(click.Group):
 @contextmanager
 def one_line_errors(worded: Callable[[str], str] = str) -> Iterator[None]:
     """Error (the user's input) and OSError (disk, network) become one line, exit code 1; the rest is our mistake."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character must not end an hour's work
     try:
         yield
-    except (Error, OSError) as error:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads, as `head` does, has enough. Python would say so once more when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except Error as error:
         print(f"error: {worded(' '.join(str(error).split()))}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"error: {_os_error(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def _os_error(error: OSError) -> str:
+    """What the system says, of which file, and what to do."""
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return f"{' → '.join(names)}{': ' if names else ''}{reason(error)}{remedy}"
 
 
 class ProgressLine:
@@ -93,4 +122,4 @@ class ProgressLine:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))

@@ -1,7 +1,8 @@
 """gpt2wds-eval: scores, losses, samples and reports of a trained model."""
 
+import itertools
 import json
-import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from ..dataset.prompts import ENDINGS, MODES
 from ..distributed import World, join_world
 from ..errors import Error
 from ..evaluate import hellaswag as multiple_choice
-from ..evaluate.text import generate, validation_loss
+from ..evaluate.questions import Questions, load_questions
+from ..evaluate.text import generate, text_loss
 from ..model import GPT2
 from ..tokenizer import load_tokenizer
 from ..train import report
 from ..train.checkpoint import load_weights
 from .common import Commands, ProgressLine, print_json
-from .models import find_weights
+from .models import find_weights, step_of
 
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 DTYPE = click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
@@ -35,7 +37,7 @@ def main() -> None:
     """Score, sample and report. MODEL is a run directory, a checkpoint, a Hugging Face directory or a Hub name."""
 
 
-@main.command()
+@main.command(name="hellaswag")
 @click.argument("model")
 @click.argument("other", required=False, metavar="[MODEL]")
 @click.option("--data", required=True, help="Dataset directory made by gpt2wds-shard hellaswag.")
@@ -45,7 +47,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @DEVICE
 @DTYPE
-def hellaswag(
+def hellaswag_command(
     model: str,
     other: str | None,
     data: str,
@@ -66,10 +68,10 @@ def hellaswag(
     with join_world(device) as world:
         dataset = Dataset(data)
         for name in (model, other) if other else (model,):
-            gpt2 = load_weights(find_weights(name)).to(world.device).eval()
-            questions = multiple_choice.load_questions(dataset, mode, gpt2.config.n_positions, limit)
+            gpt2, step = _load(name, world)
+            questions = load_questions(dataset, mode, gpt2.config.n_positions, limit)
             sums.append(_score(gpt2, questions, world, dtype))
-            results.append({"model": name, **multiple_choice.scores(questions, sums[-1])})
+            results.append({"model": name, "step": step, **multiple_choice.scores(questions, sums[-1])})
             records += [{"model": name, **record} for record in multiple_choice.per_example(questions, sums[-1])]
         if not world.is_main:
             return
@@ -80,7 +82,7 @@ def hellaswag(
         print_json({"models": results, "comparison": comparison} if other else results[0])
         return
     for result in results:
-        _print_scores(result, heading=f"{result['model']}: " if other else "")
+        _print_scores(result)
     if other:
         print(f"{other} less {model}, with McNemar's exact two-sided p")
     for score, pair in comparison.items():
@@ -88,7 +90,17 @@ def hellaswag(
         print(f"  {score:20} {pair['difference']:+.4f}{_error(pair['difference_stderr'])}, p = {pair['p']:.4g}, {only}")
 
 
-def _score(model: GPT2, questions: multiple_choice.Questions, world: World, dtype: str) -> np.ndarray:
+def _load(name: str, world: World) -> tuple[GPT2, int | None]:
+    """The model of a command line's MODEL, ready to read, and the step it is of."""
+    weights = find_weights(name)
+    return load_weights(weights).to(world.device).eval(), step_of(weights)
+
+
+def _heading(result: dict[str, Any]) -> str:
+    return result["model"] + ("" if result["step"] is None else f", step {result['step']:,}")
+
+
+def _score(model: GPT2, questions: Questions, world: World, dtype: str) -> np.ndarray:
     endings = len(questions.labels) * ENDINGS
     if not world.is_main:
         return multiple_choice.ending_log_probabilities(model, questions, world, dtype)
@@ -101,9 +113,9 @@ def _score(model: GPT2, questions: multiple_choice.Questions, world: World, dtyp
     return sums
 
 
-def _print_scores(result: dict[str, Any], heading: str) -> None:
+def _print_scores(result: dict[str, Any]) -> None:
     kind = f"{result['name']}, {result['mode']} mode, {result['examples']:,} examples"
-    print(f"{heading}{kind}, chance {1 / ENDINGS}")
+    print(f"{_heading(result)}: {kind}, chance {1 / ENDINGS}")
     for score in multiple_choice.SCORES:
         print(f"  {score:20} {result[score]:.4f}{_error(result[f'{score}_stderr'])}")
     if result["truncated"]:
@@ -114,89 +126,106 @@ def _error(standard_error: float | None) -> str:
     return "" if standard_error is None else f" ± {standard_error:.4f}"
 
 
-@main.command()
+@main.command(name="loss")
 @click.argument("model")
 @click.option("--data", required=True, help="Dataset directory of tokens.")
-@click.option("--split", type=click.Choice(SPLITS), default="val", show_default=True)
+@click.option("--split", type=click.Choice(SPLITS), default="val", show_default=True, help="Which split to read.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many tokens of the split.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @DEVICE
 @DTYPE
-def loss(model: str, data: str, split: str, as_json: bool, device: str, dtype: str) -> None:
+def loss_command(model: str, data: str, split: str, limit: int | None, as_json: bool, device: str, dtype: str) -> None:
     """Loss on a split, in the model's whole context: nats per token, perplexity and bits per byte of text."""
     with join_world(device) as world:
-        gpt2 = load_weights(find_weights(model)).to(world.device).eval()
+        gpt2, step = _load(model, world)
         dataset = Dataset(data)
         seq_len = gpt2.config.n_positions
-
-        def sequences(rank: int, world_size: int) -> Iterator[np.ndarray]:
-            return validation_sequences(
-                dataset,
-                split=split,
-                seq_len=seq_len,
-                max_tokens=dataset.total(split, "tokens"),
-                batch_sequences=max(1, 8192 // seq_len),
-                rank=rank,
-                world_size=world_size,
-            )
-
-        value = validation_loss(gpt2, sequences(world.rank, world.world_size), world, dtype)
+        batches = validation_sequences(
+            dataset,
+            split=split,
+            seq_len=seq_len,
+            max_tokens=min(limit or sys.maxsize, dataset.total(split, "tokens")),
+            batch_sequences=max(1, 8192 // seq_len),
+            rank=world.rank,
+            world_size=world.world_size,
+        )
+        watched = _watched(batches, limit or dataset.total(split, "tokens"), world) if world.is_main else batches
+        found = text_loss(gpt2, watched, load_tokenizer(), world, dtype)
         if not world.is_main:
             return
-    # Of the tokens that were predicted: what fills no sequence is no part of the loss either.
-    lengths, tokens, text_bytes = load_tokenizer().byte_lengths, 0, 0
-    for batch in sequences(0, 1):
-        tokens, text_bytes = tokens + batch[:, 1:].size, text_bytes + int(lengths[batch[:, 1:]].sum())
-    result = {
-        "model": model,
-        "corpus": dataset.corpus,
-        "split": split,
-        "tokens": tokens,
-        "text_bytes": text_bytes,
-        "loss": value,
-        "perplexity": math.exp(value),
-        "bits_per_byte": value * tokens / math.log(2) / text_bytes,
-    }
+    result = {"model": model, "step": step, "corpus": dataset.corpus, "split": split, **found}
     if as_json:
         print_json(result)
         return
+    per_byte = "" if result["bits_per_byte"] is None else f", {result['bits_per_byte']:.4f} bits per byte"
     print(
-        f"{dataset.corpus}, {split}: loss {value:.4f} nats per token, perplexity {result['perplexity']:,.2f}, "
-        f"{result['bits_per_byte']:.4f} bits per byte; {tokens:,} tokens of {text_bytes:,} bytes"
+        f"{_heading(result)}: {dataset.corpus}, {split}: loss {result['loss']:.4f} nats per token, perplexity "
+        f"{result['perplexity']:,.2f}{per_byte}; {result['tokens']:,} tokens of {result['text_bytes']:,} bytes"
     )
 
 
-@main.command()
+def _watched(batches: Iterator[np.ndarray], tokens: int, world: World) -> Iterator[np.ndarray]:
+    """The batches, with progress shown; this rank's share stands for all."""
+    progress = ProgressLine("reading", tokens, " tokens")
+    for batch in batches:
+        yield batch
+        progress.update(batch[:, 1:].size * world.world_size)
+    progress.close()
+
+
+@main.command(name="sample")
 @click.argument("model")
-@click.option("--prompt", "prompts", multiple=True, default=["Hello, I'm a language model,"], show_default=True)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    default=["Hello, I'm a language model,"],
+    show_default=True,
+    help="What a text begins with; several with --prompt … --prompt ….",
+)
+@click.option("--num", type=click.IntRange(1), default=1, show_default=True, help="Samples of each prompt.")
 @click.option("--tokens", type=click.IntRange(1), default=100, show_default=True, help="At most so many per sample.")
 @click.option(
     "--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="0: always the likeliest."
 )
 @click.option("--top-k", type=click.IntRange(0), default=50, show_default=True, help="0: all tokens.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Only the likeliest tokens that together have this probability.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the first sample; the next has the next seed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @DEVICE
-def sample(
-    model: str, prompts: tuple[str, ...], tokens: int, temperature: float, top_k: int, seed: int, device: str
+def sample_command(
+    model: str,
+    prompts: tuple[str, ...],
+    num: int,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    as_json: bool,
+    device: str,
 ) -> None:
-    """Text that the model makes of a prompt; several prompts with --prompt … --prompt …."""
+    """Text that the model makes of a prompt."""
     tokenizer = load_tokenizer()
     with join_world(device) as world:
-        gpt2 = load_weights(find_weights(model)).to(world.device).eval()
-        for number, prompt in enumerate(prompts if world.is_main else ()):
-            if number:
-                print("---")
-            print(
-                generate(
-                    gpt2,
-                    tokenizer,
-                    prompt,
-                    tokens=tokens,
-                    temperature=temperature,
-                    top_k=top_k,
-                    seed=seed,
-                    device=world.device,
-                )
-            )
+        gpt2, step = _load(model, world)
+        if not world.is_main:
+            return
+        choices: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        samples = []
+        for prompt, number in itertools.product(prompts, range(num)):
+            text = generate(gpt2, tokenizer, prompt, seed=seed + number, device=world.device, **choices)
+            samples.append({"prompt": prompt, "seed": seed + number, "text": text})
+            if not as_json:
+                print(("---\n" if len(samples) > 1 else "") + text)
+    if as_json:
+        print_json({"model": model, "step": step, **choices, "samples": samples})
 
 
 @main.command(name="report")

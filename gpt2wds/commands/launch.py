@@ -1,6 +1,7 @@
 """Settings and a world → data, model and optimizer → the training loop."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from ..dataset.directory import Dataset
 from ..dataset.loader import StepBatches, validation_sequences
 from ..distributed import World
 from ..errors import Error
-from ..evaluate.hellaswag import Questions, ending_log_probabilities, load_questions, scores
+from ..evaluate.hellaswag import score
+from ..evaluate.inference import NotFinite
+from ..evaluate.questions import Questions, load_questions
 from ..evaluate.text import generate, validation_loss
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
-from ..tokenizer import load_tokenizer
+from ..tokenizer import Tokenizer, load_tokenizer
 from ..train.checkpoint import State, load_state, load_weights, newest_sound_checkpoint
 from ..train.cost import flops_per_token, peak_flops
 from ..train.hf_tokenizer import tokenizer_files
@@ -90,7 +93,7 @@ def assemble(settings: Config, world: World) -> Assembly:
     model = (_fresh_model(settings) if checkpoint is None else load_weights(checkpoint)).to(world.device)
     update = Update(model, settings.train, world, sequences_per_step=settings.sequences_per_step, say=run.say)
     update.load_optimizer_tensors(tensors)
-    evaluate = _evaluation(settings, dataset, model.config, world)
+    evaluate = _evaluation(settings, dataset, model.config, world, run.say)
     return Assembly(settings, world, run, dataset, batches, model, update, evaluate, state, checkpoint)
 
 
@@ -172,7 +175,14 @@ def _dtype(settings: Config, world: World) -> str:
     return dtype
 
 
-def _evaluation(settings: Config, dataset: Dataset, config: GPT2Config, world: World) -> Evaluate:
+def _sample(model: GPT2, tokenizer: Tokenizer, prompt: str, settings: Config, world: World) -> str:
+    seed = settings.run.seed
+    return generate(model, tokenizer, prompt, tokens=settings.eval.sample_tokens, seed=seed, device=world.device)
+
+
+def _evaluation(
+    settings: Config, dataset: Dataset, config: GPT2Config, world: World, say: Callable[[str], None]
+) -> Evaluate:
     """What is measured every eval.every_steps: validation loss, HellaSwag, samples; each where there is something."""
     questions: Questions | None = None
     if settings.eval.hellaswag:
@@ -193,15 +203,18 @@ def _evaluation(settings: Config, dataset: Dataset, config: GPT2Config, world: W
                 world_size=world.world_size,
             )
             metrics["val_loss"] = validation_loss(model, batches, world, settings.train.dtype)
-        if questions is not None:
-            result = scores(questions, ending_log_probabilities(model, questions, world, settings.train.dtype))
-            metrics["hella_acc"], metrics["hellaswag"] = result["acc_norm_tokens"], result
-        if tokenizer is not None and world.is_main:
-            metrics["samples"] = []
-            for prompt in settings.eval.sample_prompts:
-                count, seed = settings.eval.sample_tokens, settings.run.seed
-                text = generate(model, tokenizer, prompt, tokens=count, seed=seed, device=world.device)
-                metrics["samples"].append({"prompt": prompt, "text": text})
+        try:
+            if questions is not None:
+                metrics["hella_acc"] = math.nan
+                metrics["hellaswag"] = score(model, questions, world, settings.train.dtype)
+                metrics["hella_acc"] = metrics["hellaswag"]["acc_norm_tokens"]
+            if tokenizer is not None and world.is_main:
+                metrics["samples"] = [
+                    {"prompt": prompt, "text": _sample(model, tokenizer, prompt, settings, world)}
+                    for prompt in settings.eval.sample_prompts
+                ]
+        except NotFinite as error:
+            say(f"WARNING: {error}")
         model.train()
         return metrics
 

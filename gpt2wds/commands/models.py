@@ -1,10 +1,10 @@
 """MODEL on a command line → a directory with weights."""
 
+import re
 import sys
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ..errors import Error, reason
 from ..train.checkpoint import CONFIG, WEIGHTS, newest_sound_checkpoint
@@ -13,6 +13,12 @@ from ..train.rundir import RunDirectory
 
 def _warn(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+def step_of(weights: Path) -> int | None:
+    """The step a checkpoint is of, None for other weights."""
+    found = re.fullmatch(r"step-(\d{7,})", weights.name)
+    return int(found[1]) if found else None
 
 
 def find_weights(model: str) -> Path:
@@ -27,5 +33,5 @@ def find_weights(model: str) -> Path:
         return newest
     try:
         return Path(snapshot_download(model, allow_patterns=[CONFIG, WEIGHTS]))
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of HTTP clients, which share no base
         raise Error(f"model {model}: expected a directory, or a name that the Hub knows ({reason(error)})") from None

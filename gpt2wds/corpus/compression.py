@@ -1,12 +1,15 @@
-"""Compressed sources, read as streams in which one can go forward cheaply, and back by beginning again."""
+"""Sources as streams of bytes, compressed or not, in which one can go forward cheaply."""
 
 import bz2
 import gzip
 import io
 import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, BinaryIO, cast
 
 import zstandard
@@ -93,3 +96,68 @@ class _ZstdStream(SeekableReader):
         while self._at < offset and self.readinto(dropped[: offset - self._at]):
             pass
         return self._at
+
+
+class Stream:
+    """A file, decompressed where it is compressed; opened when first needed, and kept where it was left.
+
+    It goes forward cheaply. Going back begins anew where the file is compressed: what was read too far is handed back.
+    """
+
+    def __init__(self, location: Location, decompressor: Decompressor | None):
+        self.location, self._decompressor = location, decompressor
+        self.place = 0
+        self._unread = b""
+
+    @cached_property
+    def _raw(self) -> BinaryIO:
+        return self.location.open()
+
+    @cached_property
+    def _file(self) -> BinaryIO:
+        return self._decompressor(self._raw) if self._decompressor else self._raw
+
+    def seek(self, place: int) -> None:
+        if place != self.place:
+            self.place, self._unread = self._file.seek(place), b""
+
+    def read(self, count: int) -> bytes:
+        data = self._again(count)
+        data += self._file.read(count - len(data))
+        self.place += len(data)
+        return data
+
+    def readline(self, at_most: int = sys.maxsize) -> bytes:
+        line = self._again(min(at_most, self._unread.find(b"\n") + 1 or at_most))
+        if len(line) < at_most and not line.endswith(b"\n"):
+            line += self._file.readline(at_most - len(line))
+        self.place += len(line)
+        return line
+
+    def unread(self, data: bytes) -> None:
+        self._unread = data + self._unread
+        self.place -= len(data)
+
+    def _again(self, count: int) -> bytes:
+        data, self._unread = self._unread[:count], self._unread[count:]
+        return data
+
+    def read_share(self) -> float:
+        """Which share of the file was read so far, by its own bytes."""
+        return self._raw.tell() / max(1, self.location.size)
+
+    def close(self) -> None:
+        if "_raw" in self.__dict__:
+            self._raw.close()
+
+
+@dataclass(frozen=True)
+class InBytes:
+    """A format whose runs are in bytes, of a file that may be compressed."""
+
+    decompressor: Decompressor | None = None
+    unit = "byte"
+
+    @property
+    def is_streamed(self) -> bool:
+        return self.decompressor is not None

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .. import files
+from .. import fast_tokenizer, files
 from ..dataset import shards
 from ..dataset.directory import Dataset
 from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, Manifest, ShardEntry, dataset_id
@@ -139,7 +139,7 @@ def run_missing(
 def _runner(out: Path, plan: Plan) -> TaskRunner:
     """Called on the machine that will run tasks. Raises Error where its tokenizer is not the plan's."""
     _refuse_other_tokenizer(out, plan)
-    return TaskRunner(out, plan, load_tokenizer().prove_fast_engine() if plan.kind == TOKENS else None)
+    return TaskRunner(out, plan, fast_tokenizer.prove(load_tokenizer()) if plan.kind == TOKENS else None)
 
 
 def discard_damaged(out: Path, todo: Sequence[Task]) -> None:

@@ -10,7 +10,8 @@ from ..locations import Location, located
 from .documents import OpenSource, Reader, Size
 from .examples import Examples
 from .hub import HubRows
-from .readers import BY_SUFFIX, WholeFile
+from .readers import BY_SUFFIX
+from .text import WholeFile
 
 WHOLE, EXAMPLES, DATASETS = "whole", "examples", "datasets"  # readers that no suffix says
 NOT_MEASURED = Size(0, None, is_exact=False)

@@ -13,6 +13,7 @@ from .. import files
 from ..dataset import prompts, shards
 from ..dataset.manifest import MULTIPLE_CHOICE, ShardEntry, SourceSpan
 from ..errors import EngineError, Error
+from ..fast_tokenizer import with_engine
 from ..tokenizer import Tokenizer, load_tokenizer
 from .documents import Document, OpenSource, Skipped
 from .plan import Plan, Receipt, Span, Task, receipt_path
@@ -93,8 +94,7 @@ class TaskRunner:
 
     def _write(self, file: BinaryIO, task: Task, content: Content, report: Report) -> shards.ShardSummary:
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer()
-            self._tokenizer.use_fast_engine(self._differing)
+            self._tokenizer = with_engine(load_tokenizer(), self._differing)
         if self._plan.kind == MULTIPLE_CHOICE:
             examples = self.documents(task, content.taken)
             return _write_examples(file, task, examples, self._tokenizer, content, report)
@@ -103,10 +103,16 @@ class TaskRunner:
         return shards.write_token_shard(file, task.shard, _encoded(texts, task, self._tokenizer, held, content, report))
 
     def _entry(self, task: Task, content: Content, summary: shards.ShardSummary) -> ShardEntry:
-        spans = []
+        spans, first = [], 0
+        left_out = np.array(sorted(ordinal for places in content.skipped.values() for ordinal in places))
         for span, taken in zip(task.spans, content.taken, strict=True):
             source = self._plan.sources[span.source]
-            spans.append(SourceSpan(source.name, span.first, taken if span.count is None else span.count, source.unit))
+            used = taken - int(((left_out >= first) & (left_out < first + taken)).sum())
+            first += taken
+            count = taken if span.count is None else span.count
+            # Of a single span the shard's own number of documents tells.
+            documents = used if len(task.spans) > 1 else None
+            spans.append(SourceSpan(source.name, span.first, count, source.unit, documents))
         return ShardEntry(
             file=f"{task.shard}.tar.zst",
             bytes=summary.bytes,

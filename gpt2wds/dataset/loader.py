@@ -9,6 +9,7 @@ order (order.py). Tar reading and grouping are WebDataset's own.
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class StepBatches(IterableDataset):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; iterators made before come to their end.
+        """Go on from a state: with a new iterator, those made before are of no use any more.
 
         Raises Error for the state of another dataset, seed or seq_len, of a later version, and for what is no state.
         """
@@ -118,16 +119,16 @@ class StepBatches(IterableDataset):
         self._iterators += 1
         current = self._iterators
         while True:
-            start = self._position
+            start, following = self._position, Position(self._position.epoch + 1)
             steps = Slots(self.sequences, self.sequences_per_step, start.taken).steps
+            if not steps:
+                self._position = following
+                continue
             for done, sequences in enumerate(self._epoch(start), 1):
+                self._position = start.after(self.sequences_per_step, done) if done < steps else following
+                yield sequences
                 if self._iterators != current:
                     raise RuntimeError("StepBatches: one iterator at a time, this one is older than the state")
-                self._position = start.after(self.sequences_per_step, done)
-                if done == steps:
-                    self._position = Position(start.epoch + 1)
-                yield sequences
-            self._position = Position(start.epoch + 1)
 
     def _too_short(self) -> str:
         if not self.sequences:
@@ -144,15 +145,15 @@ class StepBatches(IterableDataset):
         if not self.num_workers:
             yield from dataset
             return
-        # Each worker gives its slots of a step; the loader takes turns, so a step is one part from each.
+        # Each worker gives its slots of a step; the loader takes turns, so a step is one share from each.
         loader = DataLoader(dataset, batch_size=None, num_workers=self.num_workers, prefetch_factor=4)
-        parts = iter(loader)
-        while step := [part for _, part in zip(range(self.num_workers), parts, strict=False)]:
+        shares = iter(loader)
+        while step := list(islice(shares, self.num_workers)):
             assert len(step) == self.num_workers
-            problems = [part for part in step if isinstance(part, str)]
+            problems = [share for share in step if isinstance(share, str)]
             if problems:
                 raise Error(problems[0])
-            yield np.concatenate([part.numpy() for part in step])
+            yield np.concatenate([share.numpy() for share in step])
 
 
 class EpochSequences(IterableDataset):
@@ -231,7 +232,7 @@ def _checked_taken(pairs: list[Any], sequences: int) -> tuple[tuple[int, int], .
     taken: tuple[tuple[int, int], ...] = ()
     for pair in pairs:
         whole = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n > 0 for n in pair)
-        if not whole or pair[0] > sequences or pair[1] > Slots(sequences, pair[0], taken).steps:
+        if not whole or pair[1] > Slots(sequences, pair[0], taken).steps:
             raise Error(f"'taken': expected steps of an epoch of {sequences} sequences, got {repr(pairs)[:80]}")
         taken = (*taken, (pair[0], pair[1]))
     return taken

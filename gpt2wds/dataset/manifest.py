@@ -6,11 +6,9 @@ and written again: within a major version readers ignore what they do not know, 
 
 import hashlib
 import json
-from bisect import bisect_right
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any
 
 from ..errors import Error, reason
@@ -29,21 +27,27 @@ class LaterFormat(Error):
 
 @dataclass(frozen=True)
 class SourceSpan:
-    """A run of a source's documents: `count` of its `unit` ("row", "byte", "example") from `first` on."""
+    """A run of a source's documents: `count` of its `unit` ("row", "byte", "example") from `first` on.
+
+    documents: how many of them are in the shard, the skipped not counted; said where a shard has several spans.
+    """
 
     source: str
     first: int
     count: int
     unit: str
+    documents: int | None = None
 
     def record(self) -> Record:
-        return {"source": self.source, f"first_{self.unit}": self.first, "count": self.count}
+        said = {} if self.documents is None else {"documents": self.documents}
+        return {"source": self.source, f"first_{self.unit}": self.first, "count": self.count, **said}
 
     @classmethod
     def from_record(cls, record: Any) -> "SourceSpan":
         source, count = member(record, "source", str), member(record, "count", int)
         unit = next((key.removeprefix("first_") for key in record if key.startswith("first_")), "row")
-        return cls(source, member(record, f"first_{unit}", int), count, unit)
+        documents = member(record, "documents", int) if "documents" in record else None
+        return cls(source, member(record, f"first_{unit}", int), count, unit, documents)
 
 
 @dataclass(frozen=True)
@@ -68,19 +72,14 @@ class ShardEntry:
         return self.file.partition(".")[0]
 
     def documents_by_source(self) -> dict[str, int | None]:
-        """Documents that each source gave, the skipped not counted; None where spans count bytes of several sources."""
-        sources = dict.fromkeys(span.source for span in self.spans)
-        if len(sources) == 1:
-            return dict.fromkeys(sources, self.documents)
-        if any(span.unit == "byte" for span in self.spans):
-            return dict.fromkeys(sources)
-        ends = list(accumulate(span.count for span in self.spans))
-        counts = Counter[str]()
+        """Documents that each source gave, the skipped not counted; None where an older writer did not say."""
+        if len({span.source for span in self.spans}) == 1:
+            return {self.spans[0].source: self.documents}
+        counts: dict[str, int | None] = dict.fromkeys((span.source for span in self.spans), 0)
         for span in self.spans:
-            counts[span.source] += span.count
-        for ordinal in chain.from_iterable(self.skipped.values()):
-            counts[self.spans[min(bisect_right(ends, ordinal), len(ends) - 1)].source] -= 1
-        return {source: counts[source] for source in sources}
+            before = counts[span.source]
+            counts[span.source] = None if before is None or span.documents is None else before + span.documents
+        return counts
 
     def record(self) -> Record:
         plain = {name: getattr(self, name) for name in _SHARD_FIELDS}

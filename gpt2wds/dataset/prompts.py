@@ -37,26 +37,26 @@ def read_examples(path: Path) -> Iterator[dict[str, Any]]:
         raise Error(f"{path}: expected examples in HellaSwag's schema, got an empty file")
 
 
-def prompt_tokens(example: dict[str, Any], mode: str, tokenizer: Tokenizer) -> np.ndarray:
-    """(tokens,) uint16: `<|endoftext|>` context, then `<|endoftext|>` ending, four times."""
+def prompt_texts(example: Mapping[str, Any], mode: str) -> tuple[str, list[str]]:
+    """What a mode shows of an example: the context, and the endings that follow it after a space."""
     if mode == "completion":
-        context, endings = example["ctx"], example["endings"]
+        return example["ctx"], example["endings"]
+    context = harness_text(f"{example['activity_label']}: {example['ctx_a']} {example['ctx_b'].capitalize()}")
+    return context, [harness_text(ending) for ending in example["endings"]]
+
+
+def prompt_tokens(example: Mapping[str, Any], mode: str, tokenizer: Tokenizer) -> np.ndarray:
+    """(tokens,) uint16: `<|endoftext|>` context, then `<|endoftext|>` ending, four times."""
+    context, endings = prompt_texts(example, mode)
+    if mode == "completion":
+        pieces = [tokenizer.encode(context), *(tokenizer.encode(" " + ending) for ending in endings)]
     else:
-        context = harness_text(f"{example['activity_label']}: {example['ctx_a']} {example['ctx_b'].capitalize()}")
-        endings = [harness_text(ending) for ending in example["endings"]]
-    context_ids = tokenizer.encode(context)
-    parts = [context_ids]
-    for ending in endings:
-        if mode == "completion":
-            parts.append(tokenizer.encode(" " + ending))
-        else:
-            # The harness moves blanks at the context's end to the ending before it encodes both together.
-            stripped = context.rstrip()
-            if len(stripped) < len(context):
-                parts[0] = tokenizer.encode(stripped)
-            parts.append(tokenizer.encode(context + " " + ending)[len(parts[0]) :])
+        # The harness moves blanks at the context's end to the ending before it encodes both together.
+        context_ids = tokenizer.encode(context.rstrip())
+        joined = [tokenizer.encode(f"{context} {ending}") for ending in endings]
+        pieces = [context_ids, *(ids[len(context_ids) :] for ids in joined)]
     separator = np.array([END_OF_TEXT], dtype=np.uint16)
-    return np.concatenate([piece for part in parts for piece in (separator, part)])
+    return np.concatenate([array for piece in pieces for array in (separator, piece)])
 
 
 def stored_example(key: str, members: Mapping[str, bytes]) -> dict[str, Any]:
@@ -78,12 +78,6 @@ def split_prompt(tokens: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """The context and the endings of a stored prompt."""
     context, *endings = np.split(tokens, np.flatnonzero(tokens == END_OF_TEXT))[1:]
     return context[1:], [ending[1:] for ending in endings]
-
-
-def ending_lengths(example: dict[str, Any], mode: str) -> list[tuple[int, int]]:
-    """(characters, UTF-8 bytes) of each ending as the mode shows it, without the space before it."""
-    texts = example["endings"] if mode == "completion" else [harness_text(e) for e in example["endings"]]
-    return [(len(text), len(text.encode())) for text in texts]
 
 
 def harness_text(text: str) -> str:

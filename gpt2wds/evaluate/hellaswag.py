@@ -3,12 +3,10 @@
 Four scores, because "accuracy" alone says little: endings compared by the sum of their log-probabilities (`acc`),
 and by that sum per token, per character (what EleutherAI's harness calls acc_norm) and per byte.
 
-The four endings of an example have one context, so the model reads it once: a row is the context and behind it the
-endings, each of which counts its positions from the context's end and sees the context and itself, not the others.
+What a model reads is in questions.py.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,89 +14,37 @@ import torch
 from torch import Tensor
 
 from ..dataset import prompts
-from ..dataset.directory import Dataset
-from ..dataset.manifest import MULTIPLE_CHOICE
 from ..distributed import World
-from ..errors import Error
 from ..model import GPT2
 from ..tokenizer import END_OF_TEXT
-from .inference import check_vocabulary, inference, target_log_probabilities
+from .inference import check_vocabulary, inference, not_finite, target_log_probabilities
+from .questions import CONTEXT, NORMS, PADDING, Packed, Questions
 
-NORMS = ("tokens", "characters", "bytes")
 SCORES = ("acc", *(f"acc_norm_{norm}" for norm in NORMS))
 BATCH_TOKENS, BATCH_TOKENS_CPU = 8192, 1024  # padded tokens of one forward pass; a CPU's caches are small
 PADDING_SHARE = 1 / 16  # of a batch, at most: a small set has no two rows of one length
-CONTEXT, PADDING = -1, -2  # segments of a row that are no ending
 
 
-@dataclass(frozen=True)
-class Row:
-    """What the model reads at once: T tokens, a context and one or more endings without their last tokens.
+def score(
+    model: GPT2,
+    questions: Questions,
+    world: World | None = None,
+    dtype: str = "float32",
+    progress: Callable[[int], None] = lambda endings: None,
+) -> dict[str, Any]:
+    """Score a model on a set: acc and acc_norm by tokens, characters and bytes, each with its standard error.
 
-    The P tokens of those endings are what is predicted: `targets[i]` by the row's position `predictors[i]`, for the
-    ending `owners[i]` of the set (ending k of example e is 4 e + k).
+    world: the ranks that share the work, None for this process alone on the model's device. dtype: of the matrix
+    products, "float32" or "bfloat16". Raises Error for a model of another vocabulary, and NotFinite for one whose
+    numbers are none.
+
+    >>> from gpt2wds import Dataset, load_questions, load_weights, score
+    >>> questions = load_questions(Dataset("data/hellaswag"), "lm-eval", 1024)  # doctest: +SKIP
+    >>> score(load_weights("runs/gpt2-124m"), questions)["acc_norm_characters"]  # doctest: +SKIP
+    0.3114
     """
-
-    tokens: np.ndarray  # (T,)
-    positions: np.ndarray  # (T,)
-    segments: np.ndarray  # (T,) CONTEXT, or the ending's number in this row
-    predictors: np.ndarray  # (P,)
-    targets: np.ndarray  # (P,)
-    owners: np.ndarray  # (P,)
-
-
-@dataclass(frozen=True)
-class Questions:
-    """A set of E examples made ready for one prompt mode."""
-
-    name: str
-    mode: str
-    rows: list[Row]
-    lengths: dict[str, np.ndarray]  # by norm: (E, 4)
-    labels: np.ndarray  # (E,)
-    inds: list[int]
-    truncated: int  # endings whose context lost tokens on the left, to fit the model's positions
-
-
-def load_questions(dataset: Dataset, mode: str, n_positions: int, limit: int | None = None) -> Questions:
-    """Read a multiple-choice dataset, or its first `limit` examples.
-
-    Raises Error for another kind of dataset, an unknown mode, and an ending that the model cannot hold.
-    """
-    if dataset.kind != MULTIPLE_CHOICE:
-        raise Error(
-            f"dataset {dataset.path}: expected multiple-choice examples, got {dataset.kind}; "
-            "make some with gpt2wds-shard hellaswag"
-        )
-    if mode not in prompts.MODES:
-        raise Error(f"mode: expected {' or '.join(prompts.MODES)}, got {mode!r}")
-    rows: list[Row] = []
-    labels: list[int] = []
-    inds: list[int] = []
-    truncated = 0
-    lengths: dict[str, list[list[int]]] = {norm: [] for norm in NORMS}
-    for example in dataset.examples("val"):
-        if limit is not None and len(labels) >= limit:
-            break
-        context, endings = prompts.split_prompt(example["prompts"][mode])
-        if not len(context):
-            context = np.array([END_OF_TEXT], dtype=np.uint16)
-        longest = max(map(len, endings))
-        if longest > n_positions:
-            raise Error(
-                f"dataset {dataset.path}: example {example['ind']} has an ending of {longest} tokens, expected at most "
-                f"{n_positions}, the model's n_positions; leave the example out, or score a model that holds it"
-            )
-        truncated += sum(len(context) + len(ending) > n_positions + 1 for ending in endings)
-        rows += _rows(context, endings, prompts.ENDINGS * len(labels), n_positions)
-        texts = prompts.ending_lengths(example, mode)
-        lengths["tokens"].append([len(ending) for ending in endings])
-        lengths["characters"].append([characters for characters, _ in texts])
-        lengths["bytes"].append([size for _, size in texts])
-        labels.append(example["label"])
-        inds.append(example["ind"])
-    arrays = {norm: np.array(values) for norm, values in lengths.items()}
-    return Questions(dataset.corpus, mode, rows, arrays, np.array(labels), inds, truncated)
+    world = world or World(0, 1, next(model.parameters()).device)
+    return scores(questions, ending_log_probabilities(model, questions, world, dtype, progress))
 
 
 def ending_log_probabilities(
@@ -113,7 +59,7 @@ def ending_log_probabilities(
     Rows go in order of their length and are padded on the right, which nobody sees; only positions that predict
     something go through the head. Batches are cut before they are dealt out, so the ranks compute what one would, to
     the last digit; `progress` hears of the endings that this rank has done.
-    Raises Error for a model with another vocabulary than GPT-2's.
+    Raises Error for a model with another vocabulary than GPT-2's, and NotFinite for one whose numbers are none.
     """
     check_vocabulary(model)
     log_p, owners = [torch.zeros(0, device=world.device)], [np.zeros(0, dtype=np.int64)]
@@ -126,11 +72,17 @@ def ending_log_probabilities(
     here = torch.cat(log_p).double().cpu() if world.device.type != "mps" else torch.cat(log_p).cpu().double()
     sums = np.bincount(np.concatenate(owners), here.numpy(), minlength=prompts.ENDINGS * len(questions.labels))
     total = world.sum(torch.from_numpy(sums).float().to(world.device))
-    return total.cpu().numpy().astype(np.float64).reshape(-1, prompts.ENDINGS)
+    summed = total.cpu().numpy().astype(np.float64).reshape(-1, prompts.ENDINGS)
+    if not np.isfinite(summed).all():
+        raise not_finite(model, "log-probabilities of endings", dtype)
+    return summed
 
 
 def scores(questions: Questions, sums: np.ndarray) -> dict[str, Any]:
-    """The result as it is printed and logged: four accuracies with their standard errors, and what was scored."""
+    """The result of (E, 4) sums of the endings' log-probabilities, of whatever model gave them.
+
+    Four accuracies with their standard errors, and what was scored.
+    """
     result: dict[str, Any] = {"name": questions.name, "mode": questions.mode, "examples": len(questions.labels)}
     for score, right in _right(questions, sums).items():
         result[score] = float(right.mean())
@@ -207,38 +159,10 @@ def padding_share(questions: Questions, device: torch.device) -> float:
     return 1 - sum(len(row.tokens) for row in questions.rows) / read
 
 
-def _rows(context: np.ndarray, endings: list[np.ndarray], first_owner: int, n_positions: int) -> list[Row]:
-    """One row for an example, or one for each ending where they leave the context different room."""
-    contexts = [context[-(n_positions + 1 - len(ending)) :] for ending in endings]
-    if all(len(cut) == len(context) for cut in contexts):
-        return [_row(context, endings, first_owner)]
-    return [_row(cut, [ending], first_owner + k) for k, (cut, ending) in enumerate(zip(contexts, endings, strict=True))]
-
-
-def _row(context: np.ndarray, endings: list[np.ndarray], first_owner: int) -> Row:
-    tokens, positions, segments = [context], [np.arange(len(context))], [np.full(len(context), CONTEXT)]
-    predictors, at = [], len(context)
-    for k, ending in enumerate(endings):
-        read = len(ending) - 1  # nothing is predicted from an ending's last token
-        tokens.append(ending[:read])
-        positions.append(len(context) + np.arange(read))
-        segments.append(np.full(read, k))
-        predictors += [np.array([len(context) - 1]), at + np.arange(read)]
-        at += read
-    return Row(
-        tokens=np.concatenate(tokens),
-        positions=np.concatenate(positions),
-        segments=np.concatenate(segments),
-        predictors=np.concatenate(predictors),
-        targets=np.concatenate(endings),
-        owners=np.repeat(first_owner + np.arange(len(endings)), [len(ending) for ending in endings]),
-    )
-
-
-def _batches(rows: list[Row], device: torch.device) -> list[list[Row]]:
+def _batches(rows: list[Packed], device: torch.device) -> list[list[Packed]]:
     """Rows in ascending length, in batches of at most BATCH_TOKENS tokens and PADDING_SHARE padding, or one row."""
     most = BATCH_TOKENS_CPU if device.type == "cpu" else BATCH_TOKENS
-    batches: list[list[Row]] = []
+    batches: list[list[Packed]] = []
     tokens = 0  # of the last batch, without padding
     for row in sorted(rows, key=lambda row: len(row.tokens)):
         tokens += len(row.tokens)
@@ -251,7 +175,7 @@ def _batches(rows: list[Row], device: torch.device) -> list[list[Row]]:
     return batches
 
 
-def _batch_log_probabilities(model: GPT2, batch: list[Row], device: torch.device) -> Tensor:
+def _batch_log_probabilities(model: GPT2, batch: list[Packed], device: torch.device) -> Tensor:
     """(P,) log-probabilities in nats of the targets of all rows, B of them, the last being the longest."""
     longest = len(batch[-1].tokens)
     tokens = np.full((len(batch), longest), END_OF_TEXT, dtype=np.int64)

@@ -53,6 +53,20 @@ def check_vocabulary(model: GPT2) -> None:
         )
 
 
+class NotFinite(Error):
+    """A model whose numbers are none: infinite, or not numbers."""
+
+
+def not_finite(model: GPT2, what: str, dtype: str) -> NotFinite:
+    """The error for results that are not finite: the first weight that is not, if it is one."""
+    for name, parameter in model.named_parameters():
+        bad = int((~torch.isfinite(parameter)).sum())
+        if bad:
+            return NotFinite(f"model: expected finite weights, {bad} of {name} are not; use an earlier checkpoint")
+    hint = 'compute in dtype "float32"' if dtype != "float32" else "use an earlier checkpoint"
+    return NotFinite(f"model: expected finite {what}, got some that are not; {hint}")
+
+
 class _PackedWeights(TorchFunctionMode):
     """`F.linear` by oneDNN, each parameter brought into its blocked layout when it is first met.
 

@@ -1,6 +1,8 @@
 """Validation loss and samples."""
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +10,7 @@ import torch
 from ..distributed import World
 from ..model import GPT2
 from ..tokenizer import END_OF_TEXT, Tokenizer
-from .inference import check_vocabulary, inference, target_log_probabilities
+from .inference import check_vocabulary, inference, not_finite, target_log_probabilities
 
 
 def validation_loss(model: GPT2, batches: Iterable[np.ndarray], world: World, dtype: str) -> float:
@@ -17,9 +19,45 @@ def validation_loss(model: GPT2, batches: Iterable[np.ndarray], world: World, dt
     Tokens' losses are added up in float64 (float32 on MPS, which has no more), so that neither their number nor how
     they are shared out shows in the sum. Raises Error for a model with another vocabulary than GPT-2's.
     """
+    loss_sum, tokens, _ = _totals(model, batches, world, dtype, np.zeros(1 << 16))
+    return loss_sum / tokens
+
+
+def text_loss(
+    model: GPT2,
+    batches: Iterable[np.ndarray],
+    tokenizer: Tokenizer,
+    world: World,
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """The loss of all ranks' (B, T + 1) uint16 sequences, and what it means: tokens, text_bytes, loss (nats per token),
+    perplexity and bits_per_byte.
+
+    Of the tokens that are predicted: what fills no sequence counts nowhere. Raises Error as validation_loss does, and
+    NotFinite where the loss is not a number.
+    """
+    lengths = np.zeros(1 << 16)
+    lengths[: len(tokenizer.byte_lengths)] = tokenizer.byte_lengths
+    loss_sum, tokens, text_bytes = _totals(model, batches, world, dtype, lengths)
+    loss = loss_sum / tokens
+    if not math.isfinite(loss):
+        raise not_finite(model, "loss", dtype)
+    return {
+        "tokens": int(tokens),
+        "text_bytes": int(text_bytes),
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_byte": loss_sum / math.log(2) / text_bytes if text_bytes else None,
+    }
+
+
+def _totals(
+    model: GPT2, batches: Iterable[np.ndarray], world: World, dtype: str, byte_lengths: np.ndarray
+) -> tuple[float, float, float]:
+    """Loss, tokens and bytes of what is predicted, over all ranks."""
     check_vocabulary(model)
     exact = torch.float64 if world.device.type != "mps" else torch.float32
-    total = torch.zeros(2, dtype=exact, device=world.device)
+    total = torch.zeros(3, dtype=exact, device=world.device)
     with inference(world.device, dtype):
         for batch in batches:
             tokens = torch.from_numpy(batch.astype(np.int64)).to(world.device)
@@ -27,8 +65,9 @@ def validation_loss(model: GPT2, batches: Iterable[np.ndarray], world: World, dt
             log_p = target_log_probabilities(model, hidden.flatten(0, 1), tokens[:, 1:].flatten())  # (B T,)
             total[0] -= log_p.to(exact).sum()
             total[1] += len(log_p)
-    loss_sum, count = world.sum(total).tolist()
-    return loss_sum / count
+            total[2] += float(byte_lengths[batch[:, 1:]].sum())
+    loss_sum, count, text_bytes = world.sum(total).tolist()
+    return loss_sum, count, text_bytes
 
 
 def unigram_entropy(tokens: Iterable[np.ndarray]) -> float:
@@ -48,6 +87,7 @@ def generate(
     *,
     tokens: int,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     top_k: int = 50,
     seed: int = 0,
     device: torch.device | None = None,
@@ -55,9 +95,10 @@ def generate(
 ) -> str:
     """The prompt and what the model makes of it: at most `tokens` more tokens, or until `<|endoftext|>`.
 
-    temperature 0 always takes the likeliest token; top_k 0 considers all. The same seed gives the same text, with
+    temperature 0 always takes the likeliest token; top_k 0 considers all; top_p 0.9 only those likeliest ones that
+    together have nine tenths of the probability. The same seed gives the same text, with
     and without the cache of keys and values. When the model's positions are full, it goes on from the last half.
-    Raises Error for a model with another vocabulary than GPT-2's.
+    Raises Error for a model with another vocabulary than GPT-2's, and NotFinite for one whose numbers are none.
     """
     check_vocabulary(model)
     generator = torch.Generator().manual_seed(seed)
@@ -70,17 +111,25 @@ def generate(
         fresh = ids[start:] if past is None else ids[-1:]
         hidden, present = model.hidden(torch.tensor([fresh], device=device), past)
         past = present if use_cache else None
-        token = _choose(model.logits(hidden[0, -1])[: END_OF_TEXT + 1].float().cpu(), temperature, top_k, generator)
+        logits = model.logits(hidden[0, -1])[: END_OF_TEXT + 1].float().cpu()
+        if not torch.isfinite(logits).all():
+            raise not_finite(model, "logits", "float32")
+        token = choose_token(logits, temperature, top_k, top_p, generator)
         if token == END_OF_TEXT:
             break
         ids.append(token)
     return prompt + tokenizer.decode(np.array(ids[given:], dtype=np.uint16))
 
 
-def _choose(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
+def choose_token(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
     if temperature == 0:
         return int(logits.argmax())
     if top_k:
         threshold = logits.topk(min(top_k, len(logits))).values[-1]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
-    return int(torch.multinomial(torch.softmax(logits / temperature, dim=0), 1, generator=generator))
+    p = torch.softmax(logits / temperature, dim=0)
+    if top_p < 1:
+        ordered, places = p.sort(descending=True)
+        beyond = ordered.cumsum(dim=0) - ordered >= top_p  # the first one never is
+        p[places[beyond]] = 0
+    return int(torch.multinomial(p, 1, generator=generator))

@@ -146,8 +146,13 @@ def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path |
     return None
 
 
-def load_weights(path: Path) -> GPT2:
-    """A model from a directory in Hugging Face layout. Raises Error for what is no GPT-2."""
+def load_weights(path: str | Path) -> GPT2:
+    """A model from a directory in Hugging Face layout, a checkpoint for example. Raises Error for what is no GPT-2.
+
+    >>> load_weights("runs/gpt2-124m/checkpoints/step-0019073").config.n_layer  # doctest: +SKIP
+    12
+    """
+    path = Path(path)
     try:
         config = json.loads((path / CONFIG).read_text())
         tensors = load_file(path / WEIGHTS)

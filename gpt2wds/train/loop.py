@@ -21,12 +21,10 @@ from ..model import GPT2
 from .checkpoint import State, save_checkpoint
 from .recipe import Checkpoint
 from .rundir import RunDirectory
-from .signals import Signals
+from .signals import Agreement, Signals
 from .update import Pending, Row, Update
 
 SYNC_STEPS = 10  # losses are fetched from the device once in so many steps
-AGREE_SECONDS = 2.0  # about so often ranks agree on the signals that came,
-MOST_STEPS_APART = 100  # or more often
 
 Evaluate = Callable[[GPT2], dict[str, Any]]  # a model → metrics such as {"val_loss": 5.1}
 
@@ -54,8 +52,6 @@ class Trainer:
         self._world = self.update.world
         self._pending: list[Pending] = []
         self._clock = 0.0
-        self._agreed: tuple[int, float] | None = None  # step and time
-        self._agree_next = 0
 
     def train(self, state: State) -> int:
         """Train from `state` to `max_steps`; returns the signal that stopped it, or 0.
@@ -68,14 +64,14 @@ class Trainer:
         self.run.rewind(first - 1)
         sequences = iter(self.batches)
         self._clock = time.perf_counter()
-        self._agree_next = first
+        agreement = Agreement(self.signals, self._world)
         wanted = False  # a checkpoint, by a signal
         with self.signals.noting(signal.SIGTERM, signal.SIGINT), self._naming_memory():
             for step in count(first):
                 last = step >= self.update.train.max_steps
                 evaluate = step % self.eval_every_steps == 0 or last
                 save = step > first and (step % self.checkpoint.every_steps == 0 or last)
-                asked, stop = self._agree(step)
+                asked, stop = agreement.at(step)
                 wanted = wanted or asked  # asked before the first step, it is done after it
                 save = save or (wanted and step > first)
 
@@ -101,23 +97,6 @@ class Trainer:
                     return 0
                 self._pending.append(self.update(step + 1, next(sequences)))
         raise AssertionError("the loop returns")
-
-    def _agree(self, step: int) -> tuple[bool, bool]:
-        """(save, stop) as all ranks agreed; alone in each step, else about every AGREE_SECONDS.
-
-        When the next time is, counted in steps, ranks agree on too: their clocks differ.
-        """
-        if self._world.world_size == 1:
-            return self.signals.agree(self._world.any)
-        if step < self._agree_next:
-            return False, False
-        now, wait = time.perf_counter(), 1
-        if self._agreed is not None:
-            before, then = self._agreed
-            wait = int(AGREE_SECONDS * (step - before) / max(now - then, 1e-6))
-        wait = self._world.least(min(MOST_STEPS_APART, max(1, wait)))
-        self._agreed, self._agree_next = (step, now), step + wait
-        return self.signals.agree(self._world.any)
 
     def _fetch(self) -> list[Row]:
         """Rows of the steps since the last fetch; the one place where the host waits for the device."""

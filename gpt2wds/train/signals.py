@@ -1,10 +1,11 @@
 """What the outside asks of a run: SIGTERM and SIGINT save and stop, SIGUSR1 saves. Imports nothing slow."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass
@@ -41,3 +42,42 @@ class Signals:
             self.stop = number
             # Who asks twice does not want to wait.
             signal.signal(number, self._old[number])
+
+
+class Ranks(Protocol):
+    """What agreeing needs of a World."""
+
+    @property
+    def world_size(self) -> int: ...
+
+    def any(self, flag: bool) -> bool: ...
+
+    def least(self, number: int) -> int: ...
+
+
+class Agreement:
+    """Ranks agree on the signals that came: alone in each step, else about every SECONDS, however long steps take.
+
+    torchrun kills what has not ended half a minute after its signal. Which step is next ranks agree on too, because
+    their clocks differ; all must ask at the same steps.
+    """
+
+    SECONDS, MOST_STEPS = 2.0, 100
+
+    def __init__(self, signals: Signals, ranks: Ranks, clock: Callable[[], float] = time.perf_counter):
+        self._signals, self._ranks, self._clock = signals, ranks, clock
+        self._last: tuple[int, float] | None = None  # step and time
+        self._next = 0
+
+    def at(self, step: int) -> tuple[bool, bool]:
+        """(save, stop), the same on every rank; (False, False) where it is not time yet."""
+        if self._ranks.world_size > 1:
+            if step < self._next:
+                return False, False
+            now, wait = self._clock(), 1
+            if self._last is not None:
+                before, then = self._last
+                wait = int(self.SECONDS * (step - before) / max(now - then, 1e-6))
+            self._last = step, now
+            self._next = step + self._ranks.least(min(self.MOST_STEPS, max(1, wait)))
+        return self._signals.agree(self._ranks.any)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -350,8 +351,8 @@ def test_an_address_that_cannot_be_reached_is_one_line(address: str, said: str, 
 
 
 def test_where_ray_is_not_installed_it_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = ray_executor.importlib.util.find_spec
-    monkeypatch.setattr(ray_executor.importlib.util, "find_spec", lambda name: None if name == "ray" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: (name != "ray" and find(name, *more)) or None)
     assert "pip install 'gpt2wds[ray]'" in refused("--executor", "ray", "--out", str(tmp_path / "out"))
 
 

@@ -187,6 +187,15 @@ def test_one_iterator_at_a_time(plays: Dataset) -> None:
     batches.load_state_dict(batches.state_dict())
     with pytest.raises(RuntimeError, match="older than the state"):
         next(second)
+    # Nor does an older one, at the end of its epoch, move the state.
+    batches = load(plays, sequences_per_step=200)  # 2 steps an epoch
+    first = iter(batches)
+    list(islice(first, 2))
+    second = load(plays, sequences_per_step=200).state_dict()
+    batches.load_state_dict(second)
+    with pytest.raises(RuntimeError, match="older than the state"):
+        next(first)
+    assert batches.state_dict() == second
 
 
 def test_a_state_without_a_version_is_the_first_versions(plays: Dataset) -> None:

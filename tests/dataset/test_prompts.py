@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from making import shared_file
 
 from gpt2wds.dataset import prompts
-from gpt2wds.dataset.prompts import ending_lengths, harness_text, prompt_tokens, read_examples, split_prompt
+from gpt2wds.dataset.prompts import harness_text, prompt_texts, prompt_tokens, read_examples, split_prompt
 from gpt2wds.tokenizer import load_tokenizer
 
 SAMPLE = Path(prompts.__file__).parents[1] / "data" / "multiple_choice_sample.jsonl"
@@ -118,10 +118,10 @@ def test_every_prompt_has_a_context_and_four_endings(mode, texts):
         assert decoded(tokens) == (first, [" " + ending for ending in endings])
 
 
-def test_lengths_count_the_ending_without_the_space_before_it():
+def test_endings_are_without_the_space_before_them():
     example = EXAMPLE | {"endings": ["café", "a [step] b", "runs", "eats"]}
-    assert ending_lengths(example, "completion") == [(4, 5), (10, 10), (4, 4), (4, 4)]
-    assert ending_lengths(example, "lm-eval") == [(4, 5), (3, 3), (4, 4), (4, 4)]
+    assert prompt_texts(example, "completion")[1] == ["café", "a [step] b", "runs", "eats"]
+    assert prompt_texts(example, "lm-eval")[1] == ["café", "a b", "runs", "eats"]
 
 
 def test_examples_are_read_with_the_fields_of_the_schema(tmp_path):

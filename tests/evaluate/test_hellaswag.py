@@ -21,7 +21,8 @@ from gpt2wds.commands import shard as shard_command
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.distributed import World
 from gpt2wds.evaluate import hellaswag, inference
-from gpt2wds.evaluate.hellaswag import Questions, ending_log_probabilities, load_questions, mcnemar, per_example, scores
+from gpt2wds.evaluate.hellaswag import ending_log_probabilities, mcnemar, per_example, scores
+from gpt2wds.evaluate.questions import NORMS, Packed, Questions, load_questions
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.tokenizer import load_tokenizer
 from gpt2wds.train.checkpoint import State, save_checkpoint
@@ -163,7 +164,7 @@ def test_one_example_has_no_standard_error() -> None:
 def test_the_standard_error_of_the_whole_set() -> None:
     # 0.45 points at 10,042 examples and an accuracy near 0.29.
     n = 10_042
-    lengths = {norm: np.ones((n, 4)) for norm in hellaswag.NORMS}
+    lengths = {norm: np.ones((n, 4)) for norm in NORMS}
     questions = Questions("set", "completion", [], lengths, (np.arange(n) > 0.29 * n).astype(int), [], 0)
     result = scores(questions, np.tile([0.0, -1, -2, -3], (n, 1)))
     assert result["acc_stderr"] == pytest.approx(0.0045, abs=5e-5)
@@ -194,7 +195,7 @@ def test_batches_keep_to_their_budget(
     lengths: list[list[int]] = []
     inner = hellaswag._batch_log_probabilities
 
-    def watched(model: GPT2, batch: list[hellaswag.Row], device: torch.device) -> torch.Tensor:
+    def watched(model: GPT2, batch: list[Packed], device: torch.device) -> torch.Tensor:
         lengths.append([len(row.tokens) for row in batch])
         return inner(model, batch, device)
 
@@ -272,7 +273,7 @@ def test_json_is_all_that_is_printed(choices: Dataset, model_path: Path) -> None
 def test_the_plain_output_names_mode_scores_and_errors(choices: Dataset, model_path: Path) -> None:
     for mode in ("completion", "lm-eval"):
         first, *rest = command(model_path, "--data", choices.path, "--mode", mode).splitlines()
-        assert first == f"sample, {mode} mode, 36 examples, chance 0.25"
+        assert first == f"{model_path}, step 1: sample, {mode} mode, 36 examples, chance 0.25"
         assert [line.split()[0] for line in rest] == list(SCORES)
         assert all(" ± " in line for line in rest)
 
@@ -410,8 +411,8 @@ def test_two_models_on_the_same_examples(choices: Dataset, model_path: Path, tmp
     assert any(pair["only_first_right"] != pair["only_second_right"] for pair in result["comparison"].values())
     lines = command(model_path, other, "--data", choices.path).splitlines()
     assert [line for line in lines if not line.startswith("  ")] == [
-        f"{model_path}: sample, completion mode, 36 examples, chance 0.25",
-        f"{other}: sample, completion mode, 36 examples, chance 0.25",
+        f"{model_path}, step 1: sample, completion mode, 36 examples, chance 0.25",
+        f"{other}, step 1: sample, completion mode, 36 examples, chance 0.25",
         f"{other} less {model_path}, with McNemar's exact two-sided p",
     ]
     assert sum(" p = " in line for line in lines) == 4

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.distributed import World
 from gpt2wds.evaluate import inference as inference_module
-from gpt2wds.evaluate.hellaswag import ending_log_probabilities, load_questions
+from gpt2wds.evaluate.hellaswag import ending_log_probabilities
 from gpt2wds.evaluate.inference import inference, target_log_probabilities
+from gpt2wds.evaluate.questions import load_questions
 from gpt2wds.evaluate.text import generate, validation_loss
 from gpt2wds.model import GPT2, GPT2Config, autocast
 from gpt2wds.tokenizer import load_tokenizer

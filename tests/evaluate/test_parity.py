@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +167,32 @@ def test_lm_eval_mode_is_lm_evals(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert flipped == []
     assert largest < 1e-3
     assert len({record["predicted"]["acc_norm_characters"] for record in records}) == 4
+
+
+@pytest.mark.slow
+def test_a_model_that_is_no_gpt2_is_scored_as_lm_eval_scores_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """examples/any_model.py as its readers run it, with a GPT-NeoX that finds some endings much likelier."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPTNeoXConfig(
+        vocab_size=50257, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
+        max_position_embeddings=256,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = transformers.GPTNeoXForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "neox")
+    add_tokenizer(tmp_path / "neox")
+    source, out = part_of_source(30, tmp_path), tmp_path / "data"
+    run(shard_command.main, "hellaswag", "--source", source, "--out", out)
+    script = Path(__file__).parents[2] / "examples" / "any_model.py"
+    assert len(script.read_text().splitlines()) <= 60
+    done = subprocess.run([sys.executable, script, out, tmp_path / "neox"], capture_output=True, text=True, check=True)
+    found = dict(line.split(": ") for line in done.stdout.splitlines())
+    theirs = harness_samples(monkeypatch, tmp_path / "neox", source)
+    assert float(found["acc"]) == pytest.approx(np.mean([sample["acc"] for sample in theirs]))
+    assert float(found["acc_norm_characters"]) == pytest.approx(np.mean([sample["acc_norm"] for sample in theirs]))
+    assert len({np.argmax([float(response[0]) for response in sample["filtered_resps"]]) for sample in theirs}) == 4

@@ -20,7 +20,7 @@ from gpt2wds.commands import train as train_command
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.loader import validation_sequences
 from gpt2wds.distributed import World
-from gpt2wds.evaluate.text import generate, unigram_entropy, validation_loss
+from gpt2wds.evaluate.text import choose_token, generate, unigram_entropy, validation_loss
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
 from gpt2wds.train.checkpoint import State, save_checkpoint
@@ -287,7 +287,7 @@ def test_the_loss_command(run_dir: Path, plays: Dataset) -> None:
     text = plays.read_tokens("val", 0), plays.read_tokens("val", 1)
     scored = [block[1 : (len(block) - 1) // 32 * 32 + 1] for block in text]
     assert result["tokens"] == sum(map(len, scored))
-    pieces = [load_tokenizer()._encoding.decode_bytes(block[block != END_OF_TEXT].tolist()) for block in scored]
+    pieces = [load_tokenizer().encoding.decode_bytes(block[block != END_OF_TEXT].tolist()) for block in scored]
     assert result["text_bytes"] == sum(map(len, pieces))
     assert result["bits_per_byte"] == pytest.approx(
         result["loss"] * result["tokens"] / math.log(2) / result["text_bytes"], rel=1e-12
@@ -375,3 +375,37 @@ def test_an_absent_run_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(eval_command.main, ["report", str(tmp_path / "none")])
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A checkpoint with one weight that is not a number."""
+    model = GPT2(GPT2Config(1, 2, 32, n_positions=256))
+    with torch.no_grad():
+        model.h[0].attn.c_proj.weight[3, 4] = math.nan
+    return save_checkpoint(tmp_path, State(1), model, {}, keep=1)
+
+
+@pytest.mark.parametrize("arguments", [["loss", "--data"], ["hellaswag", "--data"], ["sample"]])
+def test_numbers_that_are_none_are_an_error(
+    broken: Path, plays: Dataset, choices: Dataset, arguments: list[str]
+) -> None:
+    name, *rest = arguments
+    data = {"loss": [plays.path], "hellaswag": [choices.path], "sample": []}[name]
+    result = CliRunner().invoke(eval_command.main, [name, str(broken), *rest, *data, "--json"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    said = "error: model: expected finite weights, 1 of h.0.attn.c_proj.weight are not; use an earlier checkpoint"
+    assert said in result.stderr
+
+
+def test_top_p_takes_the_likeliest_that_together_have_it(plays: Dataset) -> None:
+    logits = torch.tensor([0.5, 0.3, 0.1, 0.06, 0.04]).log()
+
+    def chosen(top_p: float) -> set[int]:
+        generator = torch.Generator().manual_seed(0)
+        return {choose_token(logits, 1.0, 0, top_p, generator) for _ in range(500)}
+
+    assert chosen(0.5) == {0}
+    assert chosen(0.51) == chosen(0.79) == {0, 1}
+    assert chosen(0.95) == {0, 1, 2, 3}
+    assert chosen(1.0) == {0, 1, 2, 3, 4}

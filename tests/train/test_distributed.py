@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
 from runs import PROGRAMS, arguments, finish, in_process, program, rows, start, steps_of, wait_for
 
 from gpt2wds.dataset.directory import Dataset
@@ -59,15 +60,36 @@ def test_ranks_share_a_step_that_they_do_not_divide(plays: Dataset, whole: Path,
     np.testing.assert_allclose(rows(tmp_path / "run"), rows(whole), rtol=0, atol=2e-4)
 
 
-def test_a_run_of_two_ranks_goes_on_with_one(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+SLOW = """
+import time
+from gpt2wds.commands.train import main
+from gpt2wds.model import GPT2
+
+def forward(self, *arguments):
+    time.sleep(SECONDS * self.training)
+    return plain(self, *arguments)
+
+plain, GPT2.forward = GPT2.forward, forward
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_two_ranks_with_long_steps_stops_at_once_and_goes_on_with_one(
+    plays: Dataset, whole: Path, tmp_path: Path
+) -> None:
+    """Ranks agree by time, not by steps: torchrun kills what has not ended after 30 seconds."""
     run = tmp_path / "run"
-    process = start(run, plays, "checkpoint.every_steps=1000", ranks=2)
+    (tmp_path / "slow.py").write_text(SLOW.replace("SECONDS", "1.5"))
+    launcher = [str(PROGRAMS / "torchrun"), "--standalone", "--nproc-per-node=2", str(tmp_path / "slow.py")]
+    process = program([*launcher, *arguments(run, plays, "checkpoint.every_steps=1000")])
     wait_for(process, "step 0: validation loss")
     process.send_signal(signal.SIGTERM)  # torchrun hands it on to its ranks
     said, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "step 10: stopped by SIGTERM" in said
-    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-0000010"]
+    (stopped,) = re.findall(r"step (\d+): stopped by SIGTERM", said)
+    assert 1 <= int(stopped) <= 3
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == [f"step-{int(stopped):07d}"]
     said = finish(start(run, plays))
-    assert "step-0000010" in said
+    assert f"step-{int(stopped):07d}" in said
     np.testing.assert_allclose(rows(run), rows(whole), rtol=0, atol=2e-4)

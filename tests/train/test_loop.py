@@ -101,9 +101,9 @@ MOMENTS: list[list[Any]] = [
     ["gpt2wds.train.rundir", "RunDirectory.append", 1],
     ["gpt2wds.train.rundir", "_without_nan", 2],
     # in the evaluation
-    ["gpt2wds.commands.launch", "ending_log_probabilities", 1],
+    ["gpt2wds.commands.launch", "score", 1],
     ["gpt2wds.commands.launch", "generate", 1],
-    ["gpt2wds.evaluate.text", "_choose", 3],
+    ["gpt2wds.evaluate.text", "choose_token", 3],
     # while resuming, and while old checkpoints are removed
     ["pathlib", "Path.replace", 3],
     ["shutil", "rmtree", 1],

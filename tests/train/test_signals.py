@@ -6,10 +6,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import finish, rows, start, wait_for
 
 from gpt2wds.dataset.directory import Dataset
+from gpt2wds.train.signals import Agreement, Signals
 
 # (c) signals
 
@@ -48,3 +50,26 @@ def test_usr1_while_it_starts_is_done_after_the_first_step(plays: Dataset, tmp_p
     process.send_signal(signal.SIGUSR1)
     said = finish(process)
     assert re.findall(r"step (\d+): saved", said) == ["1", "2"]
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.01, 100), (0.5, 4), (5.0, 1)])
+def test_ranks_agree_about_every_two_seconds(seconds: float, most: int) -> None:
+    """Whatever a step takes."""
+    asked: list[int] = []
+    step = 0
+
+    class Pair:
+        world_size = 2
+
+        def any(self, flag: bool) -> bool:
+            asked.append(step)
+            return flag
+
+        def least(self, number: int) -> int:
+            return number
+
+    agreement = Agreement(Signals(), Pair(), clock=lambda: step * seconds)
+    for step in range(7, 400):
+        agreement.at(step)
+    assert asked[0] == 7
+    assert np.diff(sorted(set(asked))).max() == most

@@ -1,0 +1,117 @@
+"""Text files, cut into pieces or whole. Runs are in bytes, of compressed files of what they decompress to."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+from ..locations import Location
+from .compression import InBytes, Stream, naming_damage
+from .documents import Document, Run, Size, decoded
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+TEXT_PIECE_BYTES = 65_536
+BLANK_LINE_WITHIN = 1 << 20  # bytes in which a piece of text looks for a blank line to end at
+COUNTED_BYTES = 1 << 26  # a text file up to this size is walked to count its pieces
+BLANK_LINES = (b"\n", b"\r\n")
+
+
+class Text(InBytes):
+    """A text file, cut at the first blank line after every 64 KiB; the pieces joined are the file.
+
+    So a small file is one document, and a large one can be split into training and validation. Where no blank line
+    comes within a mebibyte a piece ends at a line's end, or at a character's: memory is bounded.
+    """
+
+    def measure(self, location: Location, text_column: str) -> Size:
+        size = None if self.decompressor else location.size
+        if location.size > COUNTED_BYTES:
+            return Size(location.size // TEXT_PIECE_BYTES, size, is_exact=False)
+        with closing(self.open(location, Size(0, size), text_column)) as source:
+            run = source.cut(0, sys.maxsize, None)
+        return Size(run.documents or 0 if run else 0, run.text_bytes if run else 0)
+
+    def open(self, location: Location, size: Size, text_column: str) -> "_OpenText":
+        return _OpenText(Stream(location, self.decompressor), size.text_bytes)
+
+
+@dataclass
+class _OpenText:
+    source: Stream
+    bytes: int | None  # of the whole, decompressed; None where only walking it would tell
+
+    def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
+        size = self.bytes
+        if size is not None and documents is None and (text_bytes is None or first + text_bytes >= size):
+            return Run(size, None, size - first) if first < size else None
+        end, found = first, 0
+        with naming_damage(self.source.location):
+            while found != documents and (text_bytes is None or end - first < text_bytes):
+                # Skipped, not read: only where a piece ends needs looking at.
+                self.source.seek(end + TEXT_PIECE_BYTES if size is None else min(end + TEXT_PIECE_BYTES, size))
+                _rest_of_piece(self.source)
+                if self.source.place <= end:
+                    break
+                end = self.source.place
+                found += 1
+        return Run(end, found, end - first) if found else None
+
+    def read(self, first: int, count: int | None) -> Iterator[Document]:
+        at = first
+        with naming_damage(self.source.location):
+            while count is None or at < first + count:
+                self.source.seek(at)
+                piece = self.source.read(TEXT_PIECE_BYTES)
+                piece += _rest_of_piece(self.source)
+                if not piece:
+                    break
+                yield decoded(piece.removeprefix(BYTE_ORDER_MARK) if at == 0 else piece)
+                at += len(piece)
+
+    def close(self) -> None:
+        self.source.close()
+
+
+@dataclass(frozen=True)
+class WholeFile:
+    """A text file that is one document, whatever its size."""
+
+    unit, is_streamed = "byte", False
+
+    def measure(self, location: Location, text_column: str) -> Size:
+        return Size(1, location.size)
+
+    def open(self, location: Location, size: Size, text_column: str) -> "_OpenWholeFile":
+        return _OpenWholeFile(Stream(location, None), location.size)
+
+
+@dataclass
+class _OpenWholeFile(_OpenText):
+    def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
+        size = self.source.location.size
+        return Run(size, 1, size) if first < size else None
+
+    def read(self, first: int, count: int | None) -> Iterator[Document]:
+        if first < self.source.location.size and count != 0:
+            self.source.seek(first)
+            yield decoded(self.source.read(self.source.location.size))
+
+
+def _rest_of_piece(file: Stream) -> bytes:
+    """From 64 KiB after a piece's begin to its end: through a blank line, or as Text says where none comes."""
+    rest = bytearray(file.readline(BLANK_LINE_WITHIN))
+    lines_end = len(rest) if rest.endswith(b"\n") else 0
+    while len(rest) < BLANK_LINE_WITHIN:
+        line = file.readline(BLANK_LINE_WITHIN - len(rest))
+        rest += line
+        if not line or (line in BLANK_LINES and lines_end == len(rest) - len(line)):
+            return bytes(rest)
+        if line.endswith(b"\n"):
+            lines_end = len(rest)
+    end = lines_end
+    if not end:
+        end = len(rest) - 1
+        while end > 0 and rest[end] & 0xC0 == 0x80:  # a byte that continues a character
+            end -= 1
+    file.unread(bytes(rest[end:]))
+    return bytes(rest[:end])

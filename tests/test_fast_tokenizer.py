@@ -1,0 +1,164 @@
+"""The faster engine against tiktoken, and the proof of its ids."""
+
+import random
+import re
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2wds import fast_tokenizer
+from gpt2wds.errors import EngineError
+from gpt2wds.fast_tokenizer import FastTokenizer, with_engine
+from gpt2wds.tokenizer import load_tokenizer, remembered
+
+
+@pytest.fixture(scope="module")
+def differing() -> str:
+    """The characters on which the fast engine was found to differ."""
+    pytest.importorskip("gigatoken", reason="needs the extra 'fast'")
+    return fast_tokenizer.prove(load_tokenizer())
+
+
+@pytest.fixture
+def fast(differing):
+    return FastTokenizer(load_tokenizer(), differing)
+
+
+def test_characters_on_which_the_engines_differ_are_all_found(fast, differing):
+    # One by one, where the proof takes whole pages and looks closer only where one differs.
+    sample = random.Random(1).sample([c for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF], 20_000)
+    for c in map(chr, sample):
+        probe = f" {c}'s {c}1\n"
+        same = fast.engine.encode(probe.encode()).tolist() == fast.encoding.encode_ordinary(probe)
+        assert same == (c not in differing), hex(ord(c))
+    assert not any(c.isascii() for c in differing)
+
+
+# Characters of all sorts, close together: words, contractions, digits, marks, spaces, several scripts.
+MIXED = st.text(
+    st.sampled_from("aZé'sllreve0९½Ⅷ \t\n\r\x0b\u00a0\u2003\u3000\u200b\u200d\ufe0f\u0301’中字𠀀😀👍🏽ß<|>\x00\x85")
+)
+
+
+@settings(max_examples=1000)
+@given(st.text() | MIXED)
+def test_the_fast_engine_gives_tiktokens_ids(differing, text):
+    fast = one_tokenizer(differing)
+    assert fast.encode(text).tolist() == fast.encoding.encode_ordinary(text)
+
+
+@lru_cache
+def one_tokenizer(differing: str) -> FastTokenizer:
+    return FastTokenizer(load_tokenizer(), differing)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a\ud800b", "", "<|endoftext|>", "a <|endoftext|>b", " " * 100_000, "x" * 1_000_000, "é\r\n\u3000 1'S's"],
+)
+def test_the_fast_engine_takes_hard_texts_as_tiktoken_does(fast, text):
+    assert fast.encode(text).tolist() == fast.encoding.encode_ordinary(text)
+
+
+class Stub:
+    """An engine that gives what a test wants."""
+
+    def __init__(self, encode):
+        self.encode = encode
+
+
+def test_a_text_with_a_character_the_engines_differ_on_goes_to_tiktoken():
+    fast = FastTokenizer(load_tokenizer(), "é")
+    fast.encode("not the one in so many that is compared")
+    fast.engine = Stub(lambda data: np.array([7], dtype=np.uint16))
+    assert fast.encode("caf\u00e9").tolist() == fast.encoding.encode_ordinary("café")
+    assert fast.encode("cafè").tolist() == [7]  # the same first byte, another character
+
+
+def test_an_engine_that_is_not_proven_or_differs_on_ascii_is_not_used(differing):
+    tokenizer = load_tokenizer()
+    assert with_engine(tokenizer, None) is tokenizer
+    assert with_engine(tokenizer, "é'") is tokenizer
+    assert isinstance(with_engine(tokenizer, differing), FastTokenizer)
+
+
+def test_with_and_without_the_engine_spaces_that_tiktoken_refuses_are_the_same(fast):
+    text = "a" + " " * 1_000_000 + "x"
+    for _ in range(2):  # compared, and not
+        assert np.array_equal(fast.encode(text), load_tokenizer().encode(text))
+
+
+@pytest.mark.parametrize("panic", [True, False])
+def test_where_the_engine_fails_tiktoken_takes_over(fast, panic):
+    class PanicException(BaseException):
+        pass
+
+    def encode(data):
+        raise PanicException("index out of bounds") if panic else RuntimeError("no")
+
+    fast.engine = Stub(encode)
+    assert fast.encode("Hello world").tolist() == [15496, 995]
+
+
+WIDE = st.characters(min_codepoint=0x80, exclude_categories=["Cs"])
+
+
+@given(st.sets(WIDE, max_size=4), st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 0x3FF))
+def test_characters_are_found_wherever_they_are(characters, text, near):
+    neighbours = "".join(chr(ord(c) ^ near) for c in characters if not 0xD800 <= ord(c) ^ near <= 0xDFFF)
+    found = fast_tokenizer.Characters("".join(sorted(characters)))
+    for candidate in (text, text + neighbours, text + "".join(characters) + text):
+        assert found.occur_in(candidate, candidate.encode()) == (not characters.isdisjoint(candidate))
+
+
+def test_every_character_is_in_the_range_of_its_first_byte():
+    ranges = {lead: re.compile(f"[{fast_tokenizer._range_of_lead_byte(lead)}]") for lead in range(0xC2, 0xF5)}
+    for c in range(0x80, 0x110000):
+        if not 0xD800 <= c <= 0xDFFF:
+            lead = chr(c).encode()[0]
+            assert ranges[lead].match(chr(c)) and not (lead > 0xC2 and ranges[lead - 1].match(chr(c)))
+
+
+def test_a_disagreement_during_a_run_is_an_error(fast):
+    fast.engine = Stub(lambda data: np.array([1], dtype=np.uint16))
+    with pytest.raises(EngineError, match="disagrees with tiktoken"):
+        fast.encode("hello")
+
+
+def test_the_engine_is_renewed_so_that_its_memory_stays_bounded(fast, monkeypatch):
+    monkeypatch.setattr(fast_tokenizer, "RENEW_AFTER", 1000)
+    engines = []
+    for _ in range(30):
+        fast.encode("word " * 20)
+        engines.append(fast.engine)
+    assert len(set(map(id, engines))) >= 2
+
+
+def test_without_the_package_there_is_no_fast_engine(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert fast_tokenizer.prove(load_tokenizer()) is None
+
+
+def test_what_was_proven_is_remembered_for_the_same_binaries_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls = []
+
+    def compute() -> str:
+        calls.append(1)
+        return f"é{len(calls)}"
+
+    def ask(modules: list[str]) -> str:
+        return remembered("test", load_tokenizer(), modules, compute)
+
+    assert [ask(["tiktoken._tiktoken"]) for _ in range(3)] == ["é1"] * 3
+    assert ask(["zstandard.backend_c"]) == "é2"
+    (kept, _) = sorted((tmp_path / "gpt2wds").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    for damage in (b"", b"\xff", kept.read_bytes()[:-1] + b"7"):
+        kept.write_bytes(damage)
+        assert ask(["tiktoken._tiktoken"]) == f"é{len(calls)}"
+    assert len(calls) == 5
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert ask(["tiktoken._tiktoken"]) == "é6"

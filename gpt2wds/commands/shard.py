@@ -1,5 +1,6 @@
 """gpt2wds-shard: a corpus → a dataset directory."""
 
+import logging
 import re
 import sys
 import time
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import __version__
 from ..corpus import corpora, sharding
 from ..corpus.corpora import Request
 from ..corpus.cutting import Cut
+from ..corpus.executors import Executor, Processes
 from ..corpus.plan import Plan, Task, read_plan
+from ..corpus.ray_executor import OnRay
 from ..dataset.directory import Dataset
 from ..errors import Error
 from .common import Commands, ProgressLine
@@ -41,10 +45,23 @@ def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 
 
 def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of every command that makes a dataset of text; the command gets `out`, `cut`, and where to run."""
+    """Options of every command that makes a dataset of text: it gets `out`, `cut`, `executor` and `task_slice`."""
 
     @click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset directory to make.")
     @click.option("--workers", type=click.IntRange(1), help="Processes; as many as there are cores if not given.")
+    @click.option(
+        "--executor",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Where tasks run: processes of this machine, or a Ray cluster (pip install 'gpt2wds[ray]').",
+    )
+    @click.option(
+        "--ray-address",
+        metavar="A",
+        help="HOST:PORT of the cluster's head, or auto for the one this machine belongs to; RAY_ADDRESS, else a Ray "
+        "of this machine alone, if not given.",
+    )
     @click.option(
         "--task-slice", callback=_slice, metavar="I/N", help="Only tasks I, I + N, …, I from 0: for N machines."
     )
@@ -66,9 +83,16 @@ def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
         limit_docs: int | None,
         docs_per_shard: int | None,
         bytes_per_shard: int | None,
+        workers: int | None,
+        executor: str,
+        ray_address: str | None,
         **options: Any,
     ) -> None:
-        command(cut=Cut(val_docs, limit_docs, docs_per_shard, bytes_per_shard), **options)
+        if ray_address is not None and executor != "ray":
+            raise click.UsageError("--ray-address: expected with --executor ray, got it without")
+        cut = Cut(val_docs, limit_docs, docs_per_shard, bytes_per_shard)
+        where = OnRay(ray_address, workers) if executor == "ray" else Processes(workers)
+        command(cut=cut, executor=where, **options)
 
     return wrapped
 
@@ -146,7 +170,7 @@ def hf(repo: str, config: str | None, revision: str | None, split: str, text_col
 @click.option("--limit-docs", type=click.IntRange(1), help="Use only the first so many examples.")
 def hellaswag(out: Path, source: str, limit_docs: int | None) -> None:
     """HellaSwag's validation split, or any multiple-choice examples in its schema (JSON lines)."""
-    _make(corpora.MultipleChoice(source, limit_docs), out, workers=1)
+    _make(corpora.MultipleChoice(source, limit_docs), out)
 
 
 @main.command()
@@ -172,7 +196,7 @@ def _make(
     request: Request,
     out: Path,
     cut: Cut | None = None,
-    workers: int | None = None,
+    executor: Executor | None = None,
     task_slice: tuple[int, int] = (0, 1),
 ) -> None:
     """Run what is missing of a dataset, or of a slice of its tasks, and finish it when nothing is."""
@@ -182,7 +206,8 @@ def _make(
         print(f"{out}: already there, {totals(Dataset(out))}")
         return
     progress = _Progress(out)
-    missing = sharding.run_missing(out, plan, workers=workers, task_slice=task_slice, progress=progress)
+    with logging_redirect_tqdm([logging.getLogger("gpt2wds")]):  # above the bar
+        missing = sharding.run_missing(out, plan, executor, task_slice=task_slice, progress=progress)
     progress.close()
     first, step = task_slice
     if step > 1 and missing:

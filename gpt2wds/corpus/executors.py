@@ -1,4 +1,4 @@
-"""Where tasks run: in this process, or in several processes of this machine.
+"""Where tasks run: in this process, or in several processes of this machine; ray_executor.py has clusters.
 
 Workers are plain processes with a pipe each: no shared memory, no semaphores, no lock files, so nothing is left
 behind however they end. A task's result is on disk when it is done; the pipe carries only progress.
@@ -6,16 +6,40 @@ behind however they end. A task's result is on disk when it is done; the pipe ca
 
 import itertools
 import multiprocessing
+import os
 import signal
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from ..errors import Error
 
 Run = Callable[[Any, Callable[[int, int], None]], None]  # task, progress → done
+MakeRun = Callable[[], Run]  # called where tasks will run: what it needs to know of that machine, it asks there
 Report = Callable[[int, int, bool], None]  # documents, tokens, whether a task is done
+
+
+class Executor(Protocol):
+    """Where tasks run."""
+
+    def run_tasks(self, chains: Iterable[list[Any]], make_run: MakeRun, report: Report, *, out: Path) -> None:
+        """Run all tasks, those of one chain in order and in one process; their results go to the directory `out`.
+
+        Raises what a task raised, or Error when its worker was killed; what runs elsewhere is stopped then.
+        """
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Processes of this machine: so many, or as many as it has cores."""
+
+    workers: int | None = None
+
+    def run_tasks(self, chains: Iterable[list[Any]], make_run: MakeRun, report: Report, *, out: Path) -> None:
+        run_tasks(chains, make_run(), report, workers=self.workers or os.cpu_count() or 1)
 
 
 def run_tasks(chains: Iterable[list[Any]], run: Run, report: Report, *, workers: int) -> None:
@@ -87,11 +111,16 @@ def _work(pipe: Connection, run: Run) -> None:
     except (EOFError, BrokenPipeError):
         pass  # the parent is gone or needs nothing more
     except Exception as error:
-        pipe.send(error if isinstance(error, (Error, OSError)) else WorkerBug(traceback.format_exc()))
+        pipe.send(as_message(error))
 
 
 class WorkerBug(Exception):
     """A mistake of ours in a worker; its message is the worker's traceback."""
+
+
+def as_message(error: Exception) -> Exception:
+    """What a worker sends of the exception that it is handling: a user's as it is, ours with its traceback."""
+    return error if isinstance(error, (Error, OSError)) else WorkerBug(traceback.format_exc())
 
 
 class _Batched:

@@ -6,8 +6,8 @@ name and linked to its final one; its receipt follows. What has a receipt stays,
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,9 +19,10 @@ from ..dataset.directory import Dataset
 from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, Manifest, ShardEntry, dataset_id
 from ..errors import Error
 from ..tokenizer import load_tokenizer
-from . import cutting, executors
+from . import cutting
 from .corpora import Corpus, Request, record
 from .cutting import Cut
+from .executors import Executor, Processes
 from .plan import PLAN, Plan, Span, Task, read_plan, read_receipt, receipt_path, write_plan
 from .writing import TaskRunner, text_hash
 
@@ -50,11 +51,13 @@ def make_dataset(
     cut: Cut | None = None,
     workers: int | None = None,
     *,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Make a dataset directory of a corpus, or go on with one that was begun, and open it.
 
-    request: Files, HubDataset, Plays, … ; cut: how it is cut into shards; workers: processes, all cores if None.
+    request: Files, HubDataset, Plays, … ; cut: how it is cut into shards; workers: processes, all cores if None;
+    executor: where else they shall run, for example ray_executor.OnRay("auto").
     Killed at any moment and called again with the same arguments, it continues where it was; the result is the same
     bytes. Raises Error when the arguments contradict what was begun in `out`, and for what cannot be read.
 
@@ -66,7 +69,7 @@ def make_dataset(
     folder = Path(out)
     plan = make_plan(folder, request, cut or Cut())
     if not is_finished(folder, plan):
-        run_missing(folder, plan, workers=workers, progress=progress or Silent())
+        run_missing(folder, plan, executor or Processes(workers), progress=progress)
         finish(folder, plan)
     return Dataset(folder)
 
@@ -76,7 +79,6 @@ def make_plan(out: Path, request: Request, cut: Cut | None = None) -> Plan:
 
     Raises Error when `request` or `cut` is not what the plan that is there was made for.
     """
-    tokenizer = load_tokenizer().identity()
     asked = record(request) | (dataclasses.asdict(cut) if cut else {})
     if not (out / PLAN).exists():
         _refuse_other_datasets(out)
@@ -84,7 +86,7 @@ def make_plan(out: Path, request: Request, cut: Cut | None = None) -> Plan:
         tasks = _tasks(corpus, cut or Cut())
         plan = Plan(
             request=asked,
-            tokenizer=tokenizer,
+            tokenizer=load_tokenizer().identity(),
             versions=shards.shard_versions(),
             kind=corpus.kind,
             corpus=corpus.name,
@@ -98,12 +100,7 @@ def make_plan(out: Path, request: Request, cut: Cut | None = None) -> Plan:
     else:
         plan = read_plan(out)
     _refuse_other_request(out, plan, asked)
-    for name, value in tokenizer.items():
-        if value != plan.tokenizer.get(name):
-            raise Error(
-                f"{out}: its plan was made with {name} = {plan.tokenizer.get(name)}, here it is {value}; "
-                f"ids would differ: pip install tiktoken=={plan.tokenizer.get('tiktoken')}"
-            )
+    _refuse_other_tokenizer(out, plan)
     return plan
 
 
@@ -121,8 +118,8 @@ def is_finished(out: Path, plan: Plan) -> bool:
 def run_missing(
     out: Path,
     plan: Plan,
+    executor: Executor | None = None,
     *,
-    workers: int | None = None,
     task_slice: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> list[Task]:
@@ -133,14 +130,16 @@ def run_missing(
     todo = [task for task in missing_tasks(out, plan) if task in mine]
     discard_damaged(out, todo)
     progress.start(plan, todo)
-    proof = fast_tokenizer.prove(load_tokenizer()) if plan.kind == TOKENS and todo else None
-    executors.run_tasks(
-        chains(plan, todo),
-        TaskRunner(out, plan, proof),
-        progress.report,
-        workers=workers or os.cpu_count() or 1,
-    )
+    if todo:
+        make_runner = partial(_runner, out.absolute(), plan)
+        (executor or Processes()).run_tasks(chains(plan, todo), make_runner, progress.report, out=out.absolute())
     return missing_tasks(out, plan)
+
+
+def _runner(out: Path, plan: Plan) -> TaskRunner:
+    """Called on the machine that will run tasks. Raises Error where its tokenizer is not the plan's."""
+    _refuse_other_tokenizer(out, plan)
+    return TaskRunner(out, plan, fast_tokenizer.prove(load_tokenizer()) if plan.kind == TOKENS else None)
 
 
 def discard_damaged(out: Path, todo: Sequence[Task]) -> None:
@@ -247,6 +246,15 @@ def _refuse_other_datasets(out: Path) -> None:
     if any(out.glob("receipts/*.json")):
         # They are another plan's: taken for this one's, documents would be lost or doubled.
         raise Error(f"{out}: expected an empty directory, got shards without their {PLAN}; choose another --out")
+
+
+def _refuse_other_tokenizer(out: Path, plan: Plan) -> None:
+    for name, value in load_tokenizer().identity().items():
+        if value != plan.tokenizer.get(name):
+            raise Error(
+                f"{out}: its plan was made with {name} = {plan.tokenizer.get(name)}, here it is {value}; "
+                f"ids would differ: pip install tiktoken=={plan.tokenizer.get('tiktoken')}"
+            )
 
 
 def _refuse_other_request(out: Path, plan: Plan, asked: dict[str, object]) -> None:

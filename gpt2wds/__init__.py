@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .corpus.corpora import Files, HubDataset, MultipleChoice, Plays
     from .corpus.cutting import Cut
+    from .corpus.ray_executor import OnRay
     from .corpus.sharding import make_dataset
     from .dataset.directory import Dataset
     from .dataset.loader import StepBatches, validation_sequences
@@ -36,6 +37,7 @@ __all__ = [
     "GPT2Config",
     "HubDataset",
     "MultipleChoice",
+    "OnRay",
     "Plays",
     "Questions",
     "StepBatches",
@@ -52,6 +54,7 @@ __all__ = [
 _HOMES = {
     "corpus.corpora": ("Files", "HubDataset", "MultipleChoice", "Plays"),
     "corpus.cutting": ("Cut",),
+    "corpus.ray_executor": ("OnRay",),
     "corpus.sharding": ("make_dataset",),
     "dataset.directory": ("Dataset",),
     "dataset.loader": ("StepBatches", "validation_sequences"),

@@ -16,7 +16,7 @@ HEAVY = ("torch", "webdataset", "datasets", "pyarrow", "transformers")
 NAMES = {
     "Error", "Dataset", "StepBatches", "validation_sequences", "load_tokenizer", "Tokenizer", "GPT2", "GPT2Config",
     "load_weights", "Questions", "load_questions", "score", "scores", "make_dataset", "Files",
-    "HubDataset", "MultipleChoice", "Plays", "Cut",
+    "HubDataset", "MultipleChoice", "OnRay", "Plays", "Cut",
 }  # fmt: skip
 WITH_ARRAYS = {"StepBatches", "validation_sequences", "Dataset", "Tokenizer", "Questions", "GPT2", "scores"}
 WITH_EXAMPLES = {"Dataset", "StepBatches", "Tokenizer", "Files"}

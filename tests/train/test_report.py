@@ -207,11 +207,10 @@ def test_results_of_another_set_are_not_drawn_with_the_last(tmp_path: Path) -> N
     ]  # points, band
 
 
-def test_only_an_unfinished_run_reloads(tmp_path: Path) -> None:
+def test_an_unfinished_run_says_so_and_how_the_page_is_renewed(tmp_path: Path) -> None:
     unfinished, finished = page(tmp_path / "a", steps=39), page(tmp_path / "b", steps=40)
     unknown = page(tmp_path / "c", steps=39, max_steps=None)
-    refresh = '<meta http-equiv="refresh" content="30">'
-    assert refresh in unfinished and "Unfinished: step 39 of 40, 97.5%" in unfinished
+    assert "Unfinished: step 39 of 40, 97.5%. The command that made this page renews it." in unfinished
     for text in (finished, unknown):
         assert "refresh" not in text and "Unfinished" not in text
 
@@ -314,3 +313,13 @@ def test_chromium_shows_it_without_overflow(tmp_path: Path, width: int) -> None:
     shot = tmp_path / "shot.png"
     subprocess.run([*command, f"--screenshot={shot}", page_url], capture_output=True, timeout=120, check=True)
     assert shot.stat().st_size > 50_000
+
+
+def test_losses_that_are_not_numbers_are_told(tmp_path: Path) -> None:
+    """Not the last good ones alone, as if they were the last."""
+    path = make_run(tmp_path / "run", steps=20)
+    for step in (21, 22, 23):
+        RunDirectory(path).append({"step": step, "tokens": step, "train_loss": math.nan})
+    text = write_report(path).read_text()
+    assert "training loss, not a number" in text and "3 times, first at step 21, last at 23" in text
+    assert "validation loss, not a number" not in text

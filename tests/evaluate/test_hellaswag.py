@@ -122,6 +122,7 @@ def test_completion_mode_is_the_lessons_on_the_sample(choices: Dataset) -> None:
     assert_as_the_lesson(choices, SAMPLE, 36)
 
 
+@pytest.mark.slow
 def test_completion_mode_is_the_lessons_on_real_examples(real: Dataset) -> None:
     assert_as_the_lesson(real, shared_file(REAL), 1000)
 
@@ -226,6 +227,7 @@ def run_ranks(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str
     return result
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_scores_as_one(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
     outputs, records = [], []
     for ranks in (1, 2, 3):
@@ -305,6 +307,7 @@ def test_a_limit(choices: Dataset, model_path: Path) -> None:
     assert json.loads(command(model_path, "--data", choices.path, "--json", "--limit", 5))["examples"] == 5
 
 
+@pytest.mark.slow
 def test_a_thousand_real_examples_through_the_commands(model_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     made = CliRunner().invoke(shard_command.main, ["hellaswag", "--source", str(shared_file(REAL)), "--out", str(out)])

@@ -113,6 +113,7 @@ def test_no_gradients_inside_and_all_as_before_outside(model: GPT2, tokens: torc
 # --- while a compiled model trains
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "backend"), [("float32", "eager"), ("bfloat16", "eager"), ("float32", "inductor")])
 def test_scoring_compiles_nothing(model: GPT2, choices: Dataset, plays: Dataset, dtype: str, backend: str) -> None:
     if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):

@@ -132,6 +132,7 @@ def harness_samples(monkeypatch: pytest.MonkeyPatch, folder: Path, source: Path)
     return sorted(samples, key=lambda sample: sample["doc_id"])
 
 
+@pytest.mark.slow
 # 96 positions: long prompts do not fit and lose tokens on the left.
 @pytest.mark.parametrize(("kind", "n_positions"), [("random", 256), ("trained", 256), ("decided", 96)])
 def test_lm_eval_mode_is_lm_evals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, n_positions: int) -> None:

@@ -68,6 +68,7 @@ def receipts(out: Path) -> int:
     return len(list(out.glob("receipts/*.json")))
 
 
+@pytest.mark.slow
 def test_25_kills_at_random_moments_change_nothing(corpus: Path, whole: dict[str, str], tmp_path: Path):
     chance, kills, stages = random.Random(11), 0, []
     for attempt in itertools.count():
@@ -94,6 +95,7 @@ def test_25_kills_at_random_moments_change_nothing(corpus: Path, whole: dict[str
     assert len(set(stages)) > 5, stages  # the moments were of different stages
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(corpus: Path, whole: dict[str, str], tmp_path: Path):
     out = tmp_path / "out"
     process = start(corpus, out)

@@ -15,6 +15,7 @@ from gpt2wds.dataset.directory import Dataset
 from gpt2wds.train.checkpoint import list_checkpoints
 
 
+@pytest.mark.slow
 def test_torchrun_starts_again_when_a_rank_is_killed(plays: Dataset, pair: Path, tmp_path: Path) -> None:
     """SIGKILL to one of two ranks: all start again, and each step is logged once, as if nothing had been."""
     run = tmp_path / "run"
@@ -38,6 +39,7 @@ def rank_process(launcher: int, rank: int) -> int:
     raise AssertionError(f"torchrun has no rank {rank}")
 
 
+@pytest.mark.slow
 def test_ranks_may_be_others_each_time(plays: Dataset, whole: Path, tmp_path: Path) -> None:
     """Two ranks, then one, then four: steps of the same sequences, so losses to float error."""
     run = tmp_path / "run"
@@ -55,6 +57,7 @@ def test_ranks_may_be_others_each_time(plays: Dataset, whole: Path, tmp_path: Pa
     np.testing.assert_allclose(rows(run), rows(whole), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_ranks_share_a_step_that_they_do_not_divide(plays: Dataset, whole: Path, tmp_path: Path) -> None:
     finish(start(tmp_path / "run", plays, "train.micro_batch_sequences=2", ranks=3))
     np.testing.assert_allclose(rows(tmp_path / "run"), rows(whole), rtol=0, atol=2e-4)

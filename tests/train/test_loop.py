@@ -54,6 +54,7 @@ def test_a_checkpoint_is_of_the_size_announced(whole: Path) -> None:
 # (b) killed at any moment
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_gives_the_same_log(plays: Dataset, whole: Path, tmp_path: Path) -> None:
     seed = random.randrange(10**6)
     rng = random.Random(seed)
@@ -110,6 +111,7 @@ MOMENTS: list[list[Any]] = [
 ]
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_known_moments_it_gives_the_same_log(plays: Dataset, tmp_path: Path) -> None:
     choices = shard_choices(tmp_path / "choices", limit=3)
     short = [
@@ -260,6 +262,7 @@ def test_a_run_starts_from_anothers_weights(plays: Dataset, whole: Path, tmp_pat
 # (f) compiled
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 def test_compiled_it_gives_the_same_losses(plays: Dataset, whole: Path, tmp_path: Path) -> None:
     """Evaluation and samples run while it is on."""

@@ -126,6 +126,7 @@ def test_what_there_is_not() -> None:
             learning_rate_factor("cosine", warmup_steps=warmup, max_steps=10, min_factor=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_state_comes_back_exactly(kind: str) -> None:
     model = GPT2(SMALL)

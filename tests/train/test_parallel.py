@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from runs import finish, in_process, rows, start
 
 from gpt2wds.dataset.directory import Dataset
@@ -15,6 +16,7 @@ def norms(run: Path) -> list[float]:
     return [row["grad_norm"] for row in RunDirectory(run).read_metrics()[1:]]
 
 
+@pytest.mark.slow
 def test_ranks_that_each_have_a_part_of_the_model(plays: Dataset, pair: Path, tmp_path: Path) -> None:
     """FSDP: losses and gradient norms (all of them clipped) of whole copies, and the same checkpoints."""
     run = tmp_path / "run"

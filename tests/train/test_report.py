@@ -321,5 +321,5 @@ def test_losses_that_are_not_numbers_are_told(tmp_path: Path) -> None:
     for step in (21, 22, 23):
         RunDirectory(path).append({"step": step, "tokens": step, "train_loss": math.nan})
     text = write_report(path).read_text()
-    assert "training loss, not a number" in text and "3 times, first at step 21, last at 23" in text
+    assert "training loss, not a number" in text and "4 times, first at step 3, last at 23" in text
     assert "validation loss, not a number" not in text

@@ -16,6 +16,7 @@ from gpt2wds.train.signals import Agreement, Signals
 # (c) signals
 
 
+@pytest.mark.slow
 def test_usr1_saves_and_term_saves_and_stops(plays: Dataset, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(run, plays, "checkpoint.every_steps=1000")
@@ -40,6 +41,7 @@ def catches(process: subprocess.Popen[str], number: int) -> bool:
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_usr1_while_it_starts_is_done_after_the_first_step(plays: Dataset, tmp_path: Path) -> None:
     process = start(tmp_path / "run", plays, "checkpoint.every_steps=1000", "train.max_steps=2")

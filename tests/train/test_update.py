@@ -179,6 +179,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_all_ranks_skip_alike(plays: Dataset, tmp_path: Path) -> None:
     """One of two ranks has a loss that is not finite in its third step."""
     (tmp_path / "faulty.py").write_text(FAULTY)

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 
 from .errors import Error, reason
-
-Answer = TypeVar("Answer")
 
 SMALLEST_REQUEST = 1 << 16
 PACKAGE = "package:"
@@ -90,9 +88,9 @@ class UrlFile:
         try:
             data = bytes(system.cat_file(path, start=start, end=end))
         except Exception as error:  # of whatever library reads such URLs
-            raise Error(f"{self}: bytes {start} to {end} did not arrive ({reason(error)}); {_GO_ON}") from None
+            raise Error(f"{self}: bytes {start} to {end} did not arrive ({reason(error)}); {GO_ON}") from None
         if len(data) != end - start:
-            raise Error(f"{self}: expected {end - start} bytes from {start}, got {len(data)}; {_GO_ON}")
+            raise Error(f"{self}: expected {end - start} bytes from {start}, got {len(data)}; {GO_ON}")
         return data
 
     def check_unchanged(self) -> None:
@@ -141,7 +139,7 @@ class HubFile:
             response = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
             hf_raise_for_status(response)
         except Exception as error:  # the HTTP client's own: huggingface_hub changes clients between versions
-            raise Error(f"{self}: bytes {start} to {end} did not arrive ({reason(error)}); {_GO_ON}") from None
+            raise Error(f"{self}: bytes {start} to {end} did not arrive ({reason(error)}); {GO_ON}") from None
         self._check(response, start, end)
         return response.content
 
@@ -235,56 +233,6 @@ def located(record: dict[str, Any]) -> Location:
     return LocalFile(record["path"], record["size"], record.get("mtime_ns"))
 
 
-class Folder:
-    """A directory, here or at any URL that fsspec reads, whose files are known by their names.
-
-    Methods raise FileNotFoundError for a file that is not there, OSError for a disk that fails, and Error for what
-    a URL's library says.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = str(path).removeprefix("file://").rstrip("/") or "/"
-        self.is_local = "://" not in self.path
-        if not self.is_local:
-            filesystem(self.path)  # says now when nothing can read such URLs
-
-    def __str__(self) -> str:
-        return self.path
-
-    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
-        """A file's bytes start … end - 1, fewer where it is shorter; all of it if not given."""
-        if not self.is_local:
-            return self._ask(name, lambda system, path: bytes(system.cat_file(path, start=start, end=end)))
-        with open(f"{self.path}/{name}", "rb", buffering=0) as file:
-            file.seek(start)
-            return file.read(-1 if end is None else end - start)
-
-    def size(self, name: str) -> int:
-        if not self.is_local:
-            return self._ask(name, lambda system, path: int(system.size(path)))
-        return Path(self.path, name).stat().st_size
-
-    def exists(self, name: str) -> bool:
-        if not self.is_local:
-            return self._ask(name, lambda system, path: bool(system.exists(path)))
-        return Path(self.path, name).exists()
-
-    def open(self, name: str) -> BinaryIO:
-        """A file to read from its beginning to its end."""
-        if not self.is_local:
-            return self._ask(name, lambda system, path: cast(BinaryIO, system.open(path, "rb")))
-        return open(f"{self.path}/{name}", "rb")
-
-    def _ask(self, name: str, question: Callable[[fsspec.AbstractFileSystem, str], Answer]) -> Answer:
-        system, below = filesystem(self.path)
-        try:
-            return question(system, f"{below}/{name}")
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # of whatever library reads such URLs
-            raise Error(f"{self.path}/{name}: it did not arrive ({reason(error)}); {_GO_ON}") from None
-
-
 @lru_cache(maxsize=8)
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """fsspec's file system for a URL, and the URL's path there."""
@@ -303,5 +251,5 @@ def package_folder(package: str) -> Path | None:
     return Path(locations[0]) if locations else None
 
 
-_GO_ON = "the same command goes on"
+GO_ON = "the same command goes on"
 _AGAIN = "put it back, or plan again in an empty directory"

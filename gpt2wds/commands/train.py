@@ -1,5 +1,6 @@
 """gpt2wds-train: the command line."""
 
+import re
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from .. import __version__
 from ..config import load_config
 from ..train.signals import Signals
 from .common import one_line_errors
+
+_KEYS = {"device": "run.device", "seed": "run.seed", "seq_len": "data.seq_len"}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,7 +31,7 @@ def main(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """
     signals = Signals()
     # Noted before torch is imported, which takes seconds: a SIGUSR1 in that time must not kill, nor be lost.
-    with one_line_errors(), signals.noting(signal.SIGUSR1):
+    with one_line_errors(_with_keys), signals.noting(signal.SIGUSR1):
         from ..distributed import join_world
         from .launch import launch
         from .settings import Config
@@ -38,3 +41,8 @@ def main(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
             stopped_by = launch(settings, world, signals, dry_run)
     if stopped_by:
         sys.exit(128 + stopped_by)
+
+
+def _with_keys(text: str) -> str:
+    """A message of the library with the configuration's keys in place of its arguments' names."""
+    return re.sub("^(device|seed|seq_len):", lambda found: f"{_KEYS[found[1]]}:", text)

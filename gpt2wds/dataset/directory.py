@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Error, reason
-from ..locations import Folder
+from ..folder import Folder
 from ..tokenizer import END_OF_TEXT
 from . import members, prompts, shards
 from .manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, LaterFormat, Manifest, ShardEntry

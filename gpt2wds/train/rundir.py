@@ -3,7 +3,7 @@
     config.toml     the resolved configuration
     run.json        facts that stay the same for the whole run: data, sizes, hardware
     gpt.log         everything that was printed
-    log.txt         step train_loss val_loss hella_acc, one row per step, nan where not measured
+    log.txt         step train_loss val_loss hella_acc, one row per step; nan: not measured, -nan: not a number
     metrics.jsonl   the same and more, one JSON object per step
     checkpoints/    see checkpoint.py
     tensorboard/    the numbers of metrics.jsonl once more, where asked for
@@ -98,7 +98,7 @@ class RunDirectory:
         if not self._is_main:
             return
         columns = [metrics.get(name) for name in ("train_loss", "val_loss", "hella_acc")]
-        row = " ".join("nan" if value is None else f"{value:.9g}" for value in columns)
+        row = " ".join(map(_word, columns))
         with self.log.open("a", encoding="utf-8") as f:
             f.write(f"{metrics['step']} {row}\n")
         with self.metrics.open("a", encoding="utf-8") as f:
@@ -126,6 +126,11 @@ def _whole_lines(path: Path) -> Iterator[str]:
         with path.open("rb") as f:
             # A kill may have cut the last line, even in the middle of a character.
             yield from (line.decode("utf-8") for line in f if line.endswith(b"\n"))
+
+
+def _word(value: float | None) -> str:
+    """A number in log.txt: nan where it was not measured, -nan where it was and is not a number."""
+    return "nan" if value is None else "-nan" if math.isnan(value) else f"{value:.9g}"
 
 
 def _without_nan(value: Any) -> Any:

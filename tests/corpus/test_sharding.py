@@ -214,6 +214,7 @@ def check_becomes(out: Path, wanted: dict[str, str]) -> None:
     assert tree(out) == wanted
 
 
+@pytest.mark.slow
 def test_killed_processes_lose_and_double_nothing(whole_plays, tmp_path):
     out = tmp_path / "out"
     chance = random.Random(0)
@@ -426,6 +427,7 @@ def test_every_odd_document_has_its_place_or_its_reason(tmp_path, run):
     assert lines == ["plain", "a \ufffd b", "<|endoftext|> inside", "\x00 zero", "last"]
 
 
+@pytest.mark.slow
 def test_huge_documents_are_documents(tmp_path):
     parquet = tmp_path / "huge.parquet"
     prose = "".join(f"Sentence {n} of a long document, with some words. " for n in range(1_000_000))  # 50 MB

@@ -235,6 +235,7 @@ def test_validation_loss_does_not_depend_on_the_batch(plays: Dataset) -> None:
     assert found == pytest.approx([found[0]] * 4, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_validation_loss_does_not_depend_on_the_ranks(run_dir: Path, plays: Dataset) -> None:
     here = Path(sys.executable).parent
     found = []
@@ -276,6 +277,7 @@ def command(*arguments: object) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_loss_command(run_dir: Path, plays: Dataset) -> None:
     output = command("loss", run_dir, "--data", plays.path, "--json")
     result = json.loads(output)

@@ -136,8 +136,8 @@ def test_slices_of_the_tasks_make_the_same_dataset_in_any_order(corpus: Path, wh
 
     assert "slice 2/3 is done" in run("--task-slice", "2/3").stdout
     missing = subprocess.run([COMMAND, "finish", out], capture_output=True, text=True)
-    assert missing.returncode == 1 and "missing: train-00001\n" in missing.stdout
-    assert "18 of 26 shards are missing" in missing.stderr and len(missing.stderr.splitlines()) == 1
+    assert missing.returncode == 1 and "missing: train-00000\n" in missing.stdout
+    assert "17 of 25 shards are missing" in missing.stderr and len(missing.stderr.splitlines()) == 1
     assert "slice 0/3 is done" in run("--task-slice", "0/3").stdout
     assert not (out / "manifest.json").exists()
     last = run("--task-slice", "1/3")

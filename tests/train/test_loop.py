@@ -301,6 +301,7 @@ def test_a_loss_that_is_no_number_stops_the_run(plays: Dataset, tmp_path: Path) 
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_one_line(plays: Dataset, tmp_path: Path) -> None:
     """A micro-batch of a million tokens needs two gigabytes for its embeddings alone."""
     command = [str(PROGRAMS / "gpt2wds-train"), *arguments(tmp_path / "run", plays)]

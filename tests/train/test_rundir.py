@@ -1,6 +1,7 @@
 """What a run leaves behind."""
 
 import importlib.util
+import math
 import shutil
 from pathlib import Path
 
@@ -35,3 +36,26 @@ def test_tensorboard_where_it_is_not_installed(plays: Dataset, tmp_path: Path) -
     code, said = in_process(tmp_path / "run", plays, "run.tensorboard=true")
     assert code == 1
     assert "error: run.tensorboard: expected the package tensorboard, which is not installed; pip install" in said
+
+
+def test_what_was_not_measured_and_what_is_not_a_number_are_different_words(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.append({"step": 1, "train_loss": math.nan, "val_loss": math.inf})
+    assert run.log.read_text() == "1 -nan inf nan\n"
+    assert run.read_metrics() == [{"step": 1, "train_loss": None, "val_loss": None}]
+    assert np.isnan(np.loadtxt(run.log)[[1, 3]]).all()
+
+
+def test_off_the_main_rank_nothing_is_said_or_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for is_main in (False, True):
+        run = RunDirectory(tmp_path / str(is_main), is_main=is_main)
+        run.say("before")
+        run.claim("[run]\n")
+        run.say("after")
+        run.write_facts({"a": 1})
+        run.rewind(-1)
+        run.append({"step": 0})
+    assert capsys.readouterr().out == "before\nafter\n"
+    assert not (tmp_path / "False").exists()
+    assert (tmp_path / "True" / "gpt.log").read_text() == "before\nafter\n"
+    assert (tmp_path / "True" / "log.txt").read_text().endswith("0 nan nan nan\n")

@@ -83,6 +83,8 @@ def _build(values: dict[str, Any], schema: type[Any], source: str, prefix: str) 
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        hint = typing.get_args(hint)[0]  # `float | None`: None is a default that TOML cannot say
     origin = typing.get_origin(hint)
     kind = origin or hint
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -139,6 +139,12 @@ def _fresh_model(settings: Config) -> GPT2:
         shape = GPT2Config(*settings.model.shape, n_positions=settings.data.seq_len)
         return GPT2(shape, seed=settings.run.seed)
     model = load_weights(find_weights(origin))
+    c = model.config
+    if settings.model.asked_shape not in (None, (c.n_layer, c.n_head, c.n_embd)):
+        raise Error(
+            f"model: expected the shape of model.init_from, {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, "
+            f"got {settings.model.asked_shape}; leave model.size, n_layer, n_head and n_embd out"
+        )
     if model.config.n_positions < settings.data.seq_len:
         raise Error(
             f"data.seq_len: expected at most the {model.config.n_positions} positions of {origin}, "

@@ -5,9 +5,10 @@ import tomllib
 from dataclasses import dataclass, field
 
 from ..config import differences, dump_config
+from ..dataset.prompts import MODES
 from ..errors import Error
 from ..model import SIZES
-from ..train.recipe import Checkpoint, Train, at_least
+from ..train.recipe import Checkpoint, Train, at_least, one_of
 from ..train.rundir import RunDirectory
 
 
@@ -37,13 +38,24 @@ class Model:
     n_embd: int = 0
     init_from: str = ""
 
+    def __post_init__(self) -> None:
+        given = [name for name in ("n_layer", "n_head", "n_embd") if getattr(self, name)]
+        at_least("model", self, n_layer=0, n_head=0, n_embd=0)
+        if self.size not in SIZES:
+            raise Error(f"model.size: expected {', '.join(SIZES)}, or n_layer, n_head and n_embd, got {self.size!r}")
+        if given and len(given) < 3:
+            raise Error(f"model: expected all of n_layer, n_head and n_embd or none, got {', '.join(given)}")
+
+    @property
+    def asked_shape(self) -> tuple[int, int, int] | None:
+        """The shape if one was asked for, None where only the default of `size` stands."""
+        return None if self == Model(init_from=self.init_from) else self.shape
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(n_layer, n_head, n_embd)."""
         if self.n_layer or self.n_head or self.n_embd:
             return self.n_layer, self.n_head, self.n_embd
-        if self.size not in SIZES:
-            raise Error(f"model.size: expected {', '.join(SIZES)}, or n_layer, n_head and n_embd, got {self.size!r}")
         return SIZES[self.size]
 
 
@@ -57,7 +69,8 @@ class Eval:
     sample_tokens: int = 64
 
     def __post_init__(self) -> None:
-        at_least("eval", self, every_steps=1)
+        at_least("eval", self, every_steps=1, val_tokens=1, sample_tokens=1)
+        one_of("eval.hellaswag_mode", self.hellaswag_mode, *MODES)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self._world = self.update.world
         self._pending: list[Pending] = []
+        self._is_unsaved = False
         self._clock = 0.0
 
     def train(self, state: State) -> int:
@@ -94,6 +95,7 @@ class Trainer:
                     self._log(row)
                     self._clock = time.perf_counter()
                 if last:
+                    self._refuse_unsaved(step)
                     return 0
                 self._pending.append(self.update(step + 1, next(sequences)))
         raise AssertionError("the loop returns")
@@ -137,9 +139,18 @@ class Trainer:
                 if self.checkpoint.on_error == "stop":
                     raise Error(f"{problem}; make room, then the same command goes on from the one before") from None
                 self.run.say(f"WARNING: {problem}; going on, the one before is kept")
+                self._is_unsaved = True
             else:
+                self._is_unsaved = False
                 self.run.say(f"step {step}: saved {path}")
         self._world.barrier()
+
+    def _refuse_unsaved(self, step: int) -> None:
+        if self._is_unsaved:
+            raise Error(
+                f"step {step}: trained to the end, but the last checkpoint could not be written; make room, then the "
+                "same command goes on from the one before"
+            )
 
     def _log(self, *rows: Row) -> None:
         for row in rows:

@@ -1,5 +1,6 @@
 """What a run does: the tables [train] and [checkpoint] of a configuration."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ class Train:
     micro_batch_sequences: int = 64  # of one forward and backward, at most: bounds memory, changes no loss
     max_steps: int = 19073
     learning_rate: float = 6e-4
-    min_learning_rate: float = 6e-5
+    min_learning_rate: float | None = None  # None: a tenth of the learning rate
     warmup_steps: int = 715
     schedule: str = "cosine"
     decay_steps: int = 0
@@ -31,8 +32,19 @@ class Train:
 
     def __post_init__(self) -> None:
         at_least("train", self, max_steps=1, micro_batch_sequences=1)
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise Error(f"train.learning_rate: expected more than 0, got {self.learning_rate}")
+        if self.min_learning_rate is None:
+            # Rounded, so that a tenth of 6e-4 is written 6e-05.
+            object.__setattr__(self, "min_learning_rate", float(f"{self.learning_rate / 10:.12g}"))
+        if not 0 <= self.lowest_rate <= self.learning_rate:
+            raise Error(
+                f"train.min_learning_rate: expected 0 to learning_rate = {self.learning_rate}, got "
+                f"{self.min_learning_rate}; left out it is a tenth of the learning rate"
+            )
+        for name in ("weight_decay", "muon_learning_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise Error(f"train.{name}: expected 0 or more, got {getattr(self, name)}")
         if not self.grad_clip > 0:
             raise Error(f"train.grad_clip: expected more than 0 (inf for none), got {self.grad_clip}")
         one_of("train.parallel", self.parallel, *KINDS)
@@ -44,13 +56,19 @@ class Train:
         one_of("train.on_nan", self.on_nan, "stop", "skip")
         one_of("train.dtype", self.dtype, "bfloat16", "float32", "auto")
 
+    @property
+    def lowest_rate(self) -> float:
+        """The learning rate that the schedule ends at."""
+        assert self.min_learning_rate is not None
+        return self.min_learning_rate
+
     def rate_factor(self) -> Callable[[int], float]:
         """Step, counted from 1 → factor of the learning rates."""
         return learning_rate_factor(
             self.schedule,
             warmup_steps=self.warmup_steps,
             max_steps=self.max_steps,
-            min_factor=self.min_learning_rate / self.learning_rate,
+            min_factor=self.lowest_rate / self.learning_rate,
             decay_steps=self.decay_steps,
         )
 

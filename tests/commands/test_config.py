@@ -176,6 +176,19 @@ MISTAKES = {
     "train.max_steps=0": "train.max_steps: expected at least 1, got 0",
     "train.micro_batch_sequences=0": "train.micro_batch_sequences: expected at least 1, got 0",
     "train.learning_rate=0": "train.learning_rate: expected",
+    "train.learning_rate=nan": "train.learning_rate: expected more than 0, got nan",
+    "train.learning_rate=inf": "train.learning_rate: expected more than 0, got inf",
+    "train.min_learning_rate=6.1e-4": "train.min_learning_rate: expected 0 to learning_rate = 0.0006, got 0.00061",
+    "train.min_learning_rate=nan": "train.min_learning_rate: expected 0 to learning_rate = 0.0006, got nan",
+    "train.min_learning_rate=-1": "train.min_learning_rate: expected 0 to learning_rate = 0.0006, got -1.0",
+    "train.weight_decay=-1": "train.weight_decay: expected 0 or more, got -1.0",
+    "train.weight_decay=nan": "train.weight_decay: expected 0 or more, got nan",
+    "train.muon_learning_rate=-1": "train.muon_learning_rate: expected 0 or more, got -1.0",
+    "eval.val_tokens=-1": "eval.val_tokens: expected at least 1, got -1",
+    "eval.sample_tokens=0": "eval.sample_tokens: expected at least 1, got 0",
+    "eval.hellaswag_mode=foo": "eval.hellaswag_mode: expected completion or lm-eval, got 'foo'",
+    "model.size=gpt3": "model.size: expected gpt2, gpt2-medium, gpt2-large, gpt2-xl, or n_layer, n_head and n_embd",
+    "model.n_embd=0": "model: expected all of n_layer, n_head and n_embd or none, got n_layer, n_head",
     "train.max_stps=3": "unknown key train.max_stps; did you mean train.max_steps?",
     "train.grad_clip=0": "train.grad_clip: expected more than 0 (inf for none), got 0",
     "train.on_nan=ignore": "train.on_nan: expected stop or skip, got 'ignore'",
@@ -281,3 +294,12 @@ def test_every_recipe_loads_and_is_what_its_name_says(path: Path) -> None:
     assert settings.data.seq_len == 1024
     published = {"gpt2": 6e-4, "gpt2-medium": 3e-4, "gpt2-large": 2.5e-4, "gpt2-xl": 2e-4}[settings.model.size]
     assert settings.train.learning_rate == (3 * published if "fast" in path.stem else published)
+
+
+@pytest.mark.parametrize(("rate", "lowest"), [(6e-4, 6e-5), (2e-5, 2e-6), (1e-2, 1e-3), (3e-4, 3e-5)])
+def test_the_lowest_rate_is_a_tenth_where_nothing_is_said(tmp_path: Path, rate: float, lowest: float) -> None:
+    (tmp_path / "a.toml").write_text("")
+    settings = load_config(tmp_path / "a.toml", [f"train.learning_rate={rate}"], Config)
+    assert f"min_learning_rate = {lowest!r}" in dump_config(settings)
+    (tmp_path / "b.toml").write_text(dump_config(settings))
+    assert load_config(tmp_path / "b.toml", [], Config) == settings

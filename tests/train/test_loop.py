@@ -259,6 +259,14 @@ def test_a_run_starts_from_anothers_weights(plays: Dataset, whole: Path, tmp_pat
     assert (code, "already finished" in said) == (0, True)
 
 
+def test_a_shape_that_is_not_that_of_the_weights_is_refused(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    """Not left out in silence, and then written into config.toml."""
+    code, said = in_process(tmp_path / "run", plays, f"model.init_from={whole}", "model.n_layer=3")
+    assert code == 1
+    assert "expected the shape of model.init_from, 1 layers, 2 heads, 32 channels, got (3, 2, 32); leave" in said
+    assert not (tmp_path / "run").exists()
+
+
 # (f) compiled
 
 
@@ -347,7 +355,9 @@ def test_a_full_disk_stops_the_run(plays: Dataset, whole: Path, little_disk: Pat
 
 def test_a_full_disk_is_told_and_trained_on(plays: Dataset, whole: Path, little_disk: Path) -> None:
     code, said = in_process(little_disk, plays, "checkpoint.on_error=continue")
-    assert code == 0
+    # Trained on, but not finished: the weights of the end are nowhere.
+    assert code == 1 and "finished:" not in said
+    assert "error: step 12: trained to the end, but the last checkpoint could not be written; make room, then" in said
     assert re.findall(r"WARNING: step (\d+): the checkpoint could not be written", said) == ["8", "12"]
     assert [path.name for path in (little_disk / "checkpoints").iterdir()] == ["step-0000004"]
     np.testing.assert_allclose(rows(little_disk), rows(whole), rtol=0, atol=1e-4)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .corpus.ray_executor import OnRay
     from .corpus.sharding import make_dataset
     from .dataset.directory import Dataset
-    from .dataset.loader import StepBatches, validation_sequences
+    from .dataset.loader import StepBatches
+    from .dataset.validation import validation_sequences
     from .errors import Error
     from .evaluate.hellaswag import score, scores
     from .evaluate.questions import Questions, load_questions
@@ -57,7 +58,8 @@ _HOMES = {
     "corpus.ray_executor": ("OnRay",),
     "corpus.sharding": ("make_dataset",),
     "dataset.directory": ("Dataset",),
-    "dataset.loader": ("StepBatches", "validation_sequences"),
+    "dataset.loader": ("StepBatches",),
+    "dataset.validation": ("validation_sequences",),
     "errors": ("Error",),
     "evaluate.hellaswag": ("score", "scores"),
     "evaluate.questions": ("Questions", "load_questions"),

@@ -12,9 +12,9 @@ import numpy as np
 
 from .. import __version__
 from ..dataset.directory import Dataset
-from ..dataset.loader import validation_sequences
 from ..dataset.manifest import SPLITS
 from ..dataset.prompts import ENDINGS, MODES
+from ..dataset.validation import validation_sequences
 from ..distributed import World, join_world
 from ..errors import Error
 from ..evaluate import hellaswag as multiple_choice

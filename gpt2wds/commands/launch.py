@@ -11,7 +11,8 @@ import torch
 
 from ..config import dump_config
 from ..dataset.directory import Dataset
-from ..dataset.loader import StepBatches, validation_sequences
+from ..dataset.loader import StepBatches
+from ..dataset.validation import validation_sequences
 from ..distributed import World
 from ..errors import Error
 from ..evaluate.hellaswag import score

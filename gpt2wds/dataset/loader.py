@@ -7,7 +7,7 @@ order (order.py). Tar reading and grouping are WebDataset's own.
 """
 
 import io
-import math
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -24,6 +24,7 @@ from .order import EpochOrder, Position, Slots, even_share
 from .shards import BLOCK_TOKENS
 
 SAMPLE_MEMBER = "tokens.npy"
+GRACE_SECONDS = 60  # that a worker process outlives a signal to stop
 STATE_VERSION = 1
 
 
@@ -146,7 +147,13 @@ class StepBatches(IterableDataset):
             yield from dataset
             return
         # Each worker gives its slots of a step; the loader takes turns, so a step is one share from each.
-        loader = DataLoader(dataset, batch_size=None, num_workers=self.num_workers, prefetch_factor=4)
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self.num_workers,
+            prefetch_factor=4,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
         shares = iter(loader)
         while step := list(islice(shares, self.num_workers)):
             assert len(step) == self.num_workers
@@ -238,6 +245,16 @@ def _checked_taken(pairs: list[Any], sequences: int) -> tuple[tuple[int, int], .
     return taken
 
 
+def _leave_signals_to_the_parent(_: int) -> None:
+    """Schedulers send a signal to all processes: the parent saves first, and needs its workers for that."""
+
+    def wait(number: int, frame: Any) -> None:
+        signal.alarm(GRACE_SECONDS)  # and goes by itself should the parent be lost
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, wait)
+
+
 def _error_as_item(steps: Iterable[np.ndarray]) -> Iterator[np.ndarray | str]:
     """In a worker what goes wrong is its last item: DataLoader would wrap an exception into a page of traceback."""
     try:
@@ -255,46 +272,3 @@ def _visits(order: EpochOrder, left: Slots, slot: int) -> np.ndarray:
         rows.append(np.stack([step + first - start, windows, first, ends], axis=1))
         step += length
     return np.concatenate(rows)
-
-
-def validation_sequences(
-    dataset: Dataset,
-    *,
-    seq_len: int,
-    max_tokens: int,
-    batch_sequences: int,
-    rank: int = 0,
-    world_size: int = 1,
-    split: str = "val",
-) -> Iterator[np.ndarray]:
-    """The first `max_tokens` tokens of a split in storage order: (≤ batch_sequences, seq_len + 1) uint16 arrays.
-
-    All ranks together give each batch of a single rank once, so what is computed from them does not depend on how many
-    share the work. Raises Error when there is not one sequence.
-    """
-    if dataset.kind != TOKENS:
-        raise Error(f"dataset {dataset.path}: expected tokens, got {dataset.kind}; make some with gpt2wds-shard files")
-    tokens = dataset.blocks[split]["tokens"].astype(np.int64)
-    per_block = np.maximum(tokens - 1, 0) // seq_len
-    total = min(int(per_block.sum()), max_tokens // seq_len)
-    if not total:
-        raise Error(
-            f"dataset {dataset.path}: expected a {split} text of more than seq_len = {seq_len} tokens, got "
-            f"{dataset.total(split, 'tokens')} tokens of which max_tokens = {max_tokens} are used"
-        )
-    dealt = even_share(math.ceil(total / batch_sequences), rank, world_size)
-    mine = range(dealt.start * batch_sequences, min(dealt.stop * batch_sequences, total))
-    starts = np.cumsum(per_block) - per_block
-    batch: list[np.ndarray] = []
-    for block in range(len(per_block)):
-        first, end = max(mine.start, int(starts[block])), min(mine.stop, int(starts[block] + per_block[block]))
-        if first >= end:
-            continue
-        values = dataset.read_tokens(split, block)
-        for i in range(first - int(starts[block]), end - int(starts[block])):
-            batch.append(values[i * seq_len : (i + 1) * seq_len + 1])
-            if len(batch) == batch_sequences:
-                yield np.stack(batch)
-                batch = []
-    if batch:
-        yield np.stack(batch)

@@ -7,12 +7,13 @@ A row "step s" tells of update s: its loss (before the update), and what was mea
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 from ..dataset.loader import StepBatches
@@ -24,6 +25,7 @@ from .rundir import RunDirectory
 from .signals import Agreement, Signals
 from .update import Pending, Row, Update
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SYNC_STEPS = 10  # losses are fetched from the device once in so many steps
 
 Evaluate = Callable[[GPT2], dict[str, Any]]  # a model → metrics such as {"val_loss": 5.1}
@@ -63,11 +65,12 @@ class Trainer:
         first, row = state.step, dict(state.row)
         self.update.skipped = row.get("skipped", 0)
         self.run.rewind(first - 1)
-        sequences = iter(self.batches)
+        sequences = cast(Generator[np.ndarray, None, None], iter(self.batches))
         self._clock = time.perf_counter()
         agreement = Agreement(self.signals, self._world)
         wanted = False  # a checkpoint, by a signal
-        with self.signals.noting(signal.SIGTERM, signal.SIGINT), self._naming_memory():
+        # Closed at the end, so that worker processes go at once.
+        with closing(sequences), self.signals.noting(*STOPS), self._naming_memory():
             for step in count(first):
                 last = step >= self.update.train.max_steps
                 evaluate = step % self.eval_every_steps == 0 or last

@@ -1,4 +1,4 @@
-"""What the outside asks of a run: SIGTERM and SIGINT save and stop, SIGUSR1 saves. Imports nothing slow."""
+"""What the outside asks of a run: SIGTERM, SIGINT and SIGHUP save and stop, SIGUSR1 saves. Imports nothing slow."""
 
 import signal
 import time
@@ -18,13 +18,14 @@ class Signals:
 
     @contextmanager
     def noting(self, *numbers: int) -> Iterator[None]:
-        """Note these signals in place of what they did, until the context ends."""
-        for number in numbers:
+        """Note these signals in place of what they did, until the context ends. What is ignored, by nohup, stays so."""
+        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        for number in heard:
             self._old[number] = signal.signal(number, self._note)
         try:
             yield
         finally:
-            for number in numbers:
+            for number in heard:
                 signal.signal(number, self._old[number])
 
     def agree(self, any_rank: Callable[[bool], bool]) -> tuple[bool, bool]:

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from gpt2wds.dataset import shards
 from gpt2wds.dataset.directory import Dataset
-from gpt2wds.dataset.loader import validation_sequences
 from gpt2wds.dataset.manifest import dataset_id
+from gpt2wds.dataset.validation import validation_sequences
 from gpt2wds.dataset.verify import verify_dataset, verify_shard
 from gpt2wds.errors import Error
 

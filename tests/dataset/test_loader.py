@@ -18,8 +18,9 @@ from test_order import reference_order, reference_steps
 from torch.utils.data import DataLoader, IterableDataset
 
 from gpt2wds.dataset.directory import Dataset
-from gpt2wds.dataset.loader import EpochSequences, StepBatches, validation_sequences
+from gpt2wds.dataset.loader import EpochSequences, StepBatches
 from gpt2wds.dataset.order import Position
+from gpt2wds.dataset.validation import validation_sequences
 from gpt2wds.errors import Error
 
 SEQ_LEN = 4096  # 418 sequences in the plays' 28 blocks: 26 steps of 16

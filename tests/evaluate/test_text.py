@@ -18,7 +18,7 @@ from gpt2wds.commands import eval as eval_command
 from gpt2wds.commands import shard as shard_command
 from gpt2wds.commands import train as train_command
 from gpt2wds.dataset.directory import Dataset
-from gpt2wds.dataset.loader import validation_sequences
+from gpt2wds.dataset.validation import validation_sequences
 from gpt2wds.distributed import World
 from gpt2wds.evaluate.text import choose_token, generate, unigram_entropy, validation_loss
 from gpt2wds.model import GPT2, GPT2Config

@@ -1,5 +1,6 @@
 """What the outside asks of a run."""
 
+import os
 import re
 import signal
 import subprocess
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import finish, rows, start, wait_for
+from runs import PROGRAMS, arguments, environment, finish, program, rows, start, wait_for
 
 from gpt2wds.dataset.directory import Dataset
+from gpt2wds.train.checkpoint import list_checkpoints
 from gpt2wds.train.signals import Agreement, Signals
 
 # (c) signals
@@ -75,3 +77,34 @@ def test_ranks_agree_about_every_two_seconds(seconds: float, most: int) -> None:
         agreement.at(step)
     assert asked[0] == 7
     assert np.diff(sorted(set(asked))).max() == most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_process_group_saves_with_loader_workers(
+    plays: Dataset, whole: Path, tmp_path: Path, number: int
+) -> None:
+    """As Slurm and systemd send it: to the loader's worker processes too."""
+    run = tmp_path / "run"
+    workers = ["data.num_workers=2", "checkpoint.every_steps=1000"]
+    command = [str(PROGRAMS / "gpt2wds-train"), *arguments(run, plays, *workers)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, env=environment(), start_new_session=True, **pipes)
+    wait_for(process, "step 0: validation loss")
+    os.killpg(process.pid, number)
+    said = finish(process, 128 + number)
+    (stopped,) = re.findall(r"step (\d+): stopped by", said)
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == [f"step-{int(stopped):07d}"]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no worker is left
+    finish(start(run, plays, *workers))
+    np.testing.assert_array_equal(rows(run), rows(whole))
+
+
+@pytest.mark.slow
+def test_under_nohup_a_hang_up_stops_nothing(plays: Dataset, tmp_path: Path) -> None:
+    command = [str(PROGRAMS / "gpt2wds-train"), *arguments(tmp_path / "run", plays)]
+    process = program(["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command])
+    wait_for(process, "step 0: validation loss")
+    process.send_signal(signal.SIGHUP)
+    assert "finished" in finish(process)

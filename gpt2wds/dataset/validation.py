@@ -1,0 +1,54 @@
+"""A split's text in storage order, for what is measured on it. Needs no torch."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..errors import Error
+from .directory import Dataset
+from .manifest import TOKENS
+from .order import even_share
+
+
+def validation_sequences(
+    dataset: Dataset,
+    *,
+    seq_len: int,
+    max_tokens: int,
+    batch_sequences: int,
+    rank: int = 0,
+    world_size: int = 1,
+    split: str = "val",
+) -> Iterator[np.ndarray]:
+    """The first `max_tokens` tokens of a split in storage order: (≤ batch_sequences, seq_len + 1) uint16 arrays.
+
+    All ranks together give each batch of a single rank once, so what is computed from them does not depend on how many
+    share the work. Raises Error when there is not one sequence.
+    """
+    if dataset.kind != TOKENS:
+        raise Error(f"dataset {dataset.path}: expected tokens, got {dataset.kind}; make some with gpt2wds-shard files")
+    tokens = dataset.blocks[split]["tokens"].astype(np.int64)
+    per_block = np.maximum(tokens - 1, 0) // seq_len
+    total = min(int(per_block.sum()), max_tokens // seq_len)
+    if not total:
+        raise Error(
+            f"dataset {dataset.path}: expected a {split} text of more than seq_len = {seq_len} tokens, got "
+            f"{dataset.total(split, 'tokens')} tokens of which max_tokens = {max_tokens} are used"
+        )
+    dealt = even_share(math.ceil(total / batch_sequences), rank, world_size)
+    mine = range(dealt.start * batch_sequences, min(dealt.stop * batch_sequences, total))
+    starts = np.cumsum(per_block) - per_block
+    batch: list[np.ndarray] = []
+    for block in range(len(per_block)):
+        first, end = max(mine.start, int(starts[block])), min(mine.stop, int(starts[block] + per_block[block]))
+        if first >= end:
+            continue
+        values = dataset.read_tokens(split, block)
+        for i in range(first - int(starts[block]), end - int(starts[block])):
+            batch.append(values[i * seq_len : (i + 1) * seq_len + 1])
+            if len(batch) == batch_sequences:
+                yield np.stack(batch)
+                batch = []
+    if batch:
+        yield np.stack(batch)

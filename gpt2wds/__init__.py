@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .evaluate.questions import Questions, load_questions
     from .model import GPT2, GPT2Config
     from .tokenizer import Tokenizer, load_tokenizer
-    from .train.checkpoint import load_weights
+    from .train.weights import load_weights
 
 __version__ = "0.1.0"
 __all__ = [
@@ -65,7 +65,7 @@ _HOMES = {
     "evaluate.questions": ("Questions", "load_questions"),
     "model": ("GPT2", "GPT2Config"),
     "tokenizer": ("Tokenizer", "load_tokenizer"),
-    "train.checkpoint": ("load_weights",),
+    "train.weights": ("load_weights",),
 }
 
 

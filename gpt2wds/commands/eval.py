@@ -23,7 +23,7 @@ from ..evaluate.text import generate, text_loss
 from ..model import GPT2
 from ..tokenizer import load_tokenizer
 from ..train import report
-from ..train.checkpoint import load_weights
+from ..train.weights import load_weights
 from .common import Commands, ProgressLine, print_json
 from .models import find_weights, step_of
 

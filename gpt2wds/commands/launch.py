@@ -21,13 +21,14 @@ from ..evaluate.questions import Questions, load_questions
 from ..evaluate.text import generate, validation_loss
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
 from ..tokenizer import Tokenizer, load_tokenizer
-from ..train.checkpoint import State, load_state, load_weights, newest_sound_checkpoint
+from ..train.checkpoint import State, load_state, newest_sound_checkpoint
 from ..train.cost import flops_per_token, peak_flops
 from ..train.hf_tokenizer import tokenizer_files
 from ..train.loop import Evaluate, Trainer
 from ..train.rundir import RunDirectory
 from ..train.signals import Signals
 from ..train.update import Update
+from ..train.weights import load_weights
 from .common import ProgressLine
 from .models import find_weights
 from .overview import device_name, forecast, introduce, run_facts

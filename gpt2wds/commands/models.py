@@ -9,6 +9,7 @@ from huggingface_hub import snapshot_download
 from ..errors import Error, reason
 from ..train.checkpoint import CONFIG, WEIGHTS, newest_sound_checkpoint
 from ..train.rundir import RunDirectory
+from ..train.weights import SHARDED
 
 
 def _warn(text: str) -> None:
@@ -32,6 +33,6 @@ def find_weights(model: str) -> Path:
             raise Error(f"model {model}: expected a run directory with a checkpoint or {CONFIG}, found neither")
         return newest
     try:
-        return Path(snapshot_download(model, allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(snapshot_download(model, allow_patterns=[CONFIG, WEIGHTS, SHARDED, "model-*.safetensors"]))
     except Exception as error:  # of HTTP clients, which share no base
         raise Error(f"model {model}: expected a directory, or a name that the Hub knows ({reason(error)})") from None

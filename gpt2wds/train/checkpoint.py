@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import Error, reason
 from ..files import sync
-from ..model import GPT2, GPT2Config, hf_config
+from ..model import GPT2, hf_config
 
 WEIGHTS, CONFIG, OPTIMIZER, STATE, SUMS = (
     "model.safetensors",
@@ -36,18 +36,6 @@ WEIGHTS, CONFIG, OPTIMIZER, STATE, SUMS = (
     "SHA256SUMS",
 )
 NEEDED = (WEIGHTS, CONFIG, OPTIMIZER, STATE)  # for a resume
-
-
-# What our model computes; an absent setting is transformers' default, which is the first of these.
-COMPUTED: dict[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "reorder_and_upcast_attn": (False,),
-    "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
-}
 
 
 @dataclass(frozen=True)
@@ -99,6 +87,8 @@ def save_checkpoint(
         (temporary / STATE).write_text(state.to_json())
         for name, content in beside.items():
             (temporary / name).write_bytes(content)
+        for name in (WEIGHTS, OPTIMIZER):  # safetensors makes them readable for their owner alone
+            (temporary / name).chmod((temporary / STATE).stat().st_mode)
         sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in (*NEEDED, *beside))
         (temporary / SUMS).write_text(sums)
         for path in (*temporary.iterdir(), temporary):
@@ -144,37 +134,6 @@ def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path |
             "restore one, or remove the run directory to start from nothing"
         )
     return None
-
-
-def load_weights(path: str | Path) -> GPT2:
-    """A model from a directory in Hugging Face layout, a checkpoint for example. Raises Error for what is no GPT-2.
-
-    >>> load_weights("runs/gpt2-124m/checkpoints/step-0019073").config.n_layer  # doctest: +SKIP
-    12
-    """
-    path = Path(path)
-    try:
-        config = json.loads((path / CONFIG).read_text())
-        tensors = load_file(path / WEIGHTS)
-    except (OSError, ValueError) as error:
-        raise Error(f"model {path}: expected {CONFIG} and {WEIGHTS} in Hugging Face layout ({error})") from None
-    except Exception as error:
-        # safetensors has an exception class of its own, without a base that says so.
-        raise Error(f"model {path}: cannot read {WEIGHTS} ({error})") from None
-    if not isinstance(config, dict) or config.get("model_type") != "gpt2":
-        kind = config.get("model_type") if isinstance(config, dict) else config
-        raise Error(f"model {path}: expected a GPT-2, got model_type {kind!r} in {CONFIG}")
-    shape: dict[str, Any] = {
-        name: config.get(name) for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
-    }
-    if not all(isinstance(value, int) for value in shape.values()):
-        raise Error(f"model {path}: expected whole numbers in {CONFIG}, got {shape}")
-    for name, values in COMPUTED.items():
-        if config.get(name, values[0]) not in values:
-            raise Error(f"model {path}: {name}: expected {values[0]!r}, got {config[name]!r}, which we do not compute")
-    model = GPT2(GPT2Config(**shape))
-    model.load_hf_state_dict(tensors)
-    return model
 
 
 def load_state(path: Path) -> tuple[State, dict[str, torch.Tensor]]:

@@ -20,7 +20,8 @@ from gpt2wds.commands import shard as shard_command
 from gpt2wds.commands import train as train_command
 from gpt2wds.commands.models import find_weights
 from gpt2wds.model import GPT2, GPT2Config
-from gpt2wds.train.checkpoint import State, load_weights, save_checkpoint
+from gpt2wds.train.checkpoint import State, save_checkpoint
+from gpt2wds.train.weights import load_weights
 
 pytest.importorskip("lm_eval", reason="needs EleutherAI's lm-eval: pip install lm-eval accelerate")
 

@@ -1,6 +1,7 @@
 """Checkpoints: others open them, damage is found, and a failed write harms nothing."""
 
 import json
+import os
 import pickle
 import resource
 import shutil
@@ -19,11 +20,11 @@ from gpt2wds.train.checkpoint import (
     State,
     list_checkpoints,
     load_state,
-    load_weights,
     newest_sound_checkpoint,
     save_checkpoint,
 )
 from gpt2wds.train.optim import Optimizers, make_optimizers
+from gpt2wds.train.weights import load_weights
 
 # A small vocabulary that is no multiple of 128, so that there are padding rows.
 SMALL = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=300)
@@ -270,3 +271,12 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path: Path) -
     saved = save_checkpoint(folder, State(2), model, optimizers.state(model), keep=1, warn=said.append)
     assert saved.is_dir() and path.is_dir()
     assert len(said) == 1 and said[0].startswith(f"WARNING: the old checkpoint {folder / path.name} could not be")
+
+
+def test_all_files_of_a_checkpoint_follow_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        (path,) = save(tmp_path, 1)
+    finally:
+        os.umask(old)
+    assert {oct(file.stat().st_mode & 0o777) for file in path.iterdir()} == {"0o640"}

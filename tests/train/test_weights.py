@@ -1,0 +1,119 @@
+"""Models from directories in Hugging Face layout: what we compute is read as it is, everything else refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from gpt2wds.errors import Error
+from gpt2wds.model import GPT2, GPT2Config
+from gpt2wds.train.checkpoint import State, save_checkpoint
+from gpt2wds.train.weights import load_weights
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def model() -> GPT2:
+    return GPT2(GPT2Config(2, 2, 32, n_positions=64, vocab_size=300), seed=1)
+
+
+@pytest.fixture
+def folder(model: GPT2, tmp_path: Path) -> Path:
+    return save_checkpoint(tmp_path, State(1), model, {}, keep=1)
+
+
+def change(folder: Path, edit: Callable[[Tensors], object] = lambda t: None, **config: object) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+
+
+def same(one: GPT2, other: GPT2) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_a_head_that_is_tied_is_read_and_another_refused(model: GPT2, folder: Path) -> None:
+    change(folder, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].clone()}))
+    assert same(load_weights(folder), model)
+    change(folder, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"] + 1}))
+    with pytest.raises(Error, match=r"lm_head\.weight differs from wte\.weight; we compute a head that is tied to it"):
+        load_weights(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "config", "said"),
+    [
+        (
+            lambda t: t.update({"transformer.ln_f.bias": torch.zeros(32, dtype=torch.int8)}),
+            {},
+            "ln_f.bias: expected fl",
+        ),
+        (lambda t: None, {"quantization_config": {"bits": 8}}, "quantization_config: expected none"),
+        (lambda t: None, {"n_layer": 1}, r"h.1.attn.c_attn.bias: expected no such tensor with n_layer = 1"),
+        (lambda t: None, {"n_layer": 3}, "expected a GPT-2 tensor 'h.2.ln_1.weight'"),
+        (lambda t: t.update({"score.weight": torch.zeros(2, 32)}), {}, "score.weight: expected no such tensor"),
+        (lambda t: None, {"n_inner": 100}, "n_inner: expected 128, got 100"),
+        (lambda t: None, {"scale_attn_weights": False}, "scale_attn_weights: expected True, got False"),
+    ],
+)
+def test_another_model_than_we_compute_is_refused(folder: Path, edit: Callable, config: dict, said: str) -> None:
+    change(folder, edit, **config)
+    with pytest.raises(Error, match=said):
+        load_weights(folder)
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer.", "_orig_mod.", "_orig_mod.transformer.", "module._orig_mod."])
+def test_prefixes_and_old_buffers(model: GPT2, folder: Path, prefix: str) -> None:
+    def edit(tensors: Tensors) -> None:
+        renamed = {prefix + name.removeprefix("transformer."): value for name, value in tensors.items()}
+        tensors.clear()
+        tensors.update(renamed)
+        tensors.update({f"{prefix}h.0.attn.{name}": torch.ones(1) for name in ("bias", "masked_bias")})
+
+    change(folder, edit)
+    assert same(load_weights(folder), model)
+
+
+def test_weights_in_several_files(model: GPT2, folder: Path, tmp_path: Path) -> None:
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    theirs.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
+    assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 1
+    assert same(load_weights(tmp_path / "sharded"), model)
+    index = tmp_path / "sharded" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
+    with pytest.raises(Error, match="names files outside the directory"):
+        load_weights(tmp_path / "sharded")
+
+
+def test_pickled_weights_are_read_and_nothing_else_is_unpickled(model: GPT2, folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    assert same(load_weights(folder), model)
+    torch.save({"a": Path("/")}, folder / "pytorch_model.bin")
+    with pytest.raises(Error, match=r"pytorch_model\.bin holds more than tensors, or is damaged"):
+        load_weights(folder)
+
+
+def test_a_padded_vocabulary_is_gpt2s(tmp_path: Path) -> None:
+    """nanoGPT saves 50,304 rows; what is saved again has 50,257 and the right end of text."""
+    model = GPT2(GPT2Config(1, 2, 32, n_positions=64), seed=1)
+    folder = save_checkpoint(tmp_path, State(1), model, {}, keep=1)
+
+    def pad(tensors: Tensors) -> None:
+        rows = tensors["transformer.wte.weight"]
+        tensors["transformer.wte.weight"] = torch.cat([rows, torch.ones(47, 32)])
+
+    change(folder, pad, vocab_size=50304)
+    found = load_weights(folder)
+    assert same(found, model)
+    again = save_checkpoint(tmp_path, State(2), found, {}, keep=2)
+    config = json.loads((again / "config.json").read_text())
+    assert (config["vocab_size"], config["eos_token_id"]) == (50257, 50256)

@@ -114,7 +114,9 @@ def shakespeare(source: str, **options: Any) -> None:
 @click.option("--text-column", default="text", show_default=True, help="Of .jsonl and .parquet.")
 @_cut_options
 def files(paths: tuple[str, ...], text_column: str, **options: Any) -> None:
-    """Files: .parquet (a document per row), .jsonl, .jsonl.gz, .jsonl.zst (per line) and .txt.
+    """Files: .parquet (a document per row), .jsonl, .ndjson or .json (a JSON object per line) and .txt.
+
+    All but parquet may be compressed: .gz, .zst, .xz, .bz2.
 
     PATHS are files, patterns ('texts/**/*.jsonl', quoted) or URLs that fsspec reads (s3://bucket/*.parquet).
     A .txt file is cut at the first blank line after every 64 KiB: a small file is one document.
@@ -154,7 +156,7 @@ def hf(repo: str, config: str | None, revision: str | None, split: str, text_col
     """Any dataset on the Hub, streamed: REPO is owner/name.
 
     Parquet and JSON lines are read by byte range and cut into shards of equal size; other formats as `datasets`
-    streams them, one shard per file.
+    streams them, whole files in each shard.
     """
     _make(corpora.HubDataset(repo, config, revision, split, text_column), **options)
 

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -61,7 +62,7 @@ def record(request: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Files:
-    """Files by path, URL or pattern (`*`, `**`): .parquet, .jsonl, .jsonl.gz, .jsonl.zst, .txt.
+    """Files by path, URL or pattern (`*`, `**`, `{a,b}`): parquet, JSON lines and text, the last two also compressed.
 
     >>> Files(("texts/*.jsonl", "more.parquet")).paths
     ('more.parquet', 'texts/*.jsonl')
@@ -77,7 +78,7 @@ class Files:
 
     def resolve(self, folder: Path) -> Corpus:
         """Sources are sorted by name, bytewise."""
-        names = sorted((name for path in self.paths for name in expanded(path)), key=str.encode)
+        names = self._names()
         found = at_once(partial(_file, self.text_column), names)
         seen: dict[str, str] = {}
         for source in found:
@@ -88,6 +89,38 @@ class Files:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         title = ", ".join(source.name for source in found[:3]) + more
         return Corpus(CorpusName("files", title), tuple(measured(found)))
+
+    def refuse_changes(self, sources: Sequence[Source], is_finished: bool) -> None:
+        """Raise Error where the paths mean other files than a plan's, or files of another size.
+
+        A finished dataset does not need its files any more: those that are gone are not missed.
+        """
+        planned = [source.name for source in sources]
+        here = [name for name in planned if "://" in name or Path(name).exists()] if is_finished else planned
+        try:
+            found = self._names()
+        except Error:
+            if is_finished and len(here) < len(planned):
+                return
+            raise
+        new = sorted(set(found) - set(planned))
+        if new or (found != planned and len(here) == len(planned)):
+            hint = f" ({new[0]!r} is new)" if new else ""
+            raise Error(
+                f"files: the paths now mean {len(found):,} files, the plan has {len(planned):,}{hint}; "
+                "give the files of the first command, or plan again in an empty directory"
+            )
+        for source in sources:
+            if isinstance(source.location, LocalFile) and Path(source.name).exists():
+                size = source.location.here.stat().st_size
+                if size != source.location.size:
+                    raise Error(
+                        f"source {source.name}: the file changed since the plan was made, expected "
+                        f"{source.location.size:,} bytes, got {size:,}; put it back, or plan in an empty directory"
+                    )
+
+    def _names(self) -> list[str]:
+        return sorted((name for path in self.paths for name in expanded(path)), key=str.encode)
 
 
 @dataclass(frozen=True)

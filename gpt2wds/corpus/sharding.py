@@ -20,7 +20,7 @@ from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, Manifest, ShardE
 from ..errors import Error
 from ..tokenizer import load_tokenizer
 from . import cutting
-from .corpora import Corpus, Request, record
+from .corpora import Corpus, Files, Request, record
 from .cutting import Cut
 from .executors import Executor, Processes
 from .plan import PLAN, Plan, Span, Task, read_plan, read_receipt, receipt_path, write_plan
@@ -64,7 +64,7 @@ def make_dataset(
     >>> from gpt2wds import Cut, Plays, make_dataset
     >>> dataset = make_dataset("data/plays", Plays(), Cut(docs_per_shard=12))  # doctest: +SKIP
     >>> dataset.total("train", "tokens")  # doctest: +SKIP
-    1504823
+    1718838
     """
     folder = Path(out)
     plan = make_plan(folder, request, cut or Cut())
@@ -100,6 +100,8 @@ def make_plan(out: Path, request: Request, cut: Cut | None = None) -> Plan:
     else:
         plan = read_plan(out)
     _refuse_other_request(out, plan, asked)
+    if isinstance(request, Files):
+        request.refuse_changes(plan.sources, is_finished(out, plan))
     _refuse_other_tokenizer(out, plan)
     return plan
 

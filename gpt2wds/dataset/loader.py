@@ -38,7 +38,7 @@ class StepBatches(IterableDataset):
     workers, for each of them would repeat every step. Raises Error for arguments that cannot be, and when the data hold
     less than one step.
 
-    >>> batches = StepBatches(Dataset("demo/data"), seq_len=128, sequences_per_step=8, seed=1)  # doctest: +SKIP
+    >>> batches = StepBatches(Dataset("demo/plays"), seq_len=128, sequences_per_step=8, seed=1)  # doctest: +SKIP
     >>> next(iter(batches)).shape  # doctest: +SKIP
     (8, 129)
     >>> saved = batches.state_dict()  # doctest: +SKIP

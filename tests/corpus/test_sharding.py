@@ -474,10 +474,19 @@ def test_many_small_text_files_share_a_shard_and_a_pattern_names_them(tmp_path, 
     code, said, _ = run("files", folder / "**" / "*.txt", "--val-docs", 5, "--workers", 2, "--out", out)
     assert code == 0 and "train 1 shard, 295 documents" in said
     assert [len(s.spans) for s in Dataset(out).shards("train")] == [295]
-    # The same command goes on with the plan's files, whatever has come since.
+    command = ["files", folder / "**" / "*.txt", "--val-docs", 5, "--workers", 2, "--out", out]
+    assert "already there" in run(*command)[1]
+    # What has come since is not passed over in silence.
     (folder / "new.txt").write_text("new")
-    code, said, _ = run("files", folder / "**" / "*.txt", "--val-docs", 5, "--workers", 2, "--out", out)
-    assert code == 0 and "already there" in said
+    code, _, said = run(*command)
+    assert code == 1 and "the paths now mean 301 files, the plan has 300 (" in said and "new.txt' is new)" in said
+    (folder / "new.txt").unlink()
+    (folder / "000.txt").write_text("Another text.\n")
+    code, _, said = run(*command)
+    assert code == 1 and "000.txt: the file changed since the plan was made, expected 8 bytes, got 14" in said
+    # A finished dataset does not need its files any more.
+    shutil.rmtree(folder)
+    assert "already there" in run(*command)[1]
 
 
 def test_progress_says_documents_tokens_shards_and_the_time_left(tmp_path, run, monkeypatch):

@@ -115,7 +115,10 @@ def refuse_other_mathematics(run: RunDirectory, settings: Config) -> None:
     if not run.config.exists():
         return
     defaults = tomllib.loads(dump_config(Config()))
-    before = tomllib.loads(run.config.read_text(encoding="utf-8"))
+    try:
+        before = tomllib.loads(run.config.read_text(encoding="utf-8"))
+    except ValueError as error:  # TOML, or UTF-8
+        raise Error(f"{run.config}: expected TOML ({error}); restore it, it says how the run was begun") from None
     before = {section: values | before.get(section, {}) for section, values in defaults.items()}
     changed = [
         line

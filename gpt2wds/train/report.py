@@ -3,7 +3,6 @@
 The same run directory gives the same bytes. Its pictures are in figures.py.
 """
 
-import json
 import math
 import statistics
 from pathlib import Path
@@ -69,13 +68,10 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     run = RunDirectory(run_dir)
     if not run.path.is_dir():
         raise Error(f"expected a run directory at {run.path}, got no directory; check the path (`run.dir`)")
-    try:
-        rows, facts = [row for row in run.read_metrics() if row.get("step") is not None], run.read_facts()
-    except json.JSONDecodeError as error:
-        raise Error(f"expected JSON in {run.metrics} and {run.facts_path}, got {error}; restore the file") from error
+    rows, facts = run.read_metrics(), run.read_facts()
     if not rows:
         raise Error(f"expected training steps in {run.metrics}, got none; start the run, or wait for its step 0")
-    config = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
+    config = run.config.read_text(encoding="utf-8", errors="replace") if run.config.exists() else ""
     path = Path(out) if out is not None else run.path / "report.html"
     page = _page(rows, facts, config)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@
 import importlib.util
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,8 @@ class RunDirectory:
         """
         if not self._is_main:
             return
-        rows = [row for row in _whole_lines(self.log) if not row.startswith("#") and int(row.split()[0]) <= step]
-        objects = [line for line in _whole_lines(self.metrics) if json.loads(line)["step"] <= step]
+        rows = [line for number, line in _checked(self.log, _log_step) if 0 <= number <= step]
+        objects = [line for number, line in _checked(self.metrics, _metrics_step) if number <= step]
         files.replace(self.log, LOG_HEADER + "".join(rows))
         files.replace(self.metrics, "".join(objects))
         if self._wants_board:
@@ -110,22 +110,53 @@ class RunDirectory:
             self._board.flush()
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All objects of `metrics.jsonl`, in order; a last line cut short by a kill is left out."""
-        return [json.loads(line) for line in _whole_lines(self.metrics)]
+        """All objects of `metrics.jsonl`, in order; a last line cut short by a kill is left out.
+
+        Raises Error that names the line for any other that is damaged.
+        """
+        return [json.loads(line) for _, line in _checked(self.metrics, _metrics_step)]
 
     def write_facts(self, facts: dict[str, Any]) -> None:
         if self._is_main:
             files.replace(self.facts_path, json.dumps(facts, indent=1) + "\n")
 
     def read_facts(self) -> dict[str, Any]:
-        return json.loads(self.facts_path.read_text(encoding="utf-8")) if self.facts_path.exists() else {}
+        if not self.facts_path.exists():
+            return {}
+        try:
+            facts = json.loads(self.facts_path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise Error(f"{self.facts_path}: expected JSON ({error}); remove it, training writes it again") from None
+        return facts if isinstance(facts, dict) else {}
 
 
-def _whole_lines(path: Path) -> Iterator[str]:
-    if path.exists():
-        with path.open("rb") as f:
-            # A kill may have cut the last line, even in the middle of a character.
-            yield from (line.decode("utf-8") for line in f if line.endswith(b"\n"))
+def _checked(path: Path, step_of: Callable[[str], int]) -> Iterator[tuple[int, str]]:
+    """(step, line) of each whole line. Raises Error that names a damaged one and says what to do."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, data in enumerate(file, 1):
+            if not data.endswith(b"\n"):
+                return  # a kill cut the last line, perhaps in the middle of a character
+            try:
+                line = data.decode("utf-8")
+                yield step_of(line), line
+            except (ValueError, RecursionError, IndexError, TypeError, KeyError):
+                raise Error(
+                    f"{path} line {number}: expected a row of one step, got {data[:40]!r}; restore the file, or delete "
+                    "that line: the run itself does not need it"
+                ) from None
+
+
+def _log_step(line: str) -> int:
+    return -1 if line.startswith("#") else int(line.split()[0])
+
+
+def _metrics_step(line: str) -> int:
+    step = json.loads(line)["step"]
+    if type(step) is not int:
+        raise TypeError(step)
+    return step
 
 
 def _word(value: float | None) -> str:

@@ -10,6 +10,7 @@ import pytest
 from runs import in_process
 
 from gpt2wds.dataset.directory import Dataset
+from gpt2wds.errors import Error
 from gpt2wds.train.checkpoint import list_checkpoints
 from gpt2wds.train.rundir import RunDirectory
 
@@ -59,3 +60,30 @@ def test_off_the_main_rank_nothing_is_said_or_written(tmp_path: Path, capsys: py
     assert not (tmp_path / "False").exists()
     assert (tmp_path / "True" / "gpt.log").read_text() == "before\nafter\n"
     assert (tmp_path / "True" / "log.txt").read_text().endswith("0 nan nan nan\n")
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
+@pytest.mark.parametrize("damage", [b"\xff\n", b"x\n", b"\n", b"[]\n", b'{"step": "1"}\n', b"[" * 100_000 + b"\n"])
+def test_a_damaged_row_is_named_and_nothing_is_lost(tmp_path: Path, name: str, damage: bytes) -> None:
+    run = RunDirectory(tmp_path)
+    for step in range(3):
+        run.append({"step": step})
+    path = tmp_path / name
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], damage, *lines[1:]]))
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(
+        Error, match=rf"{name} line 2: expected a row of one step, got b.*; restore the file, or delete"
+    ):
+        run.rewind(1)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    path.write_bytes(b"".join(lines) + b'{"step": 3, "cut by a k')
+    run.rewind(1)
+    assert [row["step"] for row in run.read_metrics()] == [0, 1]
+
+
+def test_damaged_facts_are_named(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.facts_path.write_bytes(b'{"a": \xff}')
+    with pytest.raises(Error, match=r"run\.json: expected JSON \(.*\); remove it, training writes it again"):
+        run.read_facts()

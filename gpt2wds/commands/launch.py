@@ -58,6 +58,7 @@ def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> i
     torch.set_float32_matmul_precision("high" if settings.train.dtype == "bfloat16" else "highest")
     assembly = assemble(settings, world)
     if dry_run:
+        settings = assembly.settings  # with what "auto" is here
         introduce(settings, assembly.dataset, assembly.model, assembly.batches, world, assembly.run.say)
         forecast(settings, assembly.model, assembly.batches, world, assembly.run.say)
         return 0

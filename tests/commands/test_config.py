@@ -303,3 +303,11 @@ def test_the_lowest_rate_is_a_tenth_where_nothing_is_said(tmp_path: Path, rate: 
     assert f"min_learning_rate = {lowest!r}" in dump_config(settings)
     (tmp_path / "b.toml").write_text(dump_config(settings))
     assert load_config(tmp_path / "b.toml", [], Config) == settings
+
+
+def test_a_dry_run_says_which_precision_auto_is(plays: Dataset, tmp_path: Path) -> None:
+    command = [*arguments(tmp_path, Path(plays.path), "train.dtype=auto"), "--dry-run"]
+    result = click.testing.CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^precision: (bfloat16|float32); attention: ", result.output, re.MULTILINE)
+    assert not (tmp_path / "run").exists()

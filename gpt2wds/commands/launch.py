@@ -61,6 +61,11 @@ def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> i
         settings = assembly.settings  # with what "auto" is here
         introduce(settings, assembly.dataset, assembly.model, assembly.batches, world, assembly.run.say)
         forecast(settings, assembly.model, assembly.batches, world, assembly.run.say)
+        if assembly.checkpoint is not None:
+            step, last = assembly.state.step, settings.train.max_steps
+            assembly.run.say(
+                f"this run exists: it would continue from {assembly.checkpoint}, step {step:,} of {last:,}"
+            )
         return 0
     return train(assembly, signals)
 

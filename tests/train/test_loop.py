@@ -140,6 +140,15 @@ def test_killed_at_twenty_known_moments_it_gives_the_same_log(plays: Dataset, tm
     assert [row["step"] for row in one] == list(range(11))
 
 
+def test_a_dry_run_on_an_existing_run_says_where_it_would_continue(plays: Dataset, whole: Path) -> None:
+    before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file()}
+    code, said = in_process(whole, plays, "--dry-run")
+    assert code == 0
+    checkpoint = whole / "checkpoints" / "step-0000012"
+    assert f"this run exists: it would continue from {checkpoint}, step 12 of 12" in said
+    assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
+
+
 def test_a_finished_run_stays_as_it_is(plays: Dataset, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     code, _ = in_process(tmp_path / "run", plays)

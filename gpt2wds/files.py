@@ -11,7 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import Error
+
 TEMPORARY = ".*.tmp"  # matches what killed processes leave
+
+
+def local_path(path: str | Path) -> Path:
+    """A path of this machine. Raises Error for a URL, which would become a directory called "s3:"."""
+    if "://" in str(path):
+        raise Error(f"expected a path of this machine, got the URL {path}; give a local directory")
+    return Path(path)
 
 
 def temporary_name(final: Path) -> Path:

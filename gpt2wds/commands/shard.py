@@ -22,7 +22,7 @@ from ..corpus.plan import Plan, Task, read_plan
 from ..corpus.ray_executor import OnRay
 from ..dataset.directory import Dataset
 from ..errors import Error
-from .common import Commands, ProgressLine
+from .common import Commands, LocalPath, ProgressLine
 from .looking import cat_command, export_command, info_command, skipped, totals, verify_command
 
 
@@ -47,7 +47,7 @@ def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that makes a dataset of text: it gets `out`, `cut`, `executor` and `task_slice`."""
 
-    @click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset directory to make.")
+    @click.option("--out", required=True, type=LocalPath(), help="Dataset directory to make.")
     @click.option("--workers", type=click.IntRange(1), help="Processes; as many as there are cores if not given.")
     @click.option(
         "--executor",
@@ -162,7 +162,7 @@ def hf(repo: str, config: str | None, revision: str | None, split: str, text_col
 
 
 @main.command()
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset directory to make.")
+@click.option("--out", required=True, type=LocalPath(), help="Dataset directory to make.")
 @click.option(
     "--source",
     default=corpora.HUB,
@@ -176,7 +176,7 @@ def hellaswag(out: Path, source: str, limit_docs: int | None) -> None:
 
 
 @main.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=LocalPath())
 def finish(directory: Path) -> None:
     """Make the manifest when all shards are there; exit code 1 and the names of those that are missing if not.
 

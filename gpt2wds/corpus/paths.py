@@ -7,7 +7,7 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from ..errors import Error, reason
-from ..locations import filesystem
+from ..stores import filesystem
 
 
 def expanded(path: str) -> list[str]:

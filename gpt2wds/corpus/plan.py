@@ -6,21 +6,22 @@ content. A receipt tells what a finished task's shard holds.
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import files
 from ..dataset.manifest import SPLITS, CorpusName, Record, ShardEntry, member, others
 from ..dataset.shards import BLOCK_ROW
 from ..errors import Error
+from ..folder import Folder
 from .sources import Source
 
 PLAN = "plan.json"
+READ_AT_ONCE = 32  # receipts of a URL: most of it is waiting
 _KNOWN = ("request", "tokenizer", "versions", "kind", "corpus", "text_column", "sources", "tasks", "validation_texts")
 
 
@@ -145,31 +146,47 @@ class Receipt:
         return cls(entry, rows)
 
 
-def read_plan(out: Path) -> Plan:
+def read_plan(out: Folder) -> Plan:
     """The plan of a dataset directory in the making. Raises Error when there is none, or a damaged one."""
     try:
-        return Plan.from_json((out / PLAN).read_text(encoding="utf-8"))
+        text = out.read(PLAN)
     except FileNotFoundError:
         raise Error(f"{out}: expected a directory that a gpt2wds-shard command has begun, got none ({PLAN})") from None
+    try:
+        return Plan.from_json(text.decode("utf-8"))
     except (Error, UnicodeDecodeError) as error:
-        raise Error(f"{out / PLAN}: the plan is damaged ({error}); restore it, or plan again elsewhere") from None
+        raise Error(f"{out}/{PLAN}: the plan is damaged ({error}); restore it, or plan again elsewhere") from None
 
 
-def write_plan(out: Path, plan: Plan) -> Plan:
+def write_plan(out: Folder, plan: Plan) -> Plan:
     """Write a plan unless one is there, and read it back: of two that start together both follow the one that won."""
-    out.mkdir(parents=True, exist_ok=True)
-    files.create(out / PLAN, plan.to_json())
+    out.make()
+    out.create_text(PLAN, plan.to_json())
     return read_plan(out)
 
 
-def receipt_path(out: Path, task: Task) -> Path:
-    return out / "receipts" / f"{task.shard}.json"
+def receipt_name(task: Task) -> str:
+    return f"receipts/{task.shard}.json"
 
 
-def read_receipt(out: Path, task: Task) -> Receipt | None:
+def read_receipt(out: Folder, task: Task) -> Receipt | None:
     """A task's receipt; None when there is none, or one that is not this task's as it was written."""
     try:
-        receipt = Receipt.from_json(receipt_path(out, task).read_text(encoding="utf-8"))
-    except (FileNotFoundError, Error, UnicodeDecodeError):
+        text = out.read(receipt_name(task))
+    except FileNotFoundError:
+        return None
+    try:
+        receipt = Receipt.from_json(text.decode("utf-8"))
+    except (Error, UnicodeDecodeError):
         return None
     return receipt if receipt.shard.name == task.shard else None
+
+
+def read_receipts(out: Folder, tasks: Sequence[Task]) -> Iterator[Receipt | None]:
+    """The receipts of tasks, in their order. At a URL those that are there are read many at a time."""
+    if out.is_local:
+        yield from (read_receipt(out, task) for task in tasks)
+        return
+    there = out.sizes("receipts")
+    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
+        yield from threads.map(lambda task: read_receipt(out, task) if f"{task.shard}.json" in there else None, tasks)

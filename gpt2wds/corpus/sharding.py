@@ -6,7 +6,9 @@ name and linked to its final one; its receipt follows. What has a receipt stays,
 """
 
 import dataclasses
+import io
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -18,12 +20,13 @@ from ..dataset import shards
 from ..dataset.directory import Dataset
 from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, Manifest, ShardEntry, dataset_id
 from ..errors import Error
+from ..folder import Folder
 from ..tokenizer import load_tokenizer
 from . import cutting
 from .corpora import Corpus, Files, Request, record
 from .cutting import Cut
 from .executors import Executor, Processes
-from .plan import PLAN, Plan, Span, Task, read_plan, read_receipt, receipt_path, write_plan
+from .plan import PLAN, Plan, Span, Task, read_plan, read_receipts, receipt_name, write_plan
 from .writing import TaskRunner, text_hash
 
 
@@ -66,7 +69,7 @@ def make_dataset(
     >>> dataset.total("train", "tokens")  # doctest: +SKIP
     1718838
     """
-    folder = files.local_path(out)
+    folder = Folder(out)
     plan = make_plan(folder, request, cut or Cut())
     if not is_finished(folder, plan):
         run_missing(folder, plan, executor or Processes(workers), progress=progress)
@@ -74,15 +77,15 @@ def make_dataset(
     return Dataset(folder)
 
 
-def make_plan(out: Path, request: Request, cut: Cut | None = None) -> Plan:
+def make_plan(out: Folder, request: Request, cut: Cut | None = None) -> Plan:
     """The plan of a dataset: the one in `out` if there is one, else a new one, written there.
 
     Raises Error when `request` or `cut` is not what the plan that is there was made for.
     """
     asked = record(request) | (dataclasses.asdict(cut) if cut else {})
-    if not (out / PLAN).exists():
+    if not out.exists(PLAN):
         _refuse_other_datasets(out)
-        corpus = request.resolve(out)
+        corpus = request.resolve(Path(out.path) if out.is_local else None)
         tasks = _tasks(corpus, cut or Cut())
         plan = Plan(
             request=asked,
@@ -106,19 +109,19 @@ def make_plan(out: Path, request: Request, cut: Cut | None = None) -> Plan:
     return plan
 
 
-def missing_tasks(out: Path, plan: Plan) -> list[Task]:
+def missing_tasks(out: Folder, plan: Plan) -> list[Task]:
     """Tasks without a receipt, or whose shard is not there with its receipt's size."""
-    return [task for task in plan.tasks if not _is_done(out, task)]
+    return _missing(out, plan.tasks)
 
 
-def is_finished(out: Path, plan: Plan) -> bool:
+def is_finished(out: Folder, plan: Plan) -> bool:
     """Whether nothing is left to do."""
     names = ("manifest.json", *(f"{split}.blocks.npy" for split in SPLITS))
-    return all((out / name).exists() for name in names) and not missing_tasks(out, plan)
+    return all(out.exists(name) for name in names) and not missing_tasks(out, plan)
 
 
 def run_missing(
-    out: Path,
+    out: Folder,
     plan: Plan,
     executor: Executor | None = None,
     *,
@@ -138,21 +141,22 @@ def run_missing(
     return missing_tasks(out, plan)
 
 
-def _runner(out: Path, plan: Plan) -> TaskRunner:
+def _runner(out: Folder, plan: Plan) -> TaskRunner:
     """Called on the machine that will run tasks. Raises Error where its tokenizer is not the plan's."""
     _refuse_other_tokenizer(out, plan)
     return TaskRunner(out, plan, fast_tokenizer.prove(load_tokenizer()) if plan.kind == TOKENS else None)
 
 
-def discard_damaged(out: Path, todo: Sequence[Task]) -> None:
+def discard_damaged(out: Folder, todo: Sequence[Task]) -> None:
     """Remove what is left of tasks that will be run again: a damaged shard must not be taken for one that another
     process committed first, and a finished dataset is not finished while one of its shards is missing."""
-    if todo and (out / "manifest.json").exists():
-        (out / "manifest.json").unlink(missing_ok=True)
-    for task in todo:
-        if receipt_path(out, task).exists():
-            (out / f"{task.shard}.tar.zst").unlink(missing_ok=True)
-            receipt_path(out, task).unlink(missing_ok=True)
+    if todo:
+        out.remove("manifest.json")
+    receipts = out.sizes("receipts")
+    begun = [task for task in todo if f"{task.shard}.json" in receipts]
+    for task in _missing(out, begun):  # the others were done by another process in the meantime
+        out.remove(f"{task.shard}.tar.zst")
+        out.remove(receipt_name(task))
 
 
 def chains(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
@@ -170,12 +174,11 @@ def chains(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
     return grouped
 
 
-def finish(out: Path, plan: Plan) -> Dataset:
+def finish(out: Folder, plan: Plan) -> Dataset:
     """Indices, then the manifest, then no temporary files. Raises Error when a task is missing."""
     entries: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
     rows: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype=shards.BLOCK_ROW)] for split in SPLITS}
-    for task in plan.tasks:
-        receipt = read_receipt(out, task)
+    for task, receipt in zip(plan.tasks, read_receipts(out, plan.tasks), strict=True):
         if receipt is None:
             raise Error(f"{out}: {task.shard} is missing; give the command that makes it again")
         receipt.rows["shard"] = len(entries[task.split])
@@ -186,8 +189,9 @@ def finish(out: Path, plan: Plan) -> Dataset:
         reasons = sorted({reason for entry in every for reason in entry.skipped})
         raise Error(f"corpus: expected at least one document with text, got none ({', '.join(reasons)})")
     for split in SPLITS:
-        with files.replacing(out / f"{split}.blocks.npy") as file:
-            np.save(file, np.concatenate(rows[split]), allow_pickle=False)
+        index = io.BytesIO()
+        np.save(index, np.concatenate(rows[split]), allow_pickle=False)
+        out.replace(f"{split}.blocks.npy", index.getvalue())
     shards_of = {split: tuple(entries[split]) for split in SPLITS}
     manifest = Manifest(
         kind=plan.kind,
@@ -198,15 +202,17 @@ def finish(out: Path, plan: Plan) -> Dataset:
         versions=plan.versions,
         shards=shards_of,
     )
-    files.replace(out / "manifest.json", manifest.to_json())
+    out.replace("manifest.json", manifest.to_json().encode("utf-8"))
     remove_strays(out)
     return Dataset(out)
 
 
-def remove_strays(out: Path) -> None:
+def remove_strays(out: Folder) -> None:
     """Temporary files that killed processes left; only called when nothing is left to do."""
-    for stray in [*out.glob(files.TEMPORARY), *(out / "receipts").glob(files.TEMPORARY)]:
-        stray.unlink(missing_ok=True)
+    for below in ("", "receipts/"):
+        for name in out.sizes(below.rstrip("/")):
+            if fnmatch(name, files.TEMPORARY):
+                out.remove(below + name)
 
 
 def _tasks(corpus: Corpus, cut: Cut) -> list[Task]:
@@ -226,7 +232,7 @@ def _tasks(corpus: Corpus, cut: Cut) -> list[Task]:
 def _validation_texts(plan: Plan) -> tuple[str, ...]:
     if plan.kind != TOKENS:
         return ()
-    runner = TaskRunner(Path(), plan, None)
+    runner = TaskRunner(Folder("."), plan, None)
     held = (task for task in plan.tasks if task.split == "val")
     texts = (text for task in held for text in runner.documents(task))
     found = sorted({text_hash(text) for text in texts if isinstance(text, str)})
@@ -234,23 +240,22 @@ def _validation_texts(plan: Plan) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_done(out: Path, task: Task) -> bool:
-    receipt = read_receipt(out, task)
-    if receipt is None:
-        return False
-    shard = out / receipt.shard.file
-    return shard.exists() and shard.stat().st_size == receipt.shard.bytes
+def _missing(out: Folder, tasks: Sequence[Task]) -> list[Task]:
+    told = [receipt.shard if receipt else None for receipt in read_receipts(out, tasks)]
+    there = out.sizes()  # asked last: a shard is there before its receipt is
+    pairs = zip(tasks, told, strict=True)
+    return [task for task, shard in pairs if shard is None or there.get(shard.file) != shard.bytes]
 
 
-def _refuse_other_datasets(out: Path) -> None:
-    if (out / "manifest.json").exists():
+def _refuse_other_datasets(out: Folder) -> None:
+    if out.exists("manifest.json"):
         raise Error(f"{out}: expected a directory of this command's own, got a dataset without its {PLAN}")
-    if any(out.glob("receipts/*.json")):
+    if any(name.endswith(".json") for name in out.sizes("receipts")):
         # They are another plan's: taken for this one's, documents would be lost or doubled.
         raise Error(f"{out}: expected an empty directory, got shards without their {PLAN}; choose another --out")
 
 
-def _refuse_other_tokenizer(out: Path, plan: Plan) -> None:
+def _refuse_other_tokenizer(out: Folder, plan: Plan) -> None:
     for name, value in load_tokenizer().identity().items():
         if value != plan.tokenizer.get(name):
             raise Error(
@@ -259,7 +264,7 @@ def _refuse_other_tokenizer(out: Path, plan: Plan) -> None:
             )
 
 
-def _refuse_other_request(out: Path, plan: Plan, asked: dict[str, object]) -> None:
+def _refuse_other_request(out: Folder, plan: Plan, asked: dict[str, object]) -> None:
     for name, value in asked.items():
         planned = plan.request.get(name)
         if value == planned:

@@ -26,9 +26,6 @@ def test_progress_tells_what_is_left(monkeypatch: pytest.MonkeyPatch, capsys: py
 @pytest.mark.parametrize(
     ("main", "arguments", "flag"),
     [
-        (shard_commands.main, "files a.jsonl --out s3://bucket/data", "--out"),
-        (shard_commands.main, "hellaswag --out s3://bucket/data", "--out"),
-        (shard_commands.main, "finish s3://bucket/data", "directory"),
         (shard_commands.main, "export data --format llmc --out s3://bucket/data", "--out"),
         (eval_commands.main, "hellaswag model --data data --per-example s3://bucket/data", "--per-example"),
         (eval_commands.main, "report s3://bucket/data", "run_dir"),

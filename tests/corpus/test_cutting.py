@@ -26,6 +26,7 @@ from gpt2wds.corpus.readers import BY_SUFFIX, suffix_of
 from gpt2wds.corpus.sources import Source
 from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.dataset.loader import StepBatches
+from gpt2wds.folder import Folder
 
 
 @dataclasses.dataclass
@@ -272,7 +273,7 @@ def test_a_limit_below_validation_is_refused(tmp_path):
 
 
 def plan_files(out: Path, paths: list[Path], cut: Cut) -> Plan:
-    return sharding.make_plan(out, Files(tuple(map(str, paths))), cut)
+    return sharding.make_plan(Folder(out), Files(tuple(map(str, paths))), cut)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])
@@ -297,7 +298,7 @@ def test_a_corpus_that_is_all_validation_is_refused(tmp_path, cut, end):
 def test_a_source_that_changed_since_the_plan_is_refused(tmp_path, kind):
     path = WRITE[kind](tmp_path / f"a.{kind}", 6)
     plan = plan_files(tmp_path / "out", [path], Cut(val_docs=1, docs_per_shard=2))
-    run = TaskRunner(tmp_path / "out", plan, None)
+    run = TaskRunner(Folder(tmp_path / "out"), plan, None)
     stat = path.stat()
     shutil.copyfile(WRITE[kind](tmp_path / f"b.{kind}", 6), path)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
@@ -313,7 +314,7 @@ def test_a_source_that_changed_since_the_plan_is_refused(tmp_path, kind):
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", texts("a", 6))
     plan = plan_files(tmp_path / "out", [path], Cut(val_docs=0))
-    reading = TaskRunner(tmp_path / "out", plan, None).documents(plan.tasks[0])
+    reading = TaskRunner(Folder(tmp_path / "out"), plan, None).documents(plan.tasks[0])
     next(reading)
     write_jsonl(path, texts("a", 7))
     with pytest.raises(ValueError, match="the file changed"):
@@ -403,7 +404,7 @@ def test_20000_files_are_planned(tmp_path):
     for n in range(20_000):
         write_jsonl(tmp_path / f"{n:05d}.jsonl", [f"Document {n} {i} " + "word " * 30 for i in range(5)])
     start = time.perf_counter()
-    plan = sharding.make_plan(tmp_path / "out", Files((str(tmp_path / "*.jsonl"),)), Cut())
+    plan = sharding.make_plan(Folder(tmp_path / "out"), Files((str(tmp_path / "*.jsonl"),)), Cut())
     seconds = time.perf_counter() - start
     print(f"20,000 files planned in {seconds:.1f} s")
     assert len(plan.sources) == 20_000 and [task.shard for task in plan.tasks] == ["val-00000", "train-00000"]

@@ -32,6 +32,7 @@ from gpt2wds.corpus.writing import COPY_OF_VALIDATION, TaskRunner
 from gpt2wds.dataset import shards
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.verify import verify_shard
+from gpt2wds.folder import Folder
 from gpt2wds.tokenizer import load_tokenizer
 
 COMMAND = Path(sys.executable).with_name("gpt2wds-shard")
@@ -85,7 +86,7 @@ def write_jsonl(path: Path, documents: list) -> Path:
 
 def plan_files(out: Path, *paths: Path, **cut: int) -> Plan:
     """The plan that `gpt2wds-shard files` makes."""
-    return sharding.make_plan(out, Files(tuple(map(str, paths))), Cut(**cut))
+    return sharding.make_plan(Folder(out), Files(tuple(map(str, paths))), Cut(**cut))
 
 
 OPTIONS = ["--val-docs", "2", "--docs-per-shard", "4"]
@@ -119,8 +120,8 @@ def test_order_does_not_matter(source, small, tmp_path, seed):
     tasks = random.Random(seed).sample(plan.tasks, len(plan.tasks))
     assert len(tasks) == 4
     for task in tasks:
-        TaskRunner(out, plan, None)(task, lambda documents, tokens: None)
-    sharding.finish(out, plan)
+        TaskRunner(Folder(out), plan, None)(task, lambda documents, tokens: None)
+    sharding.finish(Folder(out), plan)
     assert tree(out) == tree(small)
 
 
@@ -179,15 +180,15 @@ def test_another_process_that_finishes_while_receipts_are_looked_at_stays_finish
 ):
     out = tmp_path / "out"
     plan = plan_files(out, source, val_docs=2, docs_per_shard=4)
-    real, calls = plan_module.receipt_path, itertools.count()
+    real, calls = plan_module.receipt_name, itertools.count()
 
-    def receipt_path(*arguments):
+    def receipt_name(*arguments):
         if next(calls) == 1:
             make(out, source)
         return real(*arguments)
 
-    monkeypatch.setattr(plan_module, "receipt_path", receipt_path)
-    assert len(sharding.missing_tasks(out, plan)) == 1
+    monkeypatch.setattr(plan_module, "receipt_name", receipt_name)
+    assert len(sharding.missing_tasks(Folder(out), plan)) == 1
     assert tree(out) == tree(small)
 
 
@@ -302,7 +303,7 @@ def test_a_shard_without_receipt_is_adopted(small, source):
 def test_a_shard_of_another_zstd_is_adopted_as_it_is(small, source, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "COMPRESSION_LEVEL", 19)
     plan = plan_files(tmp_path / "other", source, val_docs=2, docs_per_shard=4)
-    TaskRunner(tmp_path / "other", plan, None)(plan.tasks[2], lambda documents, tokens: None)
+    TaskRunner(Folder(tmp_path / "other"), plan, None)(plan.tasks[2], lambda documents, tokens: None)
     monkeypatch.undo()
     name = plan.tasks[2].shard
     other = (tmp_path / "other" / f"{name}.tar.zst").read_bytes()

@@ -111,9 +111,10 @@ class Folder:
         self._ask(name, lambda system, path: _placed(system.pipe_file, path, data))
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, or an empty directory, if it is there."""
         if self.is_local:
-            Path(self.path, name).unlink(missing_ok=True)
+            path = Path(self.path, name)
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
             return
         with contextlib.suppress(FileNotFoundError):
             self._ask(name, lambda system, path: system.rm_file(path))

@@ -43,7 +43,7 @@ def planned(corpus: Corpus, cut: Cut) -> Planned:
 
 
 def files(paths: list[str], cut: Cut) -> Planned:
-    return planned(Files(tuple(paths)).resolve(Path()), cut)
+    return planned(Files(tuple(paths)).resolve(Folder(".")), cut)
 
 
 def texts(name: str, count: int) -> list[str]:
@@ -342,7 +342,7 @@ def test_tasks_that_begin_in_one_compressed_file_go_to_one_process_in_order(tmp_
 
 def test_tiny_shakespeare_has_documents_and_a_validation_split(tmp_path):
     path = shared_file("tinyshakespeare.txt")
-    corpus = planned(Shakespeare(str(path)).resolve(tmp_path), Cut())
+    corpus = planned(Shakespeare(str(path)).resolve(Folder(tmp_path)), Cut())
     (val,), (train,) = documents(corpus, "val"), documents(corpus, "train")
     assert (len(val), len(train)) == (1, 16)
     assert "".join(val + train).encode() == path.read_bytes()
@@ -357,20 +357,20 @@ def test_another_text_is_not_taken_for_tiny_shakespeare(tmp_path):
     # Where the download is kept, too.
     for source in (str(path), "tiny"):
         with pytest.raises(ValueError, match="expected SHA-256 86c4e6aa.*, got [0-9a-f]{64} for .*tinyshakespeare.txt"):
-            Shakespeare(source).resolve(tmp_path)
+            Shakespeare(source).resolve(Folder(tmp_path))
     with pytest.raises(ValueError, match="expected tiny, plays or a path for source, got 'hamlet'"):
-        Shakespeare("hamlet").resolve(tmp_path)
+        Shakespeare("hamlet").resolve(Folder(tmp_path))
 
 
 def test_tiny_shakespeare_without_a_network_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "TINY_SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
     with pytest.raises(ValueError, match=r"got <urlopen error .*; give a local copy with --source FILE, or .* plays"):
-        Shakespeare("tiny").resolve(tmp_path / "out")
+        Shakespeare("tiny").resolve(Folder(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_each_play_is_one_document(tmp_path):
-    corpus = planned(Plays().resolve(tmp_path), Cut(docs_per_shard=10))
+    corpus = planned(Plays().resolve(Folder(tmp_path)), Cut(docs_per_shard=10))
     assert [len(task) for task in documents(corpus, "val")] == [2]
     assert [len(task) for task in documents(corpus, "train")] == [10, 10, 10, 6]
     read = flat(documents(corpus))
@@ -433,7 +433,7 @@ def test_shares(counts, wanted, given):
 def test_val_docs_is_exactly_what_was_asked_for(mixed, data, wanted):
     """Whatever single files have, and however wrong their numbers were estimated."""
     paths = data.draw(st.lists(st.sampled_from(mixed), min_size=1, max_size=6, unique=True))
-    corpus = Files(tuple(paths)).resolve(Path())
+    corpus = Files(tuple(paths)).resolve(Folder("."))
     factors = data.draw(st.lists(st.sampled_from([0.2, 1, 3]), min_size=len(paths), max_size=len(paths)))
     sources = tuple(
         dataclasses.replace(

@@ -39,6 +39,12 @@ class Folder:
         """The same directory, for a process that works elsewhere."""
         return Folder(Path(self.path).absolute()) if self.is_local else self
 
+    def holds(self, path: str) -> bool:
+        """Whether a path or a URL names something in it."""
+        if self.is_local:
+            return "://" not in path and Path(path).resolve().is_relative_to(Path(self.path).resolve())
+        return path.startswith(f"{self.path}/")
+
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """A file's bytes start … end - 1, fewer where it is shorter; all of it if not given."""
         if not self.is_local:

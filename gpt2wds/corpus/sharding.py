@@ -86,7 +86,7 @@ def make_plan(out: Folder, request: Request, cut: Cut | None = None) -> Plan:
     is_new = not out.exists(PLAN)
     if is_new:
         _refuse_other_datasets(out)
-        corpus = request.resolve(Path(out.path) if out.is_local else None)
+        corpus = request.resolve(out)
         tasks = _tasks(corpus, cut or Cut())
         plan = Plan(
             request=asked,

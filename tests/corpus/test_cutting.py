@@ -43,7 +43,7 @@ def planned(corpus: Corpus, cut: Cut) -> Planned:
 
 
 def files(paths: list[str], cut: Cut) -> Planned:
-    return planned(Files(tuple(paths)).resolve(Folder(".")), cut)
+    return planned(Files(tuple(paths)).resolve(Folder("no such directory")), cut)
 
 
 def texts(name: str, count: int) -> list[str]:
@@ -433,7 +433,7 @@ def test_shares(counts, wanted, given):
 def test_val_docs_is_exactly_what_was_asked_for(mixed, data, wanted):
     """Whatever single files have, and however wrong their numbers were estimated."""
     paths = data.draw(st.lists(st.sampled_from(mixed), min_size=1, max_size=6, unique=True))
-    corpus = Files(tuple(paths)).resolve(Folder("."))
+    corpus = Files(tuple(paths)).resolve(Folder("no such directory"))
     factors = data.draw(st.lists(st.sampled_from([0.2, 1, 3]), min_size=len(paths), max_size=len(paths)))
     sources = tuple(
         dataclasses.replace(

@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TypeVar
 
@@ -82,13 +82,28 @@ def ask(url: str, question: Question[Answer], name: str = "", what: str = "it") 
 
 def _may_pass(error: BaseException) -> bool:
     """Whether a store may answer when it is asked again: it is busy or away, or a connection broke."""
-    if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in _PASSING_NAMES:
-        return True
-    if isinstance(error, OSError) and error.errno in _PASSING_ERRORS:
-        return True
-    if _status(error) in _PASSING_STATUS:
-        return True
-    return error.__cause__ is not None and _may_pass(error.__cause__)
+    return any(
+        isinstance(cause, (ConnectionError, TimeoutError))
+        or type(cause).__name__ in _PASSING_NAMES
+        or (isinstance(cause, OSError) and cause.errno in _PASSING_ERRORS)
+        or _status(cause) in _PASSING_STATUS
+        for cause in _causes(error)
+    )
+
+
+def _remedy(error: BaseException) -> str:
+    causes = list(_causes(error))
+    # Asked for the head of a file only, S3 says 400 of credentials that expired, and no more.
+    refused = any(isinstance(cause, PermissionError) or _status(cause) in (400, 401, 403) for cause in causes)
+    if refused or "Credential" in type(error).__name__:
+        return f"check your credentials and what they may do, then {GO_ON}"
+    return GO_ON
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _status(error: BaseException) -> object:
@@ -99,9 +114,3 @@ def _status(error: BaseException) -> object:
     if response is not None:  # requests, httpx
         return getattr(response, "status_code", None)
     return getattr(error, "status", None) or getattr(error, "code", None)  # aiohttp, gcsfs
-
-
-def _remedy(error: BaseException) -> str:
-    if isinstance(error, PermissionError) or "Credential" in type(error).__name__ or _status(error) in (401, 403):
-        return f"check your credentials and what they may do, then {GO_ON}"
-    return GO_ON

@@ -213,7 +213,9 @@ def test_another_dataset_is_refused(plays: Dataset, whole: Path, tmp_path: Path)
     other = shard_plays(tmp_path / "other", docs_per_shard=1, limit_docs=2, val_docs=1)
     code, said = in_process(tmp_path / "run", other)
     assert code == 1
-    assert f"data.path = {other.path}: state: expected dataset_id {other.id}, got {plays.id}; give the one" in said
+    assert (
+        f"data.path = {other.path}: state: it was saved with dataset_id {plays.id}, here it is {other.id}; give" in said
+    )
     # The same data in another place are the same data.
     shutil.copytree(plays.path, tmp_path / "copy")
     code, _ = in_process(tmp_path / "run", Dataset(tmp_path / "copy"))

@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,28 +59,49 @@ class Assembly:
 def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> int:
     """Begin the run, or go on with it; returns the signal that stopped it, or 0."""
     torch.set_float32_matmul_precision("high" if settings.train.dtype == "bfloat16" else "highest")
-    assembly = assemble(settings, world)
-    if dry_run:
-        settings = assembly.settings  # with what "auto" is here
-        introduce(settings, assembly.dataset, assembly.model, assembly.batches, world, assembly.run.say)
-        forecast(settings, assembly.model, assembly.batches, world, assembly.run.say)
-        if assembly.checkpoint is not None:
-            step, last = assembly.state.step, settings.train.max_steps
-            assembly.run.say(
-                f"this run exists: it would continue from {assembly.checkpoint}, step {step:,} of {last:,}"
-            )
-        return 0
-    return train(assembly, signals)
+    tensorboard = settings.run.tensorboard and world.is_main
+    run = RunDirectory(settings.run.dir, is_main=world.is_main, tensorboard=tensorboard)
+    if not dry_run:
+        with _held(run, world):
+            return train(assemble(settings, world, run), signals)
+    assembly = assemble(settings, world, run)
+    settings = assembly.settings  # with what "auto" is here
+    introduce(settings, assembly.dataset, assembly.model, assembly.batches, world, run.say)
+    forecast(settings, assembly.model, assembly.batches, world, run.say)
+    if assembly.checkpoint is not None:
+        step, last = assembly.state.step, settings.train.max_steps
+        run.say(f"this run exists: it would continue from {assembly.checkpoint}, step {step:,} of {last:,}")
+    return 0
 
 
-def assemble(settings: Config, world: World) -> Assembly:
+@contextmanager
+def _held(run: RunDirectory, world: World) -> Iterator[None]:
+    """Have the run directory for this world alone. Where another has it, all ranks end, and the first says why."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks != "1" and "RANK" not in os.environ:
+        run.say(
+            f"WARNING: Slurm started {tasks} tasks without torchrun: each of them trains alone. For one run over all "
+            "GPUs start one task on each node, torchrun, as examples/slurm/train.sbatch does"
+        )
+    with ExitStack() as stack:
+        problem = ""
+        try:
+            stack.enter_context(run.held())
+        except Error as error:
+            problem = str(error)
+        if problem := world.gather(problem)[0]:
+            if world.is_main:
+                raise Error(problem)
+            sys.exit(1)
+        yield
+
+
+def assemble(settings: Config, world: World, run: RunDirectory) -> Assembly:
     """Settings and a world → a run, fresh or as its newest sound checkpoint left it.
 
     Raises Error where settings, data, model and run directory do not fit.
     """
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, dtype=_dtype(settings, world)))
-    tensorboard = settings.run.tensorboard and world.is_main
-    run = RunDirectory(settings.run.dir, is_main=world.is_main, tensorboard=tensorboard)
     dataset = Dataset(settings.data.path)
     refuse_other_mathematics(run, settings)
     batches = StepBatches(

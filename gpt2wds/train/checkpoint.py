@@ -75,7 +75,7 @@ def save_checkpoint(
     warning. Raises OSError when the new one cannot be written (disk full); then no part of it is left and the older
     ones stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # never what is above it: that is a run which is gone
     final = folder / f"step-{state.step:07d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     _clear(folder)

@@ -126,6 +126,7 @@ class Trainer:
     def _save(self, step: int, row: Row) -> None:
         model, tensors = self.update.shared.whole_model(), self.update.optimizer_tensors()
         if self._world.is_main:
+            self.run.check()
             state = State(step, row, self.batches.state_dict())
             try:
                 path = save_checkpoint(

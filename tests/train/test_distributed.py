@@ -12,6 +12,7 @@ import pytest
 from runs import PROGRAMS, arguments, finish, in_process, program, rows, start, steps_of, wait_for
 
 from gpt2wds.dataset.directory import Dataset
+from gpt2wds.distributed import join_world
 from gpt2wds.train.checkpoint import list_checkpoints
 
 
@@ -96,3 +97,34 @@ def test_a_run_of_two_ranks_with_long_steps_stops_at_once_and_goes_on_with_one(
     said = finish(start(run, plays))
     assert f"step-{int(stopped):07d}" in said
     np.testing.assert_allclose(rows(run), rows(whole), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"RANK": "0"}, "expected WORLD_SIZE beside RANK; let torchrun set them, or unset all of them"),
+        ({"WORLD_SIZE": "2"}, "expected RANK and MASTER_ADDR and MASTER_PORT beside WORLD_SIZE"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x"}, "expected MASTER_PORT beside RANK and WORLD_SIZE and"),
+        ({"RANK": "1", "WORLD_SIZE": "1"}, "expected a RANK from 0 to WORLD_SIZE - 1, got RANK=1 and WORLD_SIZE=1"),
+        ({"RANK": "x", "WORLD_SIZE": "1"}, "expected a RANK from 0 to WORLD_SIZE - 1, got RANK=x and WORLD_SIZE=1"),
+    ],
+)
+def test_half_a_world_is_refused(
+    plays: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], message: str
+) -> None:
+    """Else each process would take itself for the only one, and all would write into one directory."""
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    code, said = in_process(tmp_path / "run", plays)
+    assert code == 1
+    assert said.startswith(f"error: environment: {message}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_world_of_one_may_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in ({}, {"WORLD_SIZE": "1"}, {"RANK": "0", "WORLD_SIZE": "1"}):
+        with monkeypatch.context() as patch:
+            for name, value in given.items():
+                patch.setenv(name, value)
+            with join_world("cpu") as world:
+                assert (world.rank, world.world_size, world.gather("a")) == (0, 1, ["a"])

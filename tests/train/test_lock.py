@@ -18,7 +18,6 @@ from gpt2wds.dataset.directory import Dataset
 from gpt2wds.errors import Error
 from gpt2wds.train import lock
 from gpt2wds.train.lock import Lock
-from gpt2wds.train.rundir import RunDirectory
 
 TAKE = """
 import sys
@@ -223,17 +222,3 @@ def test_tasks_of_slurm_without_torchrun_get_a_hint(
     hint, error = said.splitlines()
     assert hint.startswith("WARNING: Slurm started 8 tasks without torchrun: each of them trains alone.")
     assert error.startswith(f"error: {tmp_path / 'run'}: in use by process")
-
-
-def test_a_run_directory_that_vanishes_is_not_made_anew(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run")
-    with pytest.raises(Error, match=r"run: the run directory is gone, removed or moved"), run.held():
-        run.claim("[run]\n")
-        run.append({"step": 0})
-        run.path.rename(tmp_path / "moved")
-        for act in (run.check, lambda: run.append({"step": 1}), lambda: run.say("x")):
-            with pytest.raises(Error, match="the run directory is gone"):
-                act()
-        run.path.mkdir()
-        run.check()  # a new one has no config.toml
-    assert not (tmp_path / "run").exists()  # empty, it went when the run ended

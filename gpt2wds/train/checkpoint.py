@@ -141,6 +141,11 @@ def load_state(path: Path) -> tuple[State, dict[str, torch.Tensor]]:
     return State.from_json((path / STATE).read_text()), load_file(path / OPTIMIZER)
 
 
+def state_hash(path: Path) -> str:
+    """SHA-256 of a sound checkpoint: of its list of the hashes of its files."""
+    return _sha256(path / SUMS)
+
+
 def _remove(old: Path, warn: Callable[[str], None]) -> None:
     try:
         shutil.rmtree(old)

@@ -50,7 +50,10 @@ class OpenSource(Protocol):
         """
 
     def read(self, first: int, count: int | None) -> Iterator[Any]:
-        """The documents of one run, in order; of all that is left where `count` is None."""
+        """The documents of one run, in order; of all that is left where `count` is None.
+
+        Raises Error where its end is reached and it held more or less than `count` (see check_delivered).
+        """
 
     def close(self) -> None: ...
 
@@ -83,6 +86,15 @@ def decoded(data: bytes | None) -> Document:
         return as_document(None if data is None else data.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Skipped(f"not UTF-8 (byte {error.start} of the document)")
+
+
+def check_delivered(location: Location, unit: str, first: int, planned: int | None, delivered: int) -> None:
+    """What a reader calls at the end of a run: raises Error where it gave more or less than was planned."""
+    if planned not in (None, delivered):
+        raise Error(
+            f"source {location}: expected {planned:,} {unit}s from {first:,} on as planned, got {max(0, delivered):,}; "
+            "the file is damaged or another: restore it, or plan again in an empty directory"
+        )
 
 
 def no_column(location: Location, wanted: str, names: list[str]) -> Error:

@@ -15,7 +15,7 @@ from ..dataset.manifest import MULTIPLE_CHOICE, ShardEntry, SourceSpan
 from ..errors import EngineError, Error
 from ..fast_tokenizer import with_engine
 from ..tokenizer import Tokenizer, load_tokenizer
-from .documents import Document, OpenSource, Skipped
+from .documents import Document, OpenSource, Skipped, check_delivered
 from .plan import Plan, Span, Task
 from .receipts import Receipt, receipt_path
 
@@ -75,11 +75,9 @@ class TaskRunner:
                 yield document
                 count += 1
             source.location.check_unchanged()
-            if source.unit != "byte" and span.count not in (None, count):
-                raise Error(
-                    f"source {source.name}: expected {span.count} {source.unit}s from {span.first} on, got {count}; "
-                    "the file is damaged: restore it, or plan again in an empty directory"
-                )
+            is_whole = source.unit == "byte" and (span.first, span.count) == (0, source.size.text_bytes)
+            if is_whole and source.size.is_exact:
+                check_delivered(source.location, "document", 0, source.size.documents, count)
             if taken is not None:
                 taken.append(count)
 

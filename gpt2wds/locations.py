@@ -214,7 +214,9 @@ def url_file(url: str) -> UrlFile:
     try:
         info = ask(url, lambda system, path: fresh(system).info(path))
     except FileNotFoundError as error:
-        raise Error(f"{url}: expected a file to read ({reason(error)})") from None
+        # fsspec says "not found" of whatever fails; why is in its cause.
+        why = reason(error.__cause__) if error.__cause__ else "not found"
+        raise Error(f"{url}: expected a file to read ({why})") from None
     if info.get("type") == "directory" or info.get("size") is None:
         raise Error(f"{url}: expected a file of known size, got {'a directory' if 'type' in info else 'none'}")
     return UrlFile(url, int(info["size"]), next((f"{k} {info[k]}" for k in _CHANGE_MARKS if info.get(k)), ""))

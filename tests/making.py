@@ -44,5 +44,5 @@ def texts_of(out: Path) -> list[str]:
     ]
 
 
-def shard_plays(out: Path, **cut: int) -> Dataset:
+def shard_plays(out: Path | str, **cut: int) -> Dataset:
     return make_dataset(out, Plays(), Cut(**cut), workers=1)

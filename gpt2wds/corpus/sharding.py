@@ -2,23 +2,21 @@
 
 A dataset directory in the making holds `plan.json` (what to do, fixed before anything is done), `receipts/` (one
 per finished task) and the shards. A task is a pure function of the plan. A shard is written under a temporary
-name and linked to its final one; its receipt follows. What has a receipt stays, what has none is done again.
+name and linked to its final one; its receipt follows. What has a receipt of this plan stays, all else is done again.
 """
 
 import dataclasses
-import io
+import logging
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from .. import fast_tokenizer, files
 from ..dataset import shards
 from ..dataset.directory import Dataset
-from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, Manifest, ShardEntry, dataset_id
+from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, LaterFormat, Manifest
 from ..errors import Error
 from ..folder import Folder
 from ..tokenizer import load_tokenizer
@@ -26,8 +24,11 @@ from . import cutting
 from .corpora import Corpus, Files, Request, record
 from .cutting import Cut
 from .executors import Executor, Processes
-from .plan import PLAN, Plan, Span, Task, read_plan, read_receipts, receipt_name, write_plan
+from .plan import PLAN, Plan, Span, Task, read_plan, write_plan
+from .receipts import read_receipts, receipt_name, summed_up
 from .writing import TaskRunner, text_hash
+
+_LOG = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -111,14 +112,25 @@ def make_plan(out: Folder, request: Request, cut: Cut | None = None) -> Plan:
 
 
 def missing_tasks(out: Folder, plan: Plan) -> list[Task]:
-    """Tasks without a receipt, or whose shard is not there with its receipt's size."""
-    return _missing(out, plan.tasks)
+    """Tasks without a receipt of this plan, or whose shard is not there with its receipt's size."""
+    return _missing(out, plan, plan.tasks)
 
 
 def is_finished(out: Folder, plan: Plan) -> bool:
-    """Whether nothing is left to do."""
+    """Whether nothing is left to do: the shards are there, and indices and manifest say what their receipts do."""
     names = ("manifest.json", *(f"{split}.blocks.npy" for split in SPLITS))
-    return all(out.exists(name) for name in names) and not missing_tasks(out, plan)
+    if not all(out.exists(name) for name in names) or missing_tasks(out, plan):
+        return False
+    manifest, indices = summed_up(out, plan)
+    try:
+        found = Manifest.from_json(out.read("manifest.json"))
+    except LaterFormat:
+        return True  # Dataset says so
+    except Error:
+        return False
+    if dataclasses.replace(found, extras={}) != manifest:
+        return False
+    return all(out.read(f"{split}.blocks.npy") == index for split, index in indices.items())
 
 
 def run_missing(
@@ -134,7 +146,7 @@ def run_missing(
     first, step = task_slice
     mine = set(plan.tasks[first::step])
     todo = [task for task in missing_tasks(out, plan) if task in mine]
-    discard_damaged(out, todo)
+    discard_damaged(out, plan, todo)
     progress.start(plan, todo, len(mine) - len(todo))
     if todo:
         make_runner = partial(_runner, out.absolute(), plan)
@@ -148,14 +160,20 @@ def _runner(out: Folder, plan: Plan) -> TaskRunner:
     return TaskRunner(out, plan, fast_tokenizer.prove(load_tokenizer()) if plan.kind == TOKENS else None)
 
 
-def discard_damaged(out: Folder, todo: Sequence[Task]) -> None:
+def discard_damaged(out: Folder, plan: Plan, todo: Sequence[Task]) -> None:
     """Remove what is left of tasks that will be run again: a damaged shard must not be taken for one that another
     process committed first, and a finished dataset is not finished while one of its shards is missing."""
     if todo:
         out.remove("manifest.json")
     receipts = out.sizes("receipts")
     begun = [task for task in todo if f"{task.shard}.json" in receipts]
-    for task in _missing(out, begun):  # the others were done by another process in the meantime
+    damaged = _missing(out, plan, begun)  # the others were done by another process in the meantime
+    if damaged:
+        named = ", ".join(map(str, damaged[:3])) + (", …" if len(damaged) > 3 else "")
+        _LOG.warning(
+            "%s: made again, because shard or receipt is not as it was written, or another plan's: %s", out, named
+        )
+    for task in damaged:
         out.remove(f"{task.shard}.tar.zst")
         out.remove(receipt_name(task))
 
@@ -177,36 +195,19 @@ def chains(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
 
 def finish(out: Folder, plan: Plan) -> Dataset:
     """Indices, then the manifest, then no temporary files. Raises Error when a task is missing."""
-    entries: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
-    rows: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype=shards.BLOCK_ROW)] for split in SPLITS}
-    for task, receipt in zip(plan.tasks, read_receipts(out, plan.tasks), strict=True):
-        if receipt is None:
-            raise Error(f"{out}: {task.shard} is missing; give the command that makes it again")
-        receipt.rows["shard"] = len(entries[task.split])
-        entries[task.split].append(receipt.shard)
-        rows[task.split].append(receipt.rows)
+    manifest, indices = summed_up(out, plan)
     wanted = "train" if plan.kind == TOKENS else "val"
-    if not any(entry.documents for entry in entries[wanted]):
-        reasons = sorted({reason for split in SPLITS for entry in entries[split] for reason in entry.skipped})
+    if not any(entry.documents for entry in manifest.shards[wanted]):
+        reasons = sorted(
+            {reason for entries in manifest.shards.values() for entry in entries for reason in entry.skipped}
+        )
         named = ", ".join(source.name for source in plan.sources[:3]) + (", …" if len(plan.sources) > 3 else "")
         raise Error(
             f"corpus {named}: expected at least one document for {wanted}, got none ({', '.join(reasons)}); "
             "make it anew in an empty directory with other options or sources"
         )
-    for split in SPLITS:
-        index = io.BytesIO()
-        np.save(index, np.concatenate(rows[split]), allow_pickle=False)
-        out.replace(f"{split}.blocks.npy", index.getvalue())
-    shards_of = {split: tuple(entries[split]) for split in SPLITS}
-    manifest = Manifest(
-        kind=plan.kind,
-        dataset_id=dataset_id(shards_of),
-        corpus=plan.corpus,
-        tokenizer=plan.tokenizer,
-        parameters={name: value for name, value in plan.request.items() if value is not None},
-        versions=plan.versions,
-        shards=shards_of,
-    )
+    for split, index in indices.items():
+        out.replace(f"{split}.blocks.npy", index)
     out.replace("manifest.json", manifest.to_json().encode("utf-8"))
     remove_strays(out)
     return Dataset(out)
@@ -245,8 +246,8 @@ def _validation_texts(plan: Plan) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _missing(out: Folder, tasks: Sequence[Task]) -> list[Task]:
-    told = [receipt.shard if receipt else None for receipt in read_receipts(out, tasks)]
+def _missing(out: Folder, plan: Plan, tasks: Sequence[Task]) -> list[Task]:
+    told = [receipt.shard if receipt else None for receipt in read_receipts(out, plan, tasks)]
     there = out.sizes()  # asked last: a shard is there before its receipt is
     pairs = zip(tasks, told, strict=True)
     return [task for task, shard in pairs if shard is None or there.get(shard.file) != shard.bytes]

@@ -15,6 +15,7 @@ from .errors import Error, reason
 Answer = TypeVar("Answer")
 Question = Callable[[fsspec.AbstractFileSystem, str], Answer]  # the file system, and the path there
 
+CONNECTIONS = 64  # to a store, of one process
 GO_ON = "the same command goes on"
 WAITS = (1, 2, 4, 8, 16, 30)  # seconds before a store that did not answer is asked again
 _PASSING_ERRORS = {errno.EBUSY, errno.ETIMEDOUT, errno.ENETUNREACH, getattr(errno, "EREMOTEIO", errno.ETIMEDOUT)}
@@ -40,8 +41,11 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @lru_cache(maxsize=8)
 def _filesystem(url: str, _: int) -> tuple[fsspec.AbstractFileSystem, str]:
+    options = {}
+    if "s3://" in url and "config_kwargs" not in fsspec.config.conf.get("s3", {}):
+        options["s3"] = {"config_kwargs": {"max_pool_connections": CONNECTIONS}}  # botocore has 10 if nothing is said
     try:
-        return fsspec.core.url_to_fs(url)
+        return fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise Error(f"{url}: expected a URL that fsspec can read ({reason(error)})") from None
 

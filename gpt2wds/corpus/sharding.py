@@ -6,6 +6,7 @@ name and linked to its final one; its receipt follows. What has a receipt stays,
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -185,9 +186,13 @@ def finish(out: Path, plan: Plan) -> Dataset:
     if not any(entry.documents for entry in every):
         reasons = sorted({reason for entry in every for reason in entry.skipped})
         raise Error(f"corpus: expected at least one document with text, got none ({', '.join(reasons)})")
+    blocks_sha256 = {}
     for split in SPLITS:
-        with files.replacing(out / f"{split}.blocks.npy") as file:
+        path = out / f"{split}.blocks.npy"
+        with files.replacing(path) as file:
             np.save(file, np.concatenate(rows[split]), allow_pickle=False)
+        with path.open("rb") as file:
+            blocks_sha256[split] = hashlib.file_digest(file, "sha256").hexdigest()
     shards_of = {split: tuple(entries[split]) for split in SPLITS}
     manifest = Manifest(
         kind=plan.kind,
@@ -197,6 +202,7 @@ def finish(out: Path, plan: Plan) -> Dataset:
         parameters={name: value for name, value in plan.request.items() if value is not None},
         versions=plan.versions,
         shards=shards_of,
+        blocks_sha256=blocks_sha256,
     )
     files.replace(out / "manifest.json", manifest.to_json())
     remove_strays(out)

@@ -6,6 +6,8 @@ and written again: within a major version readers ignore what they do not know, 
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -17,6 +19,8 @@ FORMAT_VERSION = "1.0"
 SPLITS = ("train", "val")
 TOKENS, MULTIPLE_CHOICE = "tokens", "multiple-choice"  # what a dataset's samples are
 MAX_COUNT = 1 << 62  # of bytes, tokens, documents: beyond it a number is damage
+SEAL = "manifest_sha256"
+_NO_SEAL = "0" * 64
 
 Record = dict[str, Any]  # JSON's object, at the edge only
 
@@ -119,7 +123,10 @@ class CorpusName:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole of manifest.json. `shards` has the entries of each split, in order."""
+    """The whole of manifest.json. `shards` has the entries of each split, in order.
+
+    blocks_sha256: SHA-256 of each split's block index, empty where an older writer did not say.
+    """
 
     kind: str
     dataset_id: str
@@ -128,10 +135,12 @@ class Manifest:
     parameters: Record
     versions: Mapping[str, str]
     shards: Mapping[str, tuple[ShardEntry, ...]]
+    blocks_sha256: Mapping[str, str] = field(default_factory=dict)
     format_version: str = FORMAT_VERSION
     extras: Record = field(default_factory=dict)
 
     def to_json(self) -> str:
+        """The file's text, sealed: it ends with a hash of itself."""
         record = {
             "format_version": self.format_version,
             "kind": self.kind,
@@ -141,32 +150,70 @@ class Manifest:
             "parameters": self.parameters,
             "versions": dict(self.versions),
             "shards": {split: [entry.record() for entry in entries] for split, entries in self.shards.items()},
+            "blocks_sha256": dict(self.blocks_sha256),
         }
-        return json.dumps(record | self.extras, indent=1, ensure_ascii=False) + "\n"
+        return sealed(record | self.extras)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
         """Raises Error that says what is wrong: no JSON, a later format, a member that is not as it must be."""
         try:
-            record = json.loads(text)
+            record = json.loads(text, parse_float=_finite, parse_constant=_finite)
         except (ValueError, RecursionError) as error:
             raise Error(f"it is no JSON ({reason(error)})") from None
         version = member(record, "format_version", str)
         if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
             raise LaterFormat(f"expected format {FORMAT_VERSION}, got {version[:80]}; update gpt2wds")
+        _check_seal(text if isinstance(text, bytes) else text.encode(), record.get(SEAL))
         kept = member(record, "shards", dict)
-        known = ("format_version", "kind", "dataset_id", "corpus", "tokenizer", "parameters", "versions", "shards")
+        said = {"parameters": {}, "versions": {}, "blocks_sha256": {}, **record}
+        hashes = member(said, "blocks_sha256", dict)
         return cls(
             kind=member(record, "kind", str),
             dataset_id=member(record, "dataset_id", str),
             corpus=CorpusName.from_record(member(record, "corpus", dict)),
             tokenizer=member(record, "tokenizer", dict),
-            parameters=record.get("parameters") or {},
-            versions=record.get("versions") or {},
+            parameters=member(said, "parameters", dict),
+            versions=member(said, "versions", dict),
             shards={split: tuple(map(ShardEntry.from_record, member(kept, split, list))) for split in SPLITS},
+            blocks_sha256={split: member(hashes, split, str) for split in SPLITS if hashes},
             format_version=version,
-            extras=others(record, *known),
+            extras=others(record, *_KNOWN),
         )
+
+    def check_names(self) -> None:
+        """Hold the shards' names and the dataset_id to the shards. Raises Error."""
+        for split, entries in self.shards.items():
+            for number, entry in enumerate(entries):
+                if entry.file != f"{split}-{number:05d}.tar.zst":
+                    raise Error(f"expected {split}-{number:05d}.tar.zst, got {entry.file[:80]}")
+        expected = dataset_id(self.shards)
+        if self.dataset_id != expected:
+            raise Error(f"expected dataset_id {expected} for its shards, got {self.dataset_id[:80]}")
+
+
+def sealed(record: Record) -> str:
+    """A manifest's text: the record, and under SEAL the SHA-256 of this very text with 64 zeros in the hash's place."""
+    text = json.dumps({**others(record, SEAL), SEAL: _NO_SEAL}, indent=1, ensure_ascii=False) + "\n"
+    before, _, after = text.rpartition(_NO_SEAL)
+    return before + hashlib.sha256(text.encode()).hexdigest() + after
+
+
+def _check_seal(data: bytes, seal: Any) -> None:
+    if seal is None:
+        return  # of an older writer
+    if not isinstance(seal, str) or not re.fullmatch("[0-9a-f]{64}", seal):
+        raise Error(f"{SEAL!r}: expected a SHA-256, got {repr(seal)[:80]}")
+    before, _, after = data.rpartition(seal.encode())
+    if hashlib.sha256(before + _NO_SEAL.encode() + after).hexdigest() != seal:
+        raise Error(f"it is not what was written ({SEAL} differs)")
+
+
+def _finite(text: str) -> float:
+    """A JSON number with a point or an exponent. What is no number would not be JSON again."""
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text[:20]} is no number")
+    return float(text)
 
 
 def dataset_id(shards: Mapping[str, tuple[ShardEntry, ...]]) -> str:
@@ -190,6 +237,18 @@ def others(record: Record, *known: str) -> Record:
     return {name: value for name, value in record.items() if name not in known}
 
 
+_KNOWN = (
+    "format_version",
+    "kind",
+    "dataset_id",
+    "corpus",
+    "tokenizer",
+    "parameters",
+    "versions",
+    "shards",
+    "blocks_sha256",
+    SEAL,
+)
 _SHARD_FIELDS: dict[str, type] = {
     "file": str,
     "bytes": int,

@@ -6,14 +6,14 @@ and written again: within a major version readers ignore what they do not know, 
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from ..errors import Error, reason
+from ..errors import Error
+from ..strict_json import load_json
 
 FORMAT_VERSION = "1.0"
 SPLITS = ("train", "val")
@@ -157,10 +157,7 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
         """Raises Error that says what is wrong: no JSON, a later format, a member that is not as it must be."""
-        try:
-            record = json.loads(text, parse_float=_finite, parse_constant=_finite)
-        except (ValueError, RecursionError) as error:
-            raise Error(f"it is no JSON ({reason(error)})") from None
+        record = load_json(text)
         version = member(record, "format_version", str)
         if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
             raise LaterFormat(f"expected format {FORMAT_VERSION}, got {version[:80]}; update gpt2wds")
@@ -207,13 +204,6 @@ def _check_seal(data: bytes, seal: Any) -> None:
     before, _, after = data.rpartition(seal.encode())
     if hashlib.sha256(before + _NO_SEAL.encode() + after).hexdigest() != seal:
         raise Error(f"it is not what was written ({SEAL} differs)")
-
-
-def _finite(text: str) -> float:
-    """A JSON number with a point or an exponent. What is no number would not be JSON again."""
-    if not math.isfinite(float(text)):
-        raise ValueError(f"{text[:20]} is no number")
-    return float(text)
 
 
 def dataset_id(shards: Mapping[str, tuple[ShardEntry, ...]]) -> str:

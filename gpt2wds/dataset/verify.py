@@ -5,12 +5,12 @@ Nothing is raised for damage, so that one call reports all of it.
 
 import base64
 import hashlib
-import json
 from typing import Any
 
 import numpy as np
 
 from ..errors import Error, reason
+from ..strict_json import load_json
 from ..tokenizer import END_OF_TEXT
 from . import members
 from .directory import LOOK, REBUILD, REPAIR, Dataset
@@ -114,11 +114,9 @@ def _verify_receipt(dataset: Dataset, split: str, number: int) -> list[str]:
 def _record(dataset: Dataset, name: str) -> Any:
     """A JSON file of the directory; None where there is none. Raises Error for one that cannot be read."""
     try:
-        return json.loads(dataset.folder.read(name))
+        return load_json(dataset.folder.read(name))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, RecursionError) as error:
-        raise Error(f"it is no JSON ({reason(error)})") from None
     except OSError as error:
         raise Error(f"{reason(error)}; {LOOK}") from None
 

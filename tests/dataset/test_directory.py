@@ -508,6 +508,29 @@ def test_a_manifest_without_bottom_is_refused(copy):
     assert "manifest.json is damaged: it is no JSON" in refused(copy)
 
 
+@pytest.mark.parametrize(
+    "value", ["[" * 100_000, "[" * 900 + "]" * 900, "1e999", "NaN", "1" + "0" * 5000, '{"a": ' * 66 + "1" + "}" * 66]
+)
+def test_what_could_not_be_shown_or_written_again_is_refused(copy, value):
+    text = (copy / "manifest.json").read_text()
+    for place in ('"parameters": {', '"corpus": {'):
+        (copy / "manifest.json").write_text(text.replace(place, f'{place}"new": {value}, '))
+        message = refused(copy)
+        assert "manifest.json is damaged: " in message and "differs" not in message
+
+
+def test_a_manifest_of_forty_gigabytes_is_not_read(copy):
+    with (copy / "manifest.json").open("r+b") as file:
+        file.truncate(40 << 30)
+    assert "expected at most 268,435,456 bytes in manifest.json" in refused(copy)
+
+
+def test_an_index_of_forty_gigabytes_is_not_read(copy):
+    with (copy / "val.blocks.npy").open("r+b") as file:
+        file.truncate(40 << 30)
+    assert "val.blocks.npy: expected 2 numbers of 28 bytes, got 429496" in refused(copy)
+
+
 def test_what_is_not_gpt2s_is_refused(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     write_manifest(copy, manifest | {"tokenizer": {"name": "o200k_base"}})
@@ -698,6 +721,8 @@ def prompt(*tokens: int) -> bytes:
         (of_first(ctx=["a"]), "expected 'ctx' to be str"),
         (with_member("json", b"[" * 100_000), "expected a JSON object"),
         (with_member("json", b"\xff"), "expected a JSON object"),
+        (with_member("json", b"[" * 900 + b"]" * 900), "expected a JSON object"),
+        (with_member("json", b"[]," * 400_000), "expected an example of at most 1,048,576 bytes"),
         (with_member("completion.npy", b"no array"), "its npy header is damaged"),
         (with_member("lm-eval.npy", prompt(50256, 1, 50256, 2)), "a context and 4 endings in lm-eval.npy"),
         (with_member("lm-eval.npy", prompt(1, *[50256, 2] * 5)), "a context and 4 endings in lm-eval.npy"),

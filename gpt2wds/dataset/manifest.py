@@ -6,21 +6,18 @@ and written again: within a major version readers ignore what they do not know, 
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 from ..errors import Error
-from ..strict_json import load_json
+from ..strict_json import CHECK, checked, load_json, refuse_damage
 
 FORMAT_VERSION = "1.0"
 SPLITS = ("train", "val")
 TOKENS, MULTIPLE_CHOICE = "tokens", "multiple-choice"  # what a dataset's samples are
 MAX_COUNT = 1 << 62  # of bytes, tokens, documents: beyond it a number is damage
-SEAL = "manifest_sha256"
-_NO_SEAL = "0" * 64
 
 Record = dict[str, Any]  # JSON's object, at the edge only
 
@@ -140,7 +137,7 @@ class Manifest:
     extras: Record = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The file's text, sealed: it ends with a hash of itself."""
+        """The file's text, which ends with its check."""
         record = {
             "format_version": self.format_version,
             "kind": self.kind,
@@ -152,7 +149,7 @@ class Manifest:
             "shards": {split: [entry.record() for entry in entries] for split, entries in self.shards.items()},
             "blocks_sha256": dict(self.blocks_sha256),
         }
-        return sealed(record | self.extras)
+        return json.dumps(checked(record | self.extras), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
@@ -161,7 +158,9 @@ class Manifest:
         version = member(record, "format_version", str)
         if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
             raise LaterFormat(f"expected format {FORMAT_VERSION}, got {version[:80]}; update gpt2wds")
-        _check_seal(text if isinstance(text, bytes) else text.encode(), record.get(SEAL))
+        refuse_damage(record)
+        if CHECK not in record and "blocks_sha256" in record:  # both came together
+            raise Error(f"{CHECK!r}: expected a check, got none")
         kept = member(record, "shards", dict)
         said = {"parameters": {}, "versions": {}, "blocks_sha256": {}, **record}
         hashes = member(said, "blocks_sha256", dict)
@@ -187,23 +186,6 @@ class Manifest:
         expected = dataset_id(self.shards)
         if self.dataset_id != expected:
             raise Error(f"expected dataset_id {expected} for its shards, got {self.dataset_id[:80]}")
-
-
-def sealed(record: Record) -> str:
-    """A manifest's text: the record, and under SEAL the SHA-256 of this very text with 64 zeros in the hash's place."""
-    text = json.dumps({**others(record, SEAL), SEAL: _NO_SEAL}, indent=1, ensure_ascii=False) + "\n"
-    before, _, after = text.rpartition(_NO_SEAL)
-    return before + hashlib.sha256(text.encode()).hexdigest() + after
-
-
-def _check_seal(data: bytes, seal: Any) -> None:
-    if seal is None:
-        return  # of an older writer
-    if not isinstance(seal, str) or not re.fullmatch("[0-9a-f]{64}", seal):
-        raise Error(f"{SEAL!r}: expected a SHA-256, got {repr(seal)[:80]}")
-    before, _, after = data.rpartition(seal.encode())
-    if hashlib.sha256(before + _NO_SEAL.encode() + after).hexdigest() != seal:
-        raise Error(f"it is not what was written ({SEAL} differs)")
 
 
 def dataset_id(shards: Mapping[str, tuple[ShardEntry, ...]]) -> str:
@@ -237,7 +219,7 @@ _KNOWN = (
     "versions",
     "shards",
     "blocks_sha256",
-    SEAL,
+    CHECK,
 )
 _SHARD_FIELDS: dict[str, type] = {
     "file": str,

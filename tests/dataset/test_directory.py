@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 
 from gpt2wds.dataset import shards
 from gpt2wds.dataset.directory import Dataset
-from gpt2wds.dataset.manifest import dataset_id, sealed
+from gpt2wds.dataset.manifest import dataset_id
 from gpt2wds.dataset.validation import validation_sequences
 from gpt2wds.dataset.verify import verify_dataset, verify_shard
 from gpt2wds.errors import Error
+from gpt2wds.strict_json import checked
 
 needs_zstd = pytest.mark.skipif(shutil.which("zstd") is None, reason="needs the command zstd")
 
@@ -321,7 +322,7 @@ def test_a_shard_in_anothers_place_is_found(copy):
 def write_manifest(copy: Path, manifest: dict[str, object]) -> None:
     """A manifest of other content whose hashes fit, as someone's who means harm would."""
     hashes = {split: sha256((copy / f"{split}.blocks.npy").read_bytes()).hexdigest() for split in ("train", "val")}
-    (copy / "manifest.json").write_text(sealed({**manifest, "blocks_sha256": hashes}), encoding="utf-8")
+    (copy / "manifest.json").write_text(json.dumps(checked({**manifest, "blocks_sha256": hashes})))
 
 
 def change_entry(copy: Path, **fields: object) -> None:
@@ -367,13 +368,14 @@ def test_the_dataset_id_follows_from_the_shards(copy):
         lambda m: m["shards"]["val"][0].update(skipped={"empty": [0]}),
         lambda m: m["shards"]["val"][0]["spans"][0].update(first_row=1),
         lambda m: m.update(new=1),
+        lambda m: m.update(check=7),
     ],
 )
 def test_every_member_of_the_manifest_is_held_to_its_hash(copy, change):
     manifest = json.loads((copy / "manifest.json").read_text())
     change(manifest)
     (copy / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    assert "manifest.json is damaged: it is not what was written (manifest_sha256 differs)" in refused(copy)
+    assert "manifest.json is damaged: it is not as it was written: its check does not fit" in refused(copy)
 
 
 @pytest.mark.parametrize(
@@ -415,10 +417,17 @@ def test_a_directory_without_plan_and_receipts_is_all_right(copy):
 def older(copy: Path) -> Path:
     """The dataset as it was before manifests had hashes of indices and of themselves."""
     manifest = json.loads((copy / "manifest.json").read_text())
-    del manifest["blocks_sha256"], manifest["manifest_sha256"]
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    (copy / "manifest.json").write_text(text, encoding="utf-8")
+    del manifest["blocks_sha256"], manifest["check"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
     return copy
+
+
+def test_a_check_that_was_lost_is_missed(copy):
+    text = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(text.replace('"check"', '"chfck"'))
+    assert "manifest.json is damaged: 'check': expected a check, got none" in refused(copy)
+    (copy / "manifest.json").write_text(json.dumps(json.loads(text), indent=7))  # the same in other words
+    assert verify(Dataset(copy)) == []
 
 
 def test_datasets_of_before_are_read_as_they_were(plays, copy):
@@ -516,7 +525,7 @@ def test_what_could_not_be_shown_or_written_again_is_refused(copy, value):
     for place in ('"parameters": {', '"corpus": {'):
         (copy / "manifest.json").write_text(text.replace(place, f'{place}"new": {value}, '))
         message = refused(copy)
-        assert "manifest.json is damaged: " in message and "differs" not in message
+        assert "manifest.json is damaged: " in message and "check" not in message
 
 
 def test_a_manifest_of_forty_gigabytes_is_not_read(copy):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import Error, reason
 from ..model import GPT2, VOCAB_SIZE, GPT2Config, check_hf_shapes
 from ..strict_json import load_json
-from .checkpoint import CONFIG, WEIGHTS
+from .checkpoint import CONFIG, SUMS, WEIGHTS, read_sums, sha256_of
 
 SHARDED, PICKLED = "model.safetensors.index.json", "pytorch_model.bin"
 PADDED_VOCAB_SIZE = 50304  # GPT-2's vocabulary with rows that no token has, as nanoGPT and others save it
@@ -35,12 +35,14 @@ def load_weights(path: str | Path) -> GPT2:
     """A model from a directory in Hugging Face layout, a checkpoint for example.
 
     Reads model.safetensors, also in several files, or else pytorch_model.bin, of which only tensors are unpickled.
-    Raises Error for what is no GPT-2, and for one that computes anything that ours does not.
+    A checkpoint's weights are compared with their hashes. Raises Error for what is damaged, for what is no GPT-2, and
+    for one that computes anything that ours does not.
 
     >>> load_weights("runs/gpt2-124m/checkpoints/step-0019073").config.n_layer  # doctest: +SKIP
     12
     """
     path = Path(path)
+    _refuse_damage(path)
     try:
         config = _read_json(path / CONFIG)
         tensors = _named(_tensors(path))
@@ -77,6 +79,22 @@ def load_weights(path: str | Path) -> GPT2:
         )
     model.load_hf_state_dict(tensors)
     return model
+
+
+def _refuse_damage(path: Path) -> None:
+    """Raises Error where a checkpoint's weights are not those that were written."""
+    if not (path / SUMS).exists():
+        return
+    try:
+        sums = read_sums(path)
+        damaged = [name for name in (CONFIG, WEIGHTS) if name in sums and sums[name] != sha256_of(path / name)]
+    except (OSError, ValueError) as error:
+        raise Error(f"model {path}: cannot compare it with its {SUMS} ({reason(error)})") from None
+    if damaged:
+        raise Error(
+            f"model {path}: {damaged[0]} is not what was written, {SUMS} has another hash; restore it, "
+            f"or remove {SUMS} if you changed it"
+        )
 
 
 def _read_json(path: Path) -> Any:

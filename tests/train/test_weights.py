@@ -24,7 +24,23 @@ def model() -> GPT2:
 
 @pytest.fixture
 def folder(model: GPT2, tmp_path: Path) -> Path:
-    return save_checkpoint(tmp_path, State(1), model, {}, keep=1)
+    """Of a stranger, who gives no hashes."""
+    path = save_checkpoint(tmp_path, State(1), model, {}, keep=1)
+    (path / "SHA256SUMS").unlink()
+    return path
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_checkpoints_weights_are_compared_with_their_hashes(model: GPT2, tmp_path: Path, name: str) -> None:
+    path = save_checkpoint(tmp_path, State(1), model, {}, keep=1)
+    data = bytearray((path / name).read_bytes())
+    data[-20] ^= 1  # of a number, or of a blank
+    (path / name).write_bytes(data)
+    with pytest.raises(Error, match=f"{name} is not what was written, SHA256SUMS has another hash; restore it, or rem"):
+        load_weights(path)
+    (path / "SHA256SUMS").write_bytes(b"\xff")
+    with pytest.raises(Error, match="cannot compare it with its SHA256SUMS"):
+        load_weights(path)
 
 
 def change(folder: Path, edit: Callable[[Tensors], object] = lambda t: None, **config: object) -> None:
@@ -185,6 +201,7 @@ def test_a_padded_vocabulary_is_gpt2s(tmp_path: Path) -> None:
     """nanoGPT saves 50,304 rows; what is saved again has 50,257 and the right end of text."""
     model = GPT2(GPT2Config(1, 2, 32, n_positions=64), seed=1)
     folder = save_checkpoint(tmp_path, State(1), model, {}, keep=1)
+    (folder / "SHA256SUMS").unlink()
 
     def pad(tensors: Tensors) -> None:
         rows = tensors["transformer.wte.weight"]

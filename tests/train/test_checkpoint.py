@@ -242,7 +242,7 @@ def test_models_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a GPT-2, got model_type 'llama'"):
         load_weights(path)
     (path / "config.json").write_text(json.dumps({name: n for name, n in config.items() if name != "n_head"}))
-    with pytest.raises(ValueError, match=r"expected whole numbers in config\.json, got .*'n_head': None"):
+    with pytest.raises(ValueError, match=r"expected whole numbers from 1 on in config\.json, got .*'n_head': None"):
         load_weights(path)
     (path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"expected a GPT-2, got model_type \[\] in config\.json"):

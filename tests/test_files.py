@@ -1,5 +1,6 @@
 """Files that are whole or not there: who comes first, what a reader sees meanwhile, and what a failure leaves."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,14 +42,20 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -
     assert final.read_text() == "newer" and names(tmp_path) == ["a"]
 
 
-def test_a_failure_leaves_the_old_file_and_a_stray_that_is_known_as_one(tmp_path: Path) -> None:
+def test_what_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_text("old")
     with pytest.raises(KeyError), files.replacing(tmp_path / "a") as file:
         file.write(b"half")
         raise KeyError
-    assert (tmp_path / "a").read_text() == "old"
-    (stray,) = tmp_path.glob(files.TEMPORARY)
-    assert names(tmp_path) == sorted([stray.name, "a"])
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("fsync", "link"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(os, name, no_space)
+            files.create(tmp_path / "b", "text")
+    assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
 
 
 def test_a_replacement_that_another_took_for_a_stray(tmp_path: Path) -> None:
@@ -108,3 +115,19 @@ def test_content_is_on_the_disk_before_its_name_and_then_the_name(
 
 def test_temporary_names_are_never_the_same(tmp_path: Path) -> None:
     assert len({files.temporary_name(tmp_path / "a") for _ in range(100)}) == 100
+
+
+@pytest.mark.parametrize("links", [errno.EPERM, errno.ENOTSUP])
+def test_without_hard_links_the_first_still_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: int) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(links, os.strerror(links))
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert files.create(tmp_path / "a", "first")
+    assert not files.create(tmp_path / "a", "second")
+    assert (tmp_path / "a").read_text() == "first"
+    # A process that was killed while it gave the name.
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.2)
+    (tmp_path / ".b.lock.tmp").mkdir()
+    assert files.create(tmp_path / "b", "third")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

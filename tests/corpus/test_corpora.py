@@ -12,9 +12,11 @@ from gpt2wds.corpus import text as text_module
 from gpt2wds.corpus.corpora import Corpus, Files, MultipleChoice, Plays, Shakespeare
 from gpt2wds.errors import Error
 
+OUT = Path("/nowhere")  # the dataset's own directory
+
 
 def files(*paths: Path | str) -> Corpus:
-    return Files(tuple(map(str, paths))).resolve(Path())
+    return Files(tuple(map(str, paths))).resolve(OUT)
 
 
 def names(corpus: Corpus) -> list[str]:
@@ -45,8 +47,10 @@ def test_names_are_sorted_bytewise(tmp_path):
 def test_a_file_given_twice_is_refused(tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
     (tmp_path / "link.jsonl").symlink_to(path)
+    (tmp_path / "hard.jsonl").hardlink_to(path)
     monkeypatch.chdir(tmp_path)
-    for again in (path, Path("a.jsonl"), tmp_path / "link.jsonl", tmp_path / ".." / tmp_path.name / "a.jsonl"):
+    others = [tmp_path / "link.jsonl", tmp_path / "hard.jsonl", tmp_path / ".." / tmp_path.name / "a.jsonl"]
+    for again in (path, Path("a.jsonl"), *others):
         assert "are the same file; give it once" in refused(path, again)
 
 
@@ -63,19 +67,19 @@ def test_a_plan_is_held_to_the_files_that_the_paths_mean_now(tmp_path):
     for name in ("a.jsonl", "b.jsonl"):
         write_jsonl(tmp_path / name, texts(2))
     request = Files((str(tmp_path / "*.jsonl"),))
-    sources = request.resolve(Path()).sources
-    request.refuse_changes(sources, is_finished=False)
+    sources = request.resolve(OUT).sources
+    request.refuse_changes(sources, OUT, is_finished=False)
     write_jsonl(tmp_path / "c.jsonl", texts(2))
     with pytest.raises(Error, match=r"the paths now mean 3 files, the plan has 2 \('.*c\.jsonl' is new\)"):
-        request.refuse_changes(sources, is_finished=True)
+        request.refuse_changes(sources, OUT, is_finished=True)
     (tmp_path / "c.jsonl").unlink()
     (tmp_path / "b.jsonl").unlink()
-    request.refuse_changes(sources, is_finished=True)  # a finished dataset does not miss it
+    request.refuse_changes(sources, OUT, is_finished=True)  # a finished dataset does not miss it
     with pytest.raises(Error, match="the paths now mean 1 files, the plan has 2; give the files of the first command"):
-        request.refuse_changes(sources, is_finished=False)
+        request.refuse_changes(sources, OUT, is_finished=False)
     write_jsonl(tmp_path / "b.jsonl", texts(3))
     with pytest.raises(Error, match=r"b\.jsonl: the file changed since the plan was made, expected \d+ bytes, got"):
-        request.refuse_changes(sources, is_finished=True)
+        request.refuse_changes(sources, OUT, is_finished=True)
 
 
 # Shakespeare

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("?.txt", {"a.txt", "b.txt"}),
         ("[bc].txt", {"b.txt"}),
         ("**/*.txt", set(NAMES)),
-        ("d*", None),  # a directory is no file
+        ("d*", None),  # a pattern means files
         ("{a,b}.txt", {"a.txt", "b.txt"}),
         ("{deep/,}a.txt", {"a.txt", "deep/a.txt"}),
         ("{a,deep/*/b}.txt", {"a.txt", "deep/er/b.txt"}),
@@ -53,9 +53,12 @@ def test_each_alternative_must_mean_something(folder: Path) -> None:
         expanded(f"{folder}/{{a,z}}.txt")
 
 
-def test_a_directory_says_how_its_files_are_given(folder: Path) -> None:
-    with pytest.raises(Error, match=r"deep/', which is no file; give its files, for example '.*/deep'/\*\.jsonl"):
-        expanded(f"{folder}/deep/")
+def test_a_directory_means_the_files_below_it_that_can_be_read(folder: Path, tmp_path: Path) -> None:
+    (folder / "deep" / ".hidden.txt").touch()
+    (folder / "deep" / "notes.md").touch()
+    assert sorted(expanded(f"{folder}/deep/")) == [f"{folder}/deep/a.txt", f"{folder}/deep/er/b.txt"]
+    with pytest.raises(Error, match=r"expected a directory with \.parquet, .*, which has none"):
+        expanded(str(tmp_path))
 
 
 def test_the_home_directory_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,18 +68,18 @@ def test_a_plan_is_held_to_the_files_that_the_paths_mean_now(tmp_path):
         write_jsonl(tmp_path / name, texts(2))
     request = Files((str(tmp_path / "*.jsonl"),))
     sources = request.resolve(OUT).sources
-    request.refuse_changes(sources, OUT, is_finished=False)
+    request.refuse_changes(sources, is_finished=False, folder=OUT)
     write_jsonl(tmp_path / "c.jsonl", texts(2))
     with pytest.raises(Error, match=r"the paths now mean 3 files, the plan has 2 \('.*c\.jsonl' is new\)"):
-        request.refuse_changes(sources, OUT, is_finished=True)
+        request.refuse_changes(sources, is_finished=True, folder=OUT)
     (tmp_path / "c.jsonl").unlink()
     (tmp_path / "b.jsonl").unlink()
-    request.refuse_changes(sources, OUT, is_finished=True)  # a finished dataset does not miss it
+    request.refuse_changes(sources, is_finished=True, folder=OUT)  # a finished dataset does not miss it
     with pytest.raises(Error, match="the paths now mean 1 files, the plan has 2; give the files of the first command"):
-        request.refuse_changes(sources, OUT, is_finished=False)
+        request.refuse_changes(sources, is_finished=False, folder=OUT)
     write_jsonl(tmp_path / "b.jsonl", texts(3))
     with pytest.raises(Error, match=r"b\.jsonl: the file changed since the plan was made, expected \d+ bytes, got"):
-        request.refuse_changes(sources, OUT, is_finished=True)
+        request.refuse_changes(sources, is_finished=True, folder=OUT)
 
 
 # Shakespeare

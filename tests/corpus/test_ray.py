@@ -20,7 +20,6 @@ from click.testing import CliRunner
 
 from gpt2wds import __version__
 from gpt2wds.commands.shard import main
-from gpt2wds.corpus import ray_executor
 from gpt2wds.corpus.executors import Run, WorkerBug
 from gpt2wds.corpus.ray_executor import TRIES, OnRay
 from gpt2wds.errors import Error
@@ -248,6 +247,16 @@ def test_a_ray_of_its_own_ends_with_the_command(corpus: list[Path], whole: dict[
     until(lambda: not processes("raylet/raylet") or processes("127.0.0.2"))
 
 
+@pytest.mark.slow
+def test_a_node_with_another_version_is_refused(cluster: Any, corpus: list[Path], tmp_path: Path) -> None:
+    newer = "import gpt2wds; gpt2wds.__version__ = '99'; from gpt2wds.commands.shard import main; main()"
+    line = [sys.executable, "-c", newer, *command(corpus, tmp_path / "out")[1:], "--executor", "ray"]
+    done = subprocess.run([*line, "--ray-address", cluster.address], capture_output=True, text=True, timeout=90)
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and said.startswith("error: node "), done.stderr
+    assert said.endswith(f"expected gpt2wds 99, as where the command runs, got {__version__}")
+
+
 # What a task does, in a process of its own
 
 
@@ -359,10 +368,3 @@ def test_where_ray_is_not_installed_it_says_how(tmp_path: Path, monkeypatch: pyt
 def test_an_address_without_the_executor_is_refused(tmp_path: Path) -> None:
     line = ["shakespeare", "--source", "plays", "--ray-address", "auto", "--out", str(tmp_path / "out")]
     assert CliRunner().invoke(main, line).exit_code == 2
-
-
-def test_a_node_with_another_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mark").touch()
-    node = ray_executor._Node(partial(Note, tmp_path), tmp_path, "mark", version="0.0")
-    with pytest.raises(Error, match=f"expected gpt2wds 0.0, as where the command runs, got {__version__}"):
-        node.ready()

@@ -1,7 +1,7 @@
 """From a plan to a finished dataset: the same bytes however it comes about."""
 
+import dataclasses
 import itertools
-import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -12,9 +12,9 @@ import pytest
 from making import plan_files, shard_files, shard_small, texts, tree, write_jsonl
 from reading import WRITE
 
-from gpt2wds.corpus import plan as plan_module
+from gpt2wds.corpus import receipts as receipts_module
 from gpt2wds.corpus import sharding
-from gpt2wds.corpus.plan import Task
+from gpt2wds.corpus.plan import Task, read_plan
 from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.errors import Error
 from gpt2wds.tokenizer import load_tokenizer
@@ -89,14 +89,14 @@ def test_another_process_that_finishes_while_receipts_are_looked_at_stays_finish
 ):
     out = tmp_path / "out"
     plan = plan_files(out, source, val_docs=2, docs_per_shard=4)
-    real, calls = plan_module.receipt_path, itertools.count()
+    real, calls = receipts_module.receipt_path, itertools.count()
 
     def receipt_path(*arguments):
         if next(calls) == 1:
             shard_small(out, source)
         return real(*arguments)
 
-    monkeypatch.setattr(plan_module, "receipt_path", receipt_path)
+    monkeypatch.setattr(receipts_module, "receipt_path", receipt_path)
     assert len(sharding.missing_tasks(out, plan)) == 1
     assert tree(out) == tree(small)
 
@@ -120,9 +120,9 @@ def test_a_lost_shard_is_made_again(small, source, damage):
 
 @pytest.mark.parametrize("name", ["tiktoken", "ids_sha256", "vocabulary_sha256"])
 def test_another_tokenizer_is_refused(small, source, name):
-    plan = json.loads((small / "plan.json").read_text())
-    plan["tokenizer"][name] = "0.7.0"
-    (small / "plan.json").write_text(json.dumps(plan))
+    plan = read_plan(small)
+    other = dataclasses.replace(plan, tokenizer={**plan.tokenizer, name: "0.7.0"})
+    (small / "plan.json").write_text(other.to_json())
     here = load_tokenizer().identity()[name]
     with pytest.raises(
         Error, match=f"its plan was made with {name} = 0.7.0, here it is {here}; .*pip install tiktoken=="

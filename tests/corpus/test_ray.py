@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from gpt2wds import __version__
 from gpt2wds.commands.shard import main
 from gpt2wds.corpus.executors import Run, WorkerBug
-from gpt2wds.corpus.ray_executor import TRIES, OnRay
+from gpt2wds.corpus.ray_executor import TELL_EVERY, TRIES, OnRay
 from gpt2wds.errors import Error
 
 COMMAND = Path(sys.executable).with_name("gpt2wds-shard")
@@ -267,7 +267,9 @@ class Note:
         self._folder = folder
 
     def __call__(self, task: dict[str, Any], progress: Callable[[int, int], None]) -> None:
-        with (self._folder / task["name"]).open("a") as file:
+        note = self._folder / task["name"]
+        is_first = not note.exists()
+        with note.open("a") as file:
             file.write(f"{os.getpid()}\n")
         progress(task.get("documents", 1), 10)
         match task.get("does"):
@@ -277,6 +279,9 @@ class Note:
                 raise Error("source x: expected a, got b; do c")
             case "disk":
                 raise OSError(28, "No space left on device", "/x")
+            case "die once late" if is_first:
+                time.sleep(TELL_EVERY + 1)  # its worker has told of what it did
+                os.kill(os.getpid(), signal.SIGKILL)
             case "die":
                 time.sleep(0.3)
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -313,6 +318,15 @@ def test_what_a_task_raises_arrives(cluster: Any, tmp_path: Path) -> None:
         run(cluster, tmp_path, [{"name": "a", "does": "error"}])
     with pytest.raises(Error, match="^node .*: .*No space left on device: '/x'$"):
         run(cluster, tmp_path, [{"name": "a", "does": "disk"}])
+
+
+@pytest.mark.slow
+def test_what_a_lost_task_had_counted_is_taken_back(cluster: Any, tmp_path: Path) -> None:
+    lost = {"name": "b", "documents": 5, "does": "die once late"}
+    reports = run(cluster, tmp_path, [{"name": "a", "documents": 3}, lost, {"name": "c"}])
+    assert (-5, -10, False) in reports
+    assert [sum(column) for column in zip(*reports, strict=True)] == [9, 30, 3]
+    assert [len((tmp_path / name).read_text().splitlines()) for name in "abc"] == [1, 2, 1]
 
 
 @pytest.mark.slow

@@ -330,6 +330,7 @@ def test_what_a_lost_task_had_counted_is_taken_back(cluster: Any, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)  # a chain that began again from its start would never be given up
 def test_a_task_that_always_kills_its_worker_is_given_up(cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(Error, match=f"the worker that made .*b.* was lost {TRIES} times.*out of memory"):
         run(cluster, tmp_path, [{"name": "a"}, {"name": "b", "does": "die"}])

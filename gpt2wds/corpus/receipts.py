@@ -1,6 +1,7 @@
 """Receipts: what the finished tasks of a plan made, one file each; all of them together are indices and manifest."""
 
 import base64
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,8 @@ from ..dataset.manifest import SPLITS, Manifest, ShardEntry, dataset_id, member
 from ..dataset.shards import BLOCK_ROW
 from ..errors import Error
 from ..folder import Folder
-from .plan import Plan, Task, checked, parsed
+from ..strict_json import checked
+from .plan import Plan, Task, parsed
 
 READ_AT_ONCE = 32  # receipts of a URL: most of it is waiting
 
@@ -104,6 +106,7 @@ def summed_up(out: Folder, plan: Plan) -> tuple[Manifest, dict[str, bytes]]:
         entries[task.split].append(receipt.shard)
         rows[task.split].append(receipt.rows)
     shards_of = {split: tuple(entries[split]) for split in SPLITS}
+    indices = {split: _npy(np.concatenate(rows[split])) for split in SPLITS}
     manifest = Manifest(
         kind=plan.kind,
         dataset_id=dataset_id(shards_of),
@@ -112,8 +115,9 @@ def summed_up(out: Folder, plan: Plan) -> tuple[Manifest, dict[str, bytes]]:
         parameters={name: value for name, value in plan.request.items() if value is not None},
         versions=plan.versions,
         shards=shards_of,
+        blocks_sha256={split: hashlib.sha256(index).hexdigest() for split, index in indices.items()},
     )
-    return manifest, {split: _npy(np.concatenate(rows[split])) for split in SPLITS}
+    return manifest, indices
 
 
 def _npy(rows: np.ndarray) -> bytes:

@@ -421,7 +421,7 @@ def test_numbers_that_are_none_are_an_error(
     broken: Path, plays: Dataset, choices: Dataset, arguments: list[str]
 ) -> None:
     name, *rest = arguments
-    data = {"loss": [plays.path], "hellaswag": [choices.path], "sample": []}[name]
+    data = {"loss": [plays.path, "--limit", "2000"], "hellaswag": [choices.path, "--limit", "2"], "sample": []}[name]
     result = CliRunner().invoke(eval_command.main, [name, str(broken), *rest, *data, "--json"])
     assert (result.exit_code, result.stdout) == (1, "")
     said = "error: model: expected finite weights, 1 of h.0.attn.c_proj.weight are not; use an earlier checkpoint"

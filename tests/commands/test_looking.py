@@ -65,11 +65,11 @@ def test_verify_names_what_is_wrong_and_fails(plays: Dataset, tmp_path: Path) ->
     copy = shutil.copytree(plays.path, tmp_path / "copy")
     assert run("verify", copy)[:2] == (0, f"{copy}: all right, {run('verify', plays.path)[1].partition(', ')[2]}")
     (copy / "val-00000.tar.zst").unlink()
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"dataset_id": "0" * 32}))
+    plan = json.loads((copy / "plan.json").read_text())
+    (copy / "plan.json").write_text(json.dumps(plan | {"kind": "pictures"}))
     code, said, errors = run("verify", copy)
     assert code == 1 and "2 problems found, named above" in errors
-    assert said.splitlines()[0].startswith("manifest.json: expected dataset_id")
+    assert said.splitlines()[0].startswith("plan.json: 'kind': expected 'tokens', as in manifest.json, got 'pictures'")
     assert said.splitlines()[1].startswith("val-00000.tar.zst: the file is missing")
 
 

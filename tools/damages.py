@@ -147,7 +147,7 @@ def _weights(path: Path) -> dict[str, str]:
 
 
 def hash_of(*pieces: str | bytes | np.ndarray) -> str:
-    return hashlib.sha256(b"".join(p.encode() if isinstance(p, str) else p for p in pieces)).hexdigest()
+    return hashlib.sha256(b"".join(p.encode() if isinstance(p, str) else bytes(p) for p in pieces)).hexdigest()
 
 
 # Sound directories

@@ -75,7 +75,7 @@ def save_checkpoint(
     warning. Raises OSError when the new one cannot be written (disk full); then no part of it is left and the older
     ones stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # never what is above it: that is a run which is gone
     final = folder / f"step-{state.step:07d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     _clear(folder)
@@ -150,6 +150,11 @@ def read_sums(path: Path) -> dict[str, str]:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_hash(path: Path) -> str:
+    """SHA-256 of a sound checkpoint: of its list of the hashes of its files."""
+    return sha256_of(path / SUMS)
 
 
 def _remove(old: Path, warn: Callable[[str], None]) -> None:

@@ -141,6 +141,11 @@ def load_state(path: Path) -> tuple[State, dict[str, torch.Tensor]]:
     return State.from_json((path / STATE).read_text()), load_file(path / OPTIMIZER)
 
 
+def state_hash(path: Path) -> str:
+    """SHA-256 of a sound checkpoint: of its list of the hashes of its files."""
+    return sha256_of(path / SUMS)
+
+
 def read_sums(path: Path) -> dict[str, str]:
     """What SHA256SUMS says of each file of a checkpoint. Raises OSError or ValueError where it cannot be read."""
     lines = [line.partition("  ") for line in (path / SUMS).read_text().splitlines()]
@@ -150,11 +155,6 @@ def read_sums(path: Path) -> dict[str, str]:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def state_hash(path: Path) -> str:
-    """SHA-256 of a sound checkpoint: of its list of the hashes of its files."""
-    return sha256_of(path / SUMS)
 
 
 def _remove(old: Path, warn: Callable[[str], None]) -> None:

@@ -65,6 +65,14 @@ class EpochOrder:
         place = np.searchsorted(ends, chosen, side="right")
         return self._blocks[part][place], chosen - (ends - counts)[place]
 
+    def positions(self, block: int) -> np.ndarray:
+        """(sequences of the block,) positions at which they come: the inverse of window_sequences."""
+        window = int(np.flatnonzero(self._blocks == block)[0]) // WINDOW_BLOCKS
+        start, end = self._window_starts[window : window + 2].tolist()
+        blocks, places = self.window_sequences(window, start, end)
+        of_block = np.flatnonzero(blocks == block)
+        return start + of_block[np.argsort(places[of_block])]
+
 
 @dataclass(frozen=True)
 class Position:

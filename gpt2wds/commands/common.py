@@ -25,6 +25,8 @@ _REMEDIES = {
     errno.EROFS: "; choose a place that can be written to",
     errno.EMFILE: "; raise the limit of open files (ulimit -n)",
 }
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+DTYPE = click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 LINE_SECONDS = 10  # between progress lines where there is no terminal
 
 

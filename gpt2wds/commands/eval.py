@@ -1,11 +1,16 @@
-"""gpt2wds-eval: scores, losses, samples and reports of a trained model."""
+"""gpt2wds-eval: scores, losses, samples and reports of a trained model.
+
+Importing torch takes longer than a trace does, so only the commands that need it do it.
+"""
+
+from __future__ import annotations
 
 import itertools
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -15,26 +20,25 @@ from ..dataset.directory import Dataset
 from ..dataset.manifest import SPLITS
 from ..dataset.prompts import ENDINGS, MODES
 from ..dataset.validation import validation_sequences
-from ..distributed import World, join_world
 from ..errors import Error
-from ..evaluate import hellaswag as multiple_choice
-from ..evaluate.questions import Questions, load_questions
-from ..evaluate.text import generate, text_loss
-from ..model import GPT2
 from ..tokenizer import load_tokenizer
 from ..train import report
-from ..train.weights import load_weights
-from .common import Commands, ProgressLine, print_json
-from .models import find_weights, step_of
+from .common import DEVICE, DTYPE, Commands, ProgressLine, print_json
+from .trace import trace_command
 
-DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-DTYPE = click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+if TYPE_CHECKING:
+    from ..distributed import World
+    from ..evaluate.questions import Questions
+    from ..model import GPT2
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Score, sample and report. MODEL is a run directory, a checkpoint, a Hugging Face directory or a Hub name."""
+    """Score, sample, trace, report. MODEL is a run directory, a checkpoint, a Hugging Face directory or a Hub name."""
+
+
+main.add_command(trace_command)
 
 
 @main.command(name="hellaswag")
@@ -62,6 +66,10 @@ def hellaswag_command(
 
     A second MODEL is compared with the first on the same examples: differences, and McNemar's exact p-values.
     """
+    from ..distributed import join_world
+    from ..evaluate import hellaswag as multiple_choice
+    from ..evaluate.questions import load_questions
+
     if per_example and not per_example.parent.is_dir():
         raise Error(f"--per-example: expected a file in a directory that exists, got {per_example}")
     results, records, sums = [], [], []
@@ -92,6 +100,9 @@ def hellaswag_command(
 
 def _load(name: str, world: World) -> tuple[GPT2, int | None]:
     """The model of a command line's MODEL, ready to read, and the step it is of."""
+    from ..train.weights import load_weights
+    from .models import find_weights, step_of
+
     weights = find_weights(name)
     return load_weights(weights).to(world.device).eval(), step_of(weights)
 
@@ -101,12 +112,14 @@ def _heading(result: dict[str, Any]) -> str:
 
 
 def _score(model: GPT2, questions: Questions, world: World, dtype: str) -> np.ndarray:
+    from ..evaluate.hellaswag import ending_log_probabilities
+
     endings = len(questions.labels) * ENDINGS
     if not world.is_main:
-        return multiple_choice.ending_log_probabilities(model, questions, world, dtype)
+        return ending_log_probabilities(model, questions, world, dtype)
     progress = ProgressLine("scoring", endings, " endings")
     # The ranks go at about the same pace, so this one's share stands for all.
-    sums = multiple_choice.ending_log_probabilities(
+    sums = ending_log_probabilities(
         model, questions, world, dtype, progress=lambda done: progress.update(done * world.world_size)
     )
     progress.close()
@@ -114,9 +127,11 @@ def _score(model: GPT2, questions: Questions, world: World, dtype: str) -> np.nd
 
 
 def _print_scores(result: dict[str, Any]) -> None:
+    from ..evaluate.hellaswag import SCORES
+
     kind = f"{result['name']}, {result['mode']} mode, {result['examples']:,} examples"
     print(f"{_heading(result)}: {kind}, chance {1 / ENDINGS}")
-    for score in multiple_choice.SCORES:
+    for score in SCORES:
         print(f"  {score:20} {result[score]:.4f}{_error(result[f'{score}_stderr'])}")
     if result["truncated"]:
         print(f"  {result['truncated']:,} endings had a context longer than the model's positions, cut on the left")
@@ -136,6 +151,9 @@ def _error(standard_error: float | None) -> str:
 @DTYPE
 def loss_command(model: str, data: str, split: str, limit: int | None, as_json: bool, device: str, dtype: str) -> None:
     """Loss on a split, in the model's whole context: nats per token, perplexity and bits per byte of text."""
+    from ..distributed import join_world
+    from ..evaluate.text import text_loss
+
     with join_world(device) as world:
         gpt2, step = _load(model, world)
         dataset = Dataset(data)
@@ -210,6 +228,9 @@ def sample_command(
     device: str,
 ) -> None:
     """Text that the model makes of a prompt."""
+    from ..distributed import join_world
+    from ..evaluate.text import generate
+
     tokenizer = load_tokenizer()
     with join_world(device) as world:
         gpt2, step = _load(model, world)

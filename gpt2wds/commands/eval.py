@@ -23,7 +23,7 @@ from ..dataset.validation import validation_sequences
 from ..errors import Error
 from ..tokenizer import load_tokenizer
 from ..train import report
-from .common import DEVICE, DTYPE, Commands, ProgressLine, print_json
+from .common import DEVICE, DTYPE, Commands, ProgressLine, counted, print_json
 from .trace import trace_command
 
 if TYPE_CHECKING:
@@ -129,12 +129,13 @@ def _score(model: GPT2, questions: Questions, world: World, dtype: str) -> np.nd
 def _print_scores(result: dict[str, Any]) -> None:
     from ..evaluate.hellaswag import SCORES
 
-    kind = f"{result['name']}, {result['mode']} mode, {result['examples']:,} examples"
+    kind = f"{result['name']}, {result['mode']} mode, {counted(result['examples'], 'example')}"
     print(f"{_heading(result)}: {kind}, chance {1 / ENDINGS}")
     for score in SCORES:
         print(f"  {score:20} {result[score]:.4f}{_error(result[f'{score}_stderr'])}")
     if result["truncated"]:
-        print(f"  {result['truncated']:,} endings had a context longer than the model's positions, cut on the left")
+        endings = counted(result["truncated"], "ending")
+        print(f"  {endings} had a context longer than the model's positions, cut on the left")
 
 
 def _error(standard_error: float | None) -> str:

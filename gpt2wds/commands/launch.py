@@ -32,7 +32,7 @@ from ..train.weights import load_weights
 from .common import ProgressLine
 from .models import find_weights
 from .overview import device_name, forecast, introduce, run_facts
-from .settings import Config, refuse_other_mathematics
+from .settings import Config, refuse_another_past, refuse_other_mathematics
 
 EVALUATION_SEQUENCES = 16  # of one forward pass over validation text, at most
 
@@ -98,8 +98,16 @@ def assemble(settings: Config, world: World) -> Assembly:
             batches.load_state_dict(state.batches or {})
         except Error as error:
             raise Error(f"{checkpoint}, data.path = {settings.data.path}: {error}, or choose another run.dir") from None
+    refuse_another_past(run, settings, state.step)
     model = (_fresh_model(settings) if checkpoint is None else load_weights(checkpoint)).to(world.device)
-    update = Update(model, settings.train, world, sequences_per_step=settings.sequences_per_step, say=run.say)
+    update = Update(
+        model,
+        settings.train,
+        world,
+        sequences_per_step=settings.sequences_per_step,
+        skip_steps=settings.data.skipped,
+        say=run.say,
+    )
     update.load_optimizer_tensors(tensors)
     evaluate = _evaluation(settings, dataset, model.config, world, run.say)
     return Assembly(settings, world, run, dataset, batches, model, update, evaluate, state, checkpoint)

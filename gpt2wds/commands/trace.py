@@ -18,7 +18,7 @@ from ..dataset.trace import Piece, Reading, Spot, Trace, TracedSequence
 from ..errors import Error
 from ..tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from ..train.rundir import RunDirectory
-from .common import DEVICE, DTYPE, print_json
+from .common import DEVICE, DTYPE, counted, print_json
 
 BEGINNING_TOKENS, BEGINNING_CHARACTERS = 64, 100  # of a document, shown unless all is asked for
 READ, NOT_YET, LEFT_OUT, FILLS_NO_STEP = "read", "not yet", "left out", "fills no step"
@@ -203,8 +203,8 @@ def _spot(run: TracedRun, spot: Spot) -> dict[str, Any]:
 def _print_step(run: TracedRun, found: dict[str, Any], whole_text: bool) -> None:
     sequences = found["sequences"]
     print(
-        f"{found['run']}, step {found['step']:,}, epoch {found['epoch']}: {len(sequences):,} sequences of "
-        f"{run.trace.seq_len:,} tokens of {run.trace.dataset.path}{_note(run, found['state'])}"
+        f"{found['run']}, step {found['step']:,}, epoch {found['epoch']}: {counted(len(sequences), 'sequence')} of "
+        f"{counted(run.trace.seq_len, 'token')} of {run.trace.dataset.path}{_note(run, found['state'])}"
     )
     if found["checkpoint"]:
         mean = np.mean([math.nan if record["loss"] is None else record["loss"] for record in sequences])
@@ -214,7 +214,9 @@ def _print_step(run: TracedRun, found: dict[str, Any], whole_text: bool) -> None
         print(f"{_where(run, record)}, slot {record['slot']}{loss}")
         for piece in record["documents"]:
             start = "" if piece["begins"] else "… "
-            print(f"  {_named(piece)}, {piece['tokens']:,} tokens: {start}{'' if whole_text else _line(piece['text'])}")
+            print(
+                f"  {_named(piece)}, {counted(piece['tokens'], 'token')}: {start}{'' if whole_text else _line(piece['text'])}"
+            )
             if whole_text:
                 print(piece["text"])
 

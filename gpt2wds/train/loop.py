@@ -93,7 +93,7 @@ class Trainer:
                     return self.signals.stop
                 if evaluate:
                     row = {**row, **self.evaluate(self.update.shared.whole_model())}
-                    self.run.say(f"step {step}: {_describe(row)}")
+                    self.run.say(f"step {step}: {_describe(row) or 'nothing to measure'}")
                 if evaluate or save or step == first > 0:
                     self._log(row)
                     self._clock = time.perf_counter()
@@ -108,7 +108,7 @@ class Trainer:
         pending, self._pending = self._pending, []
         losses = self._world.sum(torch.stack([p.loss for p in pending])).tolist()
         norms = torch.stack([p.norm for p in pending]).tolist()
-        seconds = (time.perf_counter() - self._clock) / len(pending)
+        seconds = (time.perf_counter() - self._clock) / max(1, sum(not p.is_left_out for p in pending))
         rate = self.batches.sequences_per_step * self.batches.seq_len / seconds
         speed = {"seconds": seconds, "tokens_per_second": rate}
         if self.peak_tokens_per_second:
@@ -119,6 +119,7 @@ class Trainer:
         ]
         if self.update.train.on_nan == "stop":
             _refuse_not_finite(rows)
+        rows = [p.row if p.is_left_out else row for p, row in zip(pending, rows, strict=True)]
         self.progress(len(rows), _describe(rows[-1]))
         self._clock = time.perf_counter()
         return rows
@@ -194,6 +195,8 @@ def _describe(row: Row) -> str:
         "val_loss": "validation loss {:.4f}",
         "hella_acc": "accuracy {:.4f}",
         "grad_norm": "norm {:.2f}",
+        "learning_rate": "rate {:.2e}",
+        "seconds": "{:.3g} s",
         "tokens_per_second": "{:,.0f} tokens/s",
         "mfu": "MFU {:.1%}",
     }

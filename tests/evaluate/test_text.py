@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from torch.nn import functional as F
 
 from gpt2wds.commands import eval as eval_command
+from gpt2wds.commands.models import find_weights
 from gpt2wds.commands import shard as shard_command
 from gpt2wds.commands import train as train_command
 from gpt2wds.dataset.directory import Dataset
@@ -363,7 +364,7 @@ def test_the_loss_of_examples_is_one_line(run_dir: Path, choices: Dataset) -> No
 
 def test_the_loss_command_says_what_the_run_said(run_dir: Path, plays: Dataset) -> None:
     # The checkpoint that the run directory stands for is its last; log.txt: step, train_loss, val_loss, hella_acc.
-    model = eval_command.load_weights(eval_command.find_weights(str(run_dir)))
+    model = load_weights(find_weights(str(run_dir)))
     options = {"seq_len": 32, "max_tokens": 64, "batch_sequences": 2}
     found = validation_loss(model, validation_sequences(plays, **options), ALONE, "float32")
     last = (run_dir / "log.txt").read_text().splitlines()[-1].split()

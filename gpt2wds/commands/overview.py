@@ -35,10 +35,10 @@ def introduce(
         f"{counted(batches.left_out, 'sequence')} that fill no step, "
         f"{counted(batches.trailing_tokens, 'token')} at shards' ends that fill no sequence"
     )
-    left_out = {step for skipped in settings.data.skipped for step in skipped if step <= steps}
-    if left_out:
+    if settings.data.skip_steps:
+        left_out = sum(any(step in skipped for skipped in settings.data.skipped) for step in range(1, steps + 1))
         names = ", ".join(settings.data.skip_steps)
-        say(f"left out by data.skip_steps: {names}, {len(left_out):,} steps of {tokens:,} tokens, not trained on")
+        say(f"left out by data.skip_steps: {names}, {counted(left_out, 'step')} that are not trained on")
     say(
         f"precision: {settings.train.dtype}; attention: {attention_kernel(settings, model, world)}; "
         f"checkpoints of {checkpoint_bytes(model, settings.train.optimizer) / 1e6:,.0f} MB"

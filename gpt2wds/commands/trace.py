@@ -213,10 +213,8 @@ def _print_step(run: TracedRun, found: dict[str, Any], whole_text: bool) -> None
         loss = "" if "loss" not in record else f", loss {math.nan if record['loss'] is None else record['loss']:.4f}"
         print(f"{_where(run, record)}, slot {record['slot']}{loss}")
         for piece in record["documents"]:
-            start = "" if piece["begins"] else "… "
-            print(
-                f"  {_named(piece)}, {counted(piece['tokens'], 'token')}: {start}{'' if whole_text else _line(piece['text'])}"
-            )
+            beginning = ("" if piece["begins"] else "… ") + ("" if whole_text else " ".join(piece["text"].split()))
+            print(f"  {_named(piece)}, {counted(piece['tokens'], 'token')}: {beginning}")
             if whole_text:
                 print(piece["text"])
 
@@ -257,8 +255,3 @@ def _named(record: dict[str, Any]) -> str:
 def _where(run: TracedRun, record: dict[str, Any]) -> str:
     first = record["first_token"]
     return f"{record['shard']} block {record['block']}, tokens {first:,} to {first + run.trace.seq_len - 1:,}"
-
-
-def _line(text: str) -> str:
-    """A text's beginning on one line."""
-    return " ".join(text.split())

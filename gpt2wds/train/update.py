@@ -114,7 +114,8 @@ class Update:
     def _leave_out(self, step: int, steps: range, sequences: np.ndarray) -> Pending:
         """A step of `steps`, whose sequences nobody trains on."""
         if step == steps.start:
-            self.say(f"steps {steps.start} to {steps[-1]}: left out, their sequences are not trained on")
+            several = f"steps {step} to {steps[-1]}: left out, their sequences are not trained on"
+            self.say(several if len(steps) > 1 else f"step {step}: left out, its sequences are not trained on")
         row = self._row(step, sequences) | {"left_out": True}
         if self.train.on_nan == "skip":
             row["skipped"] = self.skipped

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from torch.nn import functional as F
 
 from gpt2wds.commands import eval as eval_command
-from gpt2wds.commands.models import find_weights
 from gpt2wds.commands import shard as shard_command
 from gpt2wds.commands import train as train_command
+from gpt2wds.commands.models import find_weights
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.validation import validation_sequences
 from gpt2wds.distributed import World
@@ -26,6 +26,7 @@ from gpt2wds.evaluate.text import choose_token, generate, unigram_entropy, valid
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
 from gpt2wds.train.checkpoint import State, save_checkpoint
+from gpt2wds.train.weights import load_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
 PROMPT = "To be, or not to be"  # 6 tokens

@@ -159,6 +159,8 @@ def loss_command(model: str, data: str, split: str, limit: int | None, as_json: 
         gpt2, step = _load(model, world)
         dataset = Dataset(data)
         seq_len = gpt2.config.n_positions
+        if limit is not None and limit < seq_len:
+            raise Error(f"--limit: expected at least one context of the model, {seq_len:,} tokens, got {limit:,}")
         batches = validation_sequences(
             dataset,
             split=split,

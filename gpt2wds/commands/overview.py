@@ -27,13 +27,17 @@ def introduce(
     steps, tokens = settings.train.max_steps, settings.train.tokens_per_step
     say(f"gpt2wds {__version__}, torch {torch.__version__}, {device_name(world)}, {counted(world.world_size, 'rank')}")
     c = model.config
-    say(f"model: {model.parameter_count():,} parameters, {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels")
+    say(
+        f"model: {model.parameter_count():,} parameters, {counted(c.n_layer, 'layer')}, "
+        f"{counted(c.n_head, 'head')}, {c.n_embd:,} channels"
+    )
     say(f"data: {dataset.corpus}, {dataset.total('train', 'tokens'):,} training tokens, dataset_id {dataset.id}")
     say(
         f"steps: {steps:,} of {tokens:,} tokens, {steps / batches.steps_per_epoch:.2f} epochs of "
         f"{counted(batches.steps_per_epoch, 'step')}; left out of an epoch: "
-        f"{counted(batches.left_out, 'sequence')} that fill no step, "
-        f"{counted(batches.trailing_tokens, 'token')} at shards' ends that fill no sequence"
+        f"{counted(batches.left_out, 'sequence')} (fewer than a step) and "
+        f"{counted(batches.trailing_tokens, 'token')} at "
+        "shards' ends (fewer than a sequence)"
     )
     if settings.data.skip_steps:
         left_out = sum(any(step in skipped for skipped in settings.data.skipped) for step in range(1, steps + 1))

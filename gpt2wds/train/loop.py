@@ -26,6 +26,7 @@ from .signals import Agreement, Signals
 from .update import Pending, Row, Update
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+LARGEST_WEIGHT = 1e18  # float32 ends at the square of what is larger
 SYNC_STEPS = 10  # losses are fetched from the device once in so many steps
 
 Evaluate = Callable[[GPT2], dict[str, Any]]  # a model → metrics such as {"val_loss": 5.1}
@@ -118,7 +119,7 @@ class Trainer:
             for p, loss, norm in zip(pending, losses, norms, strict=True)
         ]
         if self.update.train.on_nan == "stop":
-            _refuse_not_finite(rows)
+            self._refuse_not_finite(rows)
         rows = [p.row if p.is_left_out else row for p, row in zip(pending, rows, strict=True)]
         self.progress(len(rows), _describe(rows[-1]))
         self._clock = time.perf_counter()
@@ -126,7 +127,9 @@ class Trainer:
 
     def _save(self, step: int, row: Row) -> None:
         model, tensors = self.update.shared.whole_model(), self.update.optimizer_tensors()
+        self._refuse_lost_weights(step, model, tensors)
         if self._world.is_main:
+            self.run.check()
             state = State(step, row, self.batches.state_dict())
             try:
                 path = save_checkpoint(
@@ -148,6 +151,34 @@ class Trainer:
                 self._is_unsaved = False
                 self.run.say(f"step {step}: saved {path}")
         self._world.barrier()
+
+    def _refuse_not_finite(self, rows: list[Row]) -> None:
+        for row in rows:
+            if not (math.isfinite(row["train_loss"]) and math.isfinite(row["grad_norm"])):
+                # Fetched before a checkpoint is written, so none has seen this step.
+                raise Error(
+                    f"step {row['step']}: expected a finite loss and gradient, got {row['train_loss']} and "
+                    f'{row["grad_norm"]}; {self._way_back()}; or pass over such steps with train.on_nan = "skip"'
+                )
+
+    def _way_back(self) -> str:
+        """What to do about numbers that are not finite."""
+        return 'nothing was saved since the last checkpoint: lower train.learning_rate, or use train.dtype = "float32"'
+
+    def _refuse_lost_weights(self, step: int, model: GPT2, moments: Mapping[str, torch.Tensor]) -> None:
+        """Losses are checked before their update; what that update made of the weights is seen only here."""
+        weights = dict(model.named_parameters())
+        ranges = [torch.stack(torch.aminmax(t.detach())).float().cpu() for t in (*weights.values(), *moments.values())]
+        problem = ""
+        for name, (low, high) in zip((*weights, *moments), torch.stack(ranges).tolist(), strict=True):
+            largest = LARGEST_WEIGHT if name in weights else math.inf
+            if not -largest < low <= high < largest:
+                problem = problem or f"{name} goes from {low:g} to {high:g}"
+        if problems := list(filter(None, self._world.gather(problem))):
+            raise Error(
+                f"step {step}: expected weights and moments that are finite, below {LARGEST_WEIGHT:g}, but "
+                f"{problems[0]}; {self._way_back()}"
+            )
 
     def _refuse_unsaved(self, step: int) -> None:
         if self._is_unsaved:
@@ -176,17 +207,6 @@ class Trainer:
                 else "lower data.seq_len or take a smaller model"
             )
             raise Error(f"out of memory with micro-batches of {size} sequence(s): {remedy}") from None
-
-
-def _refuse_not_finite(rows: list[Row]) -> None:
-    for row in rows:
-        if not (math.isfinite(row["train_loss"]) and math.isfinite(row["grad_norm"])):
-            # Fetched before a checkpoint is written, so none has seen this step.
-            raise Error(
-                f"step {row['step']}: expected a finite loss and gradient, got {row['train_loss']} and "
-                f"{row['grad_norm']}; nothing was saved since the last checkpoint: lower train.learning_rate, use "
-                'train.dtype = "float32", or pass over such steps with train.on_nan = "skip"'
-            )
 
 
 def _describe(row: Row) -> str:

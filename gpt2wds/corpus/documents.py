@@ -63,7 +63,10 @@ class OpenSource(Protocol):
         """
 
     def read(self, first: int, count: int | None) -> Iterator[Any]:
-        """The documents of one run, in order; of all that is left where `count` is None."""
+        """The documents of one run, in order; of all that is left where `count` is None.
+
+        Raises Error where its end is reached and it held more or less than `count` (see check_delivered).
+        """
 
     def close(self) -> None: ...
 
@@ -105,6 +108,15 @@ def refuse_other_content(location: Location, head: bytes) -> None:
             raise Error(f"{location}: expected UTF-8 text, got what looks like {found}")
     if 4 * head[:64].count(0) >= len(head[:64]) > 0:  # of ASCII every second byte is 0 in UTF-16
         raise Error(f"{location}: expected UTF-8 text, got what looks like {_UTF_16}")
+
+
+def check_delivered(location: Location, unit: str, first: int, planned: int | None, delivered: int) -> None:
+    """What a reader calls at the end of a run: raises Error where it gave more or less than was planned."""
+    if planned not in (None, delivered):
+        raise Error(
+            f"source {location}: expected {planned:,} {unit}s from {first:,} on as planned, got {max(0, delivered):,}; "
+            "the file is damaged or another: restore it, or plan again in an empty directory"
+        )
 
 
 def no_column(location: Location, wanted: str, names: list[str]) -> Error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..errors import Error
 from ..locations import Location
 from .compression import InBytes, Stream, naming_damage
-from .documents import Document, Run, Size, Skipped, as_document, no_column, refuse_other_content
+from .documents import Document, Run, Size, Skipped, as_document, check_delivered, no_column, refuse_other_content
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 1 << 20  # read of a file to estimate how many lines it has
@@ -82,6 +82,7 @@ class _OpenJSONLines:
             while (count is None or self.source.place < first + count) and (line := self.source.readline()):
                 if line.strip():
                     yield _json_document(line, self.text_column)
+        check_delivered(self.source.location, "byte", first, count, self.source.place - first)
 
     def close(self) -> None:
         self.source.close()

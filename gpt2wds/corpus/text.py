@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..locations import Location
 from .compression import InBytes, Stream, naming_damage
-from .documents import Document, Run, Size, decoded, refuse_other_content
+from .documents import Document, Run, Size, check_delivered, decoded, refuse_other_content
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 64  # read of a file to see whether it is text at all
@@ -70,6 +70,7 @@ class _OpenText:
                     break
                 yield decoded(piece.removeprefix(BYTE_ORDER_MARK) if at == 0 else piece)
                 at += len(piece)
+        check_delivered(self.source.location, "byte", first, count, at - first)
 
     def close(self) -> None:
         self.source.close()
@@ -98,6 +99,7 @@ class _OpenWholeFile(_OpenText):
         if first < self.source.location.size and count != 0:
             self.source.seek(first)
             yield decoded(self.source.read(self.source.location.size))
+        check_delivered(self.source.location, "byte", first, count, self.source.place - first)
 
 
 def _rest_of_piece(file: Stream) -> bytes:

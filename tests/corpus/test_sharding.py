@@ -1,5 +1,6 @@
 """From a plan to a finished dataset: the same bytes however it comes about, and the commands of gpt2wds-shard."""
 
+import dataclasses
 import errno
 import hashlib
 import itertools
@@ -24,11 +25,11 @@ from making import CHOICES, shard_files, texts_of
 
 from gpt2wds import files, locations
 from gpt2wds.commands.shard import main
-from gpt2wds.corpus import plan as plan_module
+from gpt2wds.corpus import receipts as receipts_module
 from gpt2wds.corpus import sharding
 from gpt2wds.corpus.corpora import Files
 from gpt2wds.corpus.cutting import Cut
-from gpt2wds.corpus.plan import Plan
+from gpt2wds.corpus.plan import Plan, read_plan
 from gpt2wds.corpus.writing import COPY_OF_VALIDATION, TaskRunner
 from gpt2wds.dataset import shards
 from gpt2wds.dataset.directory import Dataset
@@ -180,14 +181,14 @@ def test_another_process_that_finishes_while_receipts_are_looked_at_stays_finish
 ):
     out = tmp_path / "out"
     plan = plan_files(out, source, val_docs=2, docs_per_shard=4)
-    real, calls = plan_module.receipt_path, itertools.count()
+    real, calls = receipts_module.receipt_path, itertools.count()
 
     def receipt_path(*arguments):
         if next(calls) == 1:
             make(out, source)
         return real(*arguments)
 
-    monkeypatch.setattr(plan_module, "receipt_path", receipt_path)
+    monkeypatch.setattr(receipts_module, "receipt_path", receipt_path)
     assert len(sharding.missing_tasks(out, plan)) == 1
     assert tree(out) == tree(small)
 
@@ -366,9 +367,9 @@ def test_another_corpus_is_refused(small, source, fails, tmp_path):
 
 @pytest.mark.parametrize("name", ["tiktoken", "ids_sha256", "vocabulary_sha256"])
 def test_another_tokenizer_is_refused(small, source, fails, name):
-    plan = json.loads((small / "plan.json").read_text())
-    plan["tokenizer"][name] = "0.7.0"
-    (small / "plan.json").write_text(json.dumps(plan))
+    plan = read_plan(small)
+    other = dataclasses.replace(plan, tokenizer={**plan.tokenizer, name: "0.7.0"})
+    (small / "plan.json").write_text(other.to_json())
     message = fails("files", source, "--out", small, *OPTIONS)
     assert f"its plan was made with {name} = 0.7.0, here it is {load_tokenizer().identity()[name]}" in message
     assert "pip install tiktoken==" in message

@@ -142,5 +142,10 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def heading(result: dict[str, Any]) -> str:
+    """The model that a result is of, and its step where it has one."""
+    return str(result["model"]) + ("" if result["step"] is None else f", step {result['step']:,}")
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))

@@ -8,6 +8,8 @@ read: opening, the epoch's order, the schedule of one rank's slots.
     python tools/simulate_scale.py --shards 100
 """
 
+import dataclasses
+import hashlib
 import io
 import json
 import subprocess
@@ -22,7 +24,7 @@ import numpy as np
 from gpt2wds.dataset import shards
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.loader import StepBatches
-from gpt2wds.dataset.manifest import TOKENS, CorpusName, Manifest, ShardEntry, SourceSpan, dataset_id
+from gpt2wds.dataset.manifest import SPLITS, TOKENS, CorpusName, Manifest, ShardEntry, SourceSpan, dataset_id
 from gpt2wds.dataset.order import EpochOrder, even_share
 from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
 
@@ -57,8 +59,14 @@ def make(folder: Path, count: int) -> None:
     np.save(folder / "val.blocks.npy", rows[:0])
     both: dict[str, tuple[ShardEntry, ...]] = {"train": entries, "val": ()}
     identity = load_tokenizer().identity()
-    manifest = Manifest(TOKENS, dataset_id(both), CorpusName("synthetic", "none"), identity, {}, {}, both)
+    corpus = CorpusName("synthetic", "none")
+    manifest = Manifest(TOKENS, dataset_id(both), corpus, identity, {}, {}, both, hashes(folder))
     (folder / "manifest.json").write_text(manifest.to_json())
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """What the manifest says of the block indices."""
+    return {split: hashlib.sha256((folder / f"{split}.blocks.npy").read_bytes()).hexdigest() for split in SPLITS}
 
 
 def make_step(folder: Path, run: Path) -> None:
@@ -88,6 +96,8 @@ def make_step(folder: Path, run: Path) -> None:
             file.seek(number * FRAME_BYTES)
             file.write(frame.getvalue()[: row["length"]])
     np.save(path, rows)
+    manifest = Manifest.from_json((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(dataclasses.replace(manifest, blocks_sha256=hashes(folder)).to_json())
     run.mkdir()
     (run / "config.toml").write_text(
         f'[run]\nseed = 1\n[data]\npath = "{folder}"\nseq_len = 1024\n'

@@ -4,7 +4,6 @@ A plan names the sources, cuts them into tasks, each of which becomes one shard,
 content. Like the receipts of its tasks (receipts.py) it ends with a check, a hash of all else that is in it.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -25,10 +24,10 @@ from ..dataset.manifest import (
     others,
 )
 from ..errors import Error
+from ..strict_json import CHECK, checked, load_json, refuse_damage
 from .sources import Source
 
 PLAN = "plan.json"
-CHECK = "check"
 _KNOWN = (
     "request",
     "tokenizer",
@@ -160,29 +159,12 @@ class Plan:
         )
 
 
-def _check_of(record: Record) -> str:
-    """SHA-256 of a JSON object but for its check, however that is laid out: keys sorted, no blanks, ASCII alone."""
-    text = json.dumps(others(record, CHECK), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def checked(record: Record) -> Record:
-    """A JSON object with its check."""
-    return {**record, CHECK: _check_of(record)}
-
-
 def parsed(text: str) -> tuple[Record, str]:
     """A JSON object and its check, "" where an earlier version wrote none. Raises Error for one that was damaged."""
-    try:
-        record = json.loads(text)
-        if not isinstance(record, dict):
-            raise Error(f"expected a JSON object, got a {type(record).__name__}")
-        if CHECK in record and record[CHECK] != _check_of(record):
-            raise Error("it is not as it was written: its check does not fit")
-    except Error:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise Error(f"it is no JSON ({error})") from None
+    record = load_json(text)
+    if not isinstance(record, dict):
+        raise Error(f"expected a JSON object, got a {type(record).__name__}")
+    refuse_damage(record)
     return record, record.get(CHECK, "")
 
 

@@ -1,6 +1,7 @@
 """Receipts: what the finished tasks of a plan made, one file each; all of them together are indices and manifest."""
 
 import base64
+import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import numpy as np
 from ..dataset.manifest import SPLITS, Manifest, ShardEntry, dataset_id, member
 from ..dataset.shards import BLOCK_ROW
 from ..errors import Error
-from .plan import Plan, Task, checked, parsed
+from ..strict_json import checked
+from .plan import Plan, Task, parsed
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def summed_up(out: Path, plan: Plan) -> tuple[Manifest, dict[str, bytes]]:
         entries[task.split].append(receipt.shard)
         rows[task.split].append(receipt.rows)
     shards_of = {split: tuple(entries[split]) for split in SPLITS}
+    indices = {split: _npy(np.concatenate(rows[split])) for split in SPLITS}
     manifest = Manifest(
         kind=plan.kind,
         dataset_id=dataset_id(shards_of),
@@ -91,8 +94,9 @@ def summed_up(out: Path, plan: Plan) -> tuple[Manifest, dict[str, bytes]]:
         parameters={name: value for name, value in plan.request.items() if value is not None},
         versions=plan.versions,
         shards=shards_of,
+        blocks_sha256={split: hashlib.sha256(index).hexdigest() for split, index in indices.items()},
     )
-    return manifest, {split: _npy(np.concatenate(rows[split])) for split in SPLITS}
+    return manifest, indices
 
 
 def _npy(rows: np.ndarray) -> bytes:

@@ -126,7 +126,8 @@ def is_finished(out: Path, plan: Plan) -> bool:
         return True  # Dataset says so
     except Error:
         return False
-    if dataclasses.replace(found, extras={}) != manifest:
+    hashes = found.blocks_sha256 or manifest.blocks_sha256  # earlier versions wrote none
+    if dataclasses.replace(found, extras={}, blocks_sha256=hashes) != manifest:
         return False
     return all((out / f"{split}.blocks.npy").read_bytes() == index for split, index in indices.items())
 

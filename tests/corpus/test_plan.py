@@ -15,9 +15,10 @@ from making import texts_of
 from gpt2wds.corpus import sharding
 from gpt2wds.corpus.corpora import Files
 from gpt2wds.corpus.cutting import Cut
-from gpt2wds.corpus.plan import Plan, checked, read_plan
+from gpt2wds.corpus.plan import Plan, read_plan
 from gpt2wds.corpus.receipts import Receipt, read_receipt
 from gpt2wds.errors import Error
+from gpt2wds.strict_json import checked
 
 CUT = Cut(val_docs=2, docs_per_shard=4)
 HOSTILE = ["", "[]", "{}", "null", "7", '"text"', "[" * 100_000, "\0", '{"check": []}', "9" * 5000]
@@ -340,7 +341,7 @@ def test_so_are_its_shards_and_the_indices(small: Path, source: Path) -> None:
 
 
 def test_what_others_noted_in_a_manifest_stays(small: Path, source: Path) -> None:
-    edit(small / "manifest.json", lambda record: record.update(note="of another tool"))
+    edit(small / "manifest.json", lambda record: record.update(checked(record | {"note": "of another tool"})))
     before = contents(small)
     make(small, source)
     assert contents(small) == before

@@ -200,7 +200,7 @@ def rewritten(dataset: Dataset, folder: Path, change: Callable[[ShardEntry], Sha
     folder.mkdir()
     manifest = dataset.manifest
     shards = {split: tuple(map(change, entries)) for split, entries in manifest.shards.items()}
-    (folder / "manifest.json").write_text(dataclasses.replace(manifest, shards=shards).to_json())
+    (folder / "manifest.json").write_text(dataclasses.replace(manifest, shards=shards, blocks_sha256={}).to_json())
     for path in Path(dataset.path).iterdir():
         if path.suffix in (".npy", ".zst"):
             (folder / path.name).symlink_to(path)

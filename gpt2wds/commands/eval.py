@@ -17,7 +17,7 @@ from ..dataset.directory import Dataset
 from ..dataset.prompts import ENDINGS, MODES
 from ..errors import Error
 from ..train import report
-from .common import DEVICE, DTYPE, Commands, ProgressLine, counted, heading, print_json
+from .common import DEVICE, DTYPE, Commands, LocalPath, ProgressLine, counted, heading, print_json
 from .text import loss_command, sample_command
 from .trace import trace_command
 
@@ -48,7 +48,7 @@ for command in (loss_command, sample_command, trace_command):
 )
 @click.option("--mode", type=click.Choice(MODES), default="completion", show_default=True, help="How prompts are made.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many examples.")
-@click.option("--per-example", type=click.Path(path_type=Path), help="Write one JSON object per example here.")
+@click.option("--per-example", type=LocalPath(), help="Write one JSON object per example here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @DEVICE
 @DTYPE
@@ -170,8 +170,8 @@ def _error(standard_error: float | None) -> str:
 
 
 @main.command(name="report")
-@click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="HTML file to write; RUN_DIR/report.html if not given.")
+@click.argument("run_dir", type=LocalPath())
+@click.option("--out", type=LocalPath(), help="HTML file to write; RUN_DIR/report.html if not given.")
 def report_command(run_dir: Path, out: Path | None) -> None:
     """One self-contained HTML page with a run's curves, scores, samples and configuration."""
     print(report.write_report(run_dir, out))

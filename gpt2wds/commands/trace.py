@@ -18,7 +18,7 @@ from ..dataset.trace import Piece, Reading, Spot, Trace, TracedSequence
 from ..errors import Error
 from ..tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from ..train.rundir import RunDirectory
-from .common import DEVICE, DTYPE, counted, print_json
+from .common import DEVICE, DTYPE, LocalPath, counted, print_json
 
 BEGINNING_TOKENS, BEGINNING_CHARACTERS = 64, 100  # of a document, shown unless all is asked for
 READ, NOT_YET, LEFT_OUT, FILLS_NO_STEP = "read", "not yet", "left out", "fills no step"
@@ -44,7 +44,7 @@ class TracedRun:
 
 
 @click.command("trace")
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir", type=LocalPath())
 @click.option("--step", type=click.IntRange(1), help="The step, counted from 1 as in log.txt.")
 @click.option("--document", metavar="SOURCE:ROW", help="A document: its source's name or the end of it, and its row.")
 @click.option("--data", help="The dataset's directory, if it is not where the run's configuration says.")

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from gpt2wds.commands import eval as eval_command
 from gpt2wds.commands import shard as shard_command
+from gpt2wds.commands.models import find_weights
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.validation import validation_sequences
 from gpt2wds.distributed import World
@@ -25,6 +26,7 @@ from gpt2wds.evaluate.text import choose_token, generate, unigram_entropy, valid
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
 from gpt2wds.train.checkpoint import State, save_checkpoint
+from gpt2wds.train.weights import load_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
 PROMPT = "To be, or not to be"  # 6 tokens
@@ -339,7 +341,7 @@ def test_the_loss_of_examples_is_one_line(run_dir: Path, choices: Dataset) -> No
 
 def test_the_loss_command_says_what_the_run_said(run_dir: Path, plays: Dataset) -> None:
     # The checkpoint that the run directory stands for is its last; log.txt: step, train_loss, val_loss, hella_acc.
-    model = eval_command.load_weights(eval_command.find_weights(str(run_dir)))
+    model = load_weights(find_weights(str(run_dir)))
     options = {"seq_len": 32, "max_tokens": 64, "batch_sequences": 2}
     found = validation_loss(model, validation_sequences(plays, **options), ALONE, "float32")
     last = (run_dir / "log.txt").read_text().splitlines()[-1].split()

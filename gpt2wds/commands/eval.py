@@ -23,6 +23,7 @@ from ..evaluate.text import generate, text_loss
 from ..model import GPT2
 from ..tokenizer import load_tokenizer
 from ..train import report
+from ..train.curves import X_NAMES
 from ..train.weights import load_weights
 from .common import Commands, ProgressLine, print_json
 from .models import find_weights, step_of
@@ -229,8 +230,13 @@ def sample_command(
 
 
 @main.command(name="report")
-@click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="HTML file to write; RUN_DIR/report.html if not given.")
-def report_command(run_dir: Path, out: Path | None) -> None:
-    """One self-contained HTML page with a run's curves, scores, samples and configuration."""
-    print(report.write_report(run_dir, out))
+@click.argument("run_dirs", nargs=-1, required=True, metavar="RUN_DIR...", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="HTML file to write; if not given, report.html in RUN_DIR, for several in the current directory.",
+)
+@click.option("--by", type=click.Choice(list(X_NAMES)), default="step", show_default=True, help="What curves go by.")
+def report_command(run_dirs: tuple[Path, ...], out: Path | None, by: str) -> None:
+    """One self-contained HTML page of a run: curves, scores, samples, configuration; or of several side by side."""
+    print(report.write_report(*run_dirs, out=out, by=by))

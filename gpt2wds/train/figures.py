@@ -152,8 +152,11 @@ def _svg(picture: Picture, curves: Sequence[Curve], view: _View, x_name: str, la
         _scale_x(axes, view, x_name, last)
         labels = _refer(axes, picture.references, view)
         _scale_y(axes, picture, view)
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        engine.execute(figure)
+        figure.set_layout_engine("none")  # laid out once: that is most of the time
         if labels:
-            figure.draw_without_rendering()  # lays out, which says where they are
             _spread(axes, labels)
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)

@@ -39,9 +39,12 @@ th { width: 45%; padding-right: 1rem; font-weight: normal; color: var(--soft); }
 .key::before { content: ""; display: inline-block; width: 1.2em; margin-right: .4em; vertical-align: .25em;
   border-top: 3px solid var(--color); }
 .dashed::before { border-top-style: dashed; }
-.view { margin: 0 .3rem 0 0; accent-color: var(--smooth); }
-.view + label { margin-right: 1rem; color: var(--soft); white-space: nowrap; }
+.view { position: absolute; opacity: 0; }
+.view + label { margin-right: 1rem; color: var(--soft); white-space: nowrap; cursor: pointer; }
+.view + label::before { content: "\\25cb\\a0"; }
 .view:checked + label { color: var(--ink); }
+.view:checked + label::before { content: "\\25cf\\a0"; color: var(--smooth); }
+.view:focus-visible + label { outline: 2px solid var(--smooth); outline-offset: 2px; }
 figure { margin: 0; min-width: 0; max-width: 46rem; }
 figcaption { margin-bottom: .5rem; font-weight: 600; line-height: 1.35; }
 figcaption small { display: block; font-size: .85rem; font-weight: normal; color: var(--soft); }

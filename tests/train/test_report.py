@@ -331,7 +331,7 @@ def in_chromium(path: Path, text: str, script: str, width: int) -> tuple[str, Pa
 
 @needs_chromium
 @pytest.mark.parametrize("width", [390, 1400])
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_chromium_shows_it_without_overflow(tmp_path: Path, width: int, several: bool) -> None:
     for name in "ab":
         choice = CHOICE | {"name": "n" * 90}
@@ -493,6 +493,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
         write_report(runs[0], runs[0] / ".." / "run")
 
 
+@pytest.mark.slow
 def test_three_runs_of_full_length_stay_below_3_mb(tmp_path: Path) -> None:
     noise = random.Random(0)
     for name in "abc":

@@ -22,6 +22,7 @@ from ..evaluate.questions import Questions, load_questions
 from ..evaluate.text import generate, validation_loss
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
 from ..tokenizer import Tokenizer, load_tokenizer
+from ..train.checkpoint import State
 from ..train.cost import flops_per_token, peak_flops
 from ..train.hf_tokenizer import tokenizer_files
 from ..train.loop import Evaluate, Trainer
@@ -29,8 +30,17 @@ from ..train.rundir import RunDirectory
 from ..train.signals import Signals
 from ..train.update import Update
 from .common import ProgressLine
+from .existing import (
+    Measures,
+    as_begun,
+    configuration_before,
+    kept_measures,
+    measures,
+    refuse_other_mathematics,
+    refuse_other_past,
+)
 from .overview import device_name, forecast, introduce, run_facts
-from .settings import Config, refuse_other_mathematics
+from .settings import Config
 from .start import Start, find_start, refuse_on_all_ranks, refuse_other_starts
 
 EVALUATION_SEQUENCES = 16  # of one forward pass over validation text, at most
@@ -45,9 +55,9 @@ class Assembly:
     run: RunDirectory
     dataset: Dataset
     batches: StepBatches
-    update: Update
     evaluate: Evaluate
     start: Start
+    measures: Measures
 
 
 def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> int:
@@ -59,8 +69,7 @@ def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> i
         with _held(run, world):
             return train(assemble(settings, world, run), signals)
     assembly = assemble(settings, world, run)
-    settings = assembly.settings  # with what "auto" is here
-    start = assembly.start
+    settings, start = assembly.settings, assembly.start  # with what "auto" is here
     introduce(settings, assembly.dataset, start.model, assembly.batches, world, run.say)
     forecast(settings, start.model, assembly.batches, world, run.say)
     if start.checkpoint is not None:
@@ -95,7 +104,8 @@ def assemble(settings: Config, world: World, run: RunDirectory) -> Assembly:
     """
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, dtype=_dtype(settings, world)))
     dataset = Dataset(settings.data.path)
-    refuse_other_mathematics(run, settings)
+    before = configuration_before(run)
+    refuse_other_mathematics(run, before, settings)
     batches = StepBatches(
         dataset,
         seq_len=settings.data.seq_len,
@@ -107,17 +117,25 @@ def assemble(settings: Config, world: World, run: RunDirectory) -> Assembly:
     )
     start = find_start(settings, run, batches)
     refuse_other_starts(start, settings, world)
-    model = start.model.to(world.device)
-    update = Update(model, settings.train, world, sequences_per_step=settings.sequences_per_step, say=run.say)
-    update.load_optimizer_tensors(start.moments)
-    evaluate = _evaluation(settings, dataset, model.config, world, run.say)
-    return Assembly(settings, world, run, dataset, batches, update, evaluate, start)
+    choices = Dataset(settings.eval.hellaswag) if settings.eval.hellaswag else None
+    means = measures(settings, dataset, choices)
+    if start.checkpoint is not None:
+        if before is None:
+            run.say(f"WARNING: {run.config} is not there; held to what {start.checkpoint} says of itself")
+        refuse_other_past(run, before, settings, start.state.step)
+        settings = as_begun(settings, before, start.state, run)
+        means = kept_measures(run, before, means)
+    start.model.to(world.device)
+    evaluate = _evaluation(settings, dataset, choices, start.model.config, world, run.say)
+    return Assembly(settings, world, run, dataset, batches, evaluate, start, means)
 
 
 def train(assembly: Assembly, signals: Signals) -> int:
     """Train to the end; returns the signal that stopped it, or 0."""
     settings, world, run, start = assembly.settings, assembly.world, assembly.run, assembly.start
     model, state = start.model, start.state
+    update = Update(model, settings.train, world, sequences_per_step=settings.sequences_per_step, say=run.say)
+    update.load_optimizer_tensors(start.moments)
     # Only now, when all of it is known to be possible: a mistake corrected is no other run. And once every rank has
     # compared what was there.
     world.barrier()
@@ -128,11 +146,13 @@ def train(assembly: Assembly, signals: Signals) -> int:
             run.say(f"already finished: {run.path}")
             return 0
         run.say(f"resuming from {start.checkpoint}")
-    run.write_facts(run_facts(settings, assembly.dataset, model, world))
+    elif settings.run.fork_from:
+        run.say(f"beginning from {state.origin and state.origin['path']}, step {state.step:,}")
+    run.write_facts(run_facts(settings, assembly.dataset, model, world) | assembly.measures | _origin_fact(state))
     peak = peak_flops(device_name(world), settings.train.dtype)
     progress = ProgressLine("training", settings.train.max_steps, " steps", done=state.step)
     trainer = Trainer(
-        assembly.update,
+        update,
         assembly.batches,
         assembly.evaluate,
         run,
@@ -147,6 +167,10 @@ def train(assembly: Assembly, signals: Signals) -> int:
     if not stopped_by:
         run.say(f"finished: {run.path}")
     return stopped_by
+
+
+def _origin_fact(state: State) -> dict[str, Any]:
+    return {"origin": state.origin} if state.origin else {}
 
 
 def _tokenizer_files(config: GPT2Config, say: Callable[[str], None]) -> dict[str, bytes]:
@@ -178,12 +202,17 @@ def _sample(model: GPT2, tokenizer: Tokenizer, prompt: str, settings: Config, wo
 
 
 def _evaluation(
-    settings: Config, dataset: Dataset, config: GPT2Config, world: World, say: Callable[[str], None]
+    settings: Config,
+    dataset: Dataset,
+    choices: Dataset | None,
+    config: GPT2Config,
+    world: World,
+    say: Callable[[str], None],
 ) -> Evaluate:
     """What is measured every eval.every_steps: validation loss, HellaSwag, samples; each where there is something."""
     questions: Questions | None = None
-    if settings.eval.hellaswag:
-        questions = load_questions(Dataset(settings.eval.hellaswag), settings.eval.hellaswag_mode, config.n_positions)
+    if choices is not None:
+        questions = load_questions(choices, settings.eval.hellaswag_mode, config.n_positions)
     tokenizer = load_tokenizer() if settings.eval.sample_prompts else None
 
     def evaluate(model: GPT2) -> dict[str, Any]:

@@ -1,15 +1,11 @@
 """What a configuration of gpt2wds-train says: names, defaults, and what can be checked without looking further."""
 
-import dataclasses
-import tomllib
 from dataclasses import dataclass, field
 
-from ..config import differences, dump_config
 from ..dataset.prompts import MODES
 from ..errors import Error
-from ..model import SIZES
+from ..model import SIZES, GPT2Config
 from ..train.recipe import Checkpoint, Train, at_least, one_of
-from ..train.rundir import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -18,6 +14,13 @@ class Run:
     seed: int = 1337
     device: str = "auto"
     tensorboard: bool = False
+    fork_from: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.dir.strip():
+            raise Error(f"run.dir: expected a directory, got {self.dir!r}; for example runs/mine")
+        if not 0 <= self.seed < 2**64:
+            raise Error(f"run.seed: expected 0 to 2^64 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Data:
 
     def __post_init__(self) -> None:
         at_least("data", self, seq_len=1, num_workers=0)
+        if not self.path.strip():
+            raise Error(f"data.path: expected a dataset directory, got {self.path!r}; for example data/mine")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Model:
             raise Error(f"model.size: expected {', '.join(SIZES)}, or n_layer, n_head and n_embd, got {self.size!r}")
         if given and len(given) < 3:
             raise Error(f"model: expected all of n_layer, n_head and n_embd or none, got {', '.join(given)}")
+        GPT2Config(*self.shape)  # refuses what no GPT-2 has
 
     @property
     def asked_shape(self) -> tuple[int, int, int] | None:
@@ -83,6 +89,11 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
     def __post_init__(self) -> None:
+        if self.run.fork_from and self.model.init_from:
+            raise Error(
+                "run.fork_from, model.init_from: expected one of them, got both; a fork begins from its checkpoint's "
+                "weights"
+            )
         tokens, seq_len = self.train.tokens_per_step, self.data.seq_len
         if tokens < seq_len or tokens % seq_len:
             below, above = tokens // seq_len * seq_len, (tokens // seq_len + 1) * seq_len
@@ -94,39 +105,3 @@ class Config:
     @property
     def sequences_per_step(self) -> int:
         return self.train.tokens_per_step // self.data.seq_len
-
-
-# What a run may be continued with differently: nothing here changes a number in log.txt, but for when it is taken.
-FREE = {
-    "run": ("dir", "device", "tensorboard"),
-    "data": ("path", "num_workers"),
-    "model": ("init_from",),
-    "train": ("micro_batch_sequences", "on_nan", "parallel", "compile"),
-    "eval": tuple(f.name for f in dataclasses.fields(Eval)),
-    "checkpoint": tuple(f.name for f in dataclasses.fields(Checkpoint)),
-}
-
-
-def refuse_other_mathematics(run: RunDirectory, settings: Config) -> None:
-    """Raise Error where a run directory holds a run of another configuration, and show the difference.
-
-    A key that the run was started without counts as its default.
-    """
-    if not run.config.exists():
-        return
-    defaults = tomllib.loads(dump_config(Config()))
-    try:
-        before = tomllib.loads(run.config.read_text(encoding="utf-8"))
-    except ValueError as error:  # TOML, or UTF-8
-        raise Error(f"{run.config}: expected TOML ({error}); restore it, it says how the run was begun") from None
-    before = {section: values | before.get(section, {}) for section, values in defaults.items()}
-    changed = [
-        line
-        for line in differences(before, tomllib.loads(dump_config(settings)))
-        if line.split(":")[0].split(".")[1] not in FREE[line.split(".")[0]]
-    ]
-    if changed:
-        raise Error(
-            f"{run.path}: holds a run of another configuration ({'; '.join(changed)}); "
-            "take the change back, or choose another run.dir"
-        )

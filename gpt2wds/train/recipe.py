@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import Error
-from .optim import learning_rate_factor
+from .optim import OPTIMIZERS, learning_rate_factor
 from .parallel import KINDS
 
 
@@ -55,6 +55,8 @@ class Train:
             )
         one_of("train.on_nan", self.on_nan, "stop", "skip")
         one_of("train.dtype", self.dtype, "bfloat16", "float32", "auto")
+        one_of("train.optimizer", self.optimizer, *OPTIMIZERS)
+        self.rate_factor()  # refuses a schedule that cannot be
 
     @property
     def lowest_rate(self) -> float:

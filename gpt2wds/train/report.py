@@ -144,9 +144,17 @@ def _setting(rows: list[Row], facts: Row) -> list[tuple[str, str]]:
         "train split, tokens": corpus_tokens, "validation text, tokens used": facts.get("val_tokens"),
         "tokens per step": facts.get("tokens_per_step"), "sequence length": facts.get("seq_len"),
         "ranks": facts.get("world_size"), "device": facts.get("device"), "torch": facts.get("torch"),
-        "gpt2wds": facts.get("version"), "dataset": facts.get("dataset_id"),
+        "gpt2wds": facts.get("version"), "dataset": facts.get("dataset_id"), "began from": _origin(facts),
     }  # fmt: skip
     return [(k, f"{v:,}" if isinstance(v, int) else str(v)) for k, v in candidates.items() if v is not None]
+
+
+def _origin(facts: Row) -> str | None:
+    origin = facts.get("origin")
+    if not origin:
+        return None
+    step = "" if origin.get("step") is None else f", step {origin['step']:,}"
+    return f"{origin.get('path')}{step}, SHA-256 of its weights {origin.get('sha256')}"
 
 
 def _table(lines: list[tuple[str, str]]) -> str:

@@ -120,7 +120,8 @@ class Update:
         if self._skipped_in_a_row == SKIPS_IN_A_ROW:
             raise Error(
                 f"step {step}: expected a finite loss, {SKIPS_IN_A_ROW} steps one after the other had none; "
-                'lower train.learning_rate or use train.dtype = "float32"'
+                "go on in another run.dir, with run.fork_from set to a checkpoint of this one, and a lower "
+                'train.learning_rate or train.dtype = "float32"'
             )
 
     def _compiled(self) -> Callable[..., Tensor]:

@@ -1,5 +1,6 @@
 """A directory in Hugging Face layout → a GPT-2, or why it is not one that we compute."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -72,20 +73,33 @@ def load_weights(path: str | Path) -> GPT2:
     return model
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    if (path / WEIGHTS).exists():
-        return load_file(path / WEIGHTS)
-    if (path / SHARDED).exists():
+def weights_hash(path: Path) -> str:
+    """SHA-256 of a model's weights: of model.safetensors, or of all its files, sorted by name."""
+    digest = hashlib.sha256()
+    for file in _weights_files(path):
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _weights_files(path: Path) -> list[Path]:
+    if not (path / WEIGHTS).exists() and (path / SHARDED).exists():
         names = sorted(set(json.loads((path / SHARDED).read_text())["weight_map"].values()))
         if any("/" in name for name in names):
             raise ValueError(f"{SHARDED} names files outside the directory")
-        return {name: tensor for file in names for name, tensor in load_file(path / file).items()}
-    if (path / PICKLED).exists():
+        return [path / name for name in names]
+    return [path / (PICKLED if (path / PICKLED).exists() and not (path / WEIGHTS).exists() else WEIGHTS)]
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    files = _weights_files(path)
+    if files[0].name == PICKLED:
         try:
             return torch.load(path / PICKLED, map_location="cpu", weights_only=True)
         except Exception as error:  # of pickle, zipfile, torch: a damaged file may raise anything
             raise ValueError(f"{PICKLED} holds more than tensors, or is damaged: {reason(error)}") from None
-    return load_file(path / WEIGHTS)
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def _shape(path: Path, config: Any) -> dict[str, int]:

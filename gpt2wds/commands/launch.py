@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -60,22 +61,40 @@ class Assembly:
     measures: Measures
 
 
-def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> int:
+def launch(settings: Config, world: World, signals: Signals) -> int:
     """Begin the run, or go on with it; returns the signal that stopped it, or 0."""
     torch.set_float32_matmul_precision("high" if settings.train.dtype == "bfloat16" else "highest")
-    tensorboard = settings.run.tensorboard and world.is_main
-    run = RunDirectory(settings.run.dir, is_main=world.is_main, tensorboard=tensorboard)
-    if not dry_run:
-        with _held(run, world):
-            return train(assemble(settings, world, run), signals)
-    assembly = assemble(settings, world, run)
+    run = _run_directory(settings, world)
+    with _held(run, world):
+        return train(assemble(settings, world, run), signals)
+
+
+def preview(settings: Config, world: World, ranks: int | None = None, tokens_per_second: float | None = None) -> None:
+    """Say what `launch` would do, and write nothing; as one of `ranks`, if given."""
+    if ranks and world.world_size > 1:
+        raise Error(f"ranks: expected one process to plan for {ranks}, got {world.world_size}; leave torchrun out")
+    run = _run_directory(settings, world)
+    assembly = assemble(settings, world, run, ranks)
     settings, start = assembly.settings, assembly.start  # with what "auto" is here
-    introduce(settings, assembly.dataset, start.model, assembly.batches, world, run.say)
-    forecast(settings, start.model, assembly.batches, world, run.say)
+    planned = dataclasses.replace(world, world_size=ranks or world.world_size)
+    introduce(settings, assembly.dataset, start.model, assembly.batches, planned, run.say)
+    forecast(settings, start.model, assembly.batches, planned, run.say)
+    step, last = start.state.step, settings.train.max_steps
+    if tokens_per_second:
+        time = timedelta(seconds=round((last - step) * settings.train.tokens_per_step / tokens_per_second))
+        run.say(
+            f"time: {last - step:,} steps at {tokens_per_second:,.0f} tokens/s take {time}, "
+            "without evaluations and checkpoints"
+        )
     if start.checkpoint is not None:
-        step, last = start.state.step, settings.train.max_steps
         run.say(f"this run exists: it would continue from {start.checkpoint}, step {step:,} of {last:,}")
-    return 0
+    elif start.state.origin:
+        run.say(f"a new run: it would begin from {start.state.origin['path']}, step {step:,} of {last:,}")
+
+
+def _run_directory(settings: Config, world: World) -> RunDirectory:
+    tensorboard = settings.run.tensorboard and world.is_main
+    return RunDirectory(settings.run.dir, is_main=world.is_main, tensorboard=tensorboard)
 
 
 @contextmanager
@@ -97,8 +116,8 @@ def _held(run: RunDirectory, world: World) -> Iterator[None]:
         yield
 
 
-def assemble(settings: Config, world: World, run: RunDirectory) -> Assembly:
-    """Settings and a world → a run, fresh or as its newest sound checkpoint left it.
+def assemble(settings: Config, world: World, run: RunDirectory, ranks: int | None = None) -> Assembly:
+    """Settings and a world → a run, fresh or as its newest sound checkpoint left it; as one of `ranks`, if given.
 
     Raises Error where settings, data, model and run directory do not fit.
     """
@@ -112,7 +131,7 @@ def assemble(settings: Config, world: World, run: RunDirectory) -> Assembly:
         sequences_per_step=settings.sequences_per_step,
         seed=settings.run.seed,
         rank=world.rank,
-        world_size=world.world_size,
+        world_size=ranks or world.world_size,
         num_workers=settings.data.num_workers,
     )
     start = find_start(settings, run, batches)

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 from ..dataset.prompts import MODES
 from ..errors import Error
 from ..model import SIZES, GPT2Config
-from ..train.recipe import Checkpoint, Train, at_least, one_of
+from ..train.recipe import Checkpoint, Train, at_least, key, one_of
 
 
 @dataclass(frozen=True)
 class Run:
-    dir: str = "runs/gpt2"
-    seed: int = 1337
-    device: str = "auto"
-    tensorboard: bool = False
-    fork_from: str = ""
+    dir: str = key("runs/gpt2", "path", "the run directory")
+    seed: int = key(1337, "", "of the weights, the order of the data, and the samples")
+    device: str = key("auto", "", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps")
+    tensorboard: bool = key(False, "", "write the numbers for TensorBoard too")
+    fork_from: str = key("", "path", "a checkpoint, or a run: a new run goes on from there; empty: none")
 
     def __post_init__(self) -> None:
         if not self.dir.strip():
@@ -25,9 +25,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    path: str = "data/fineweb-edu"
-    seq_len: int = 1024
-    num_workers: int = 0
+    path: str = key("data/fineweb-edu", "path or URL", "a dataset directory of tokens")
+    seq_len: int = key(1024, "tokens", "of a sequence; the positions of a fresh model")
+    num_workers: int = key(0, "processes", "of each rank that read ahead; 0: the training process reads")
 
     def __post_init__(self) -> None:
         at_least("data", self, seq_len=1, num_workers=0)
@@ -37,11 +37,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    size: str = "gpt2"
-    n_layer: int = 0
-    n_head: int = 0
-    n_embd: int = 0
-    init_from: str = ""
+    size: str = key("gpt2", "", "gpt2, gpt2-medium, gpt2-large or gpt2-xl")
+    n_layer: int = key(0, "layers", "with n_head and n_embd: a shape of your own in place of size")
+    n_head: int = key(0, "heads", "with n_layer and n_embd, which they divide")
+    n_embd: int = key(0, "channels", "with n_layer and n_head")
+    init_from: str = key("", "MODEL", "weights to begin with: run, checkpoint, directory or Hub name; empty: random")
 
     def __post_init__(self) -> None:
         given = [name for name in ("n_layer", "n_head", "n_embd") if getattr(self, name)]
@@ -67,12 +67,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Eval:
-    every_steps: int = 250
-    val_tokens: int = 10485760
-    hellaswag: str = ""
-    hellaswag_mode: str = "completion"
-    sample_prompts: list[str] = field(default_factory=lambda: ["Hello, I'm a language model,"])
-    sample_tokens: int = 64
+    every_steps: int = key(250, "steps", "between evaluations; the first and the last step have one too")
+    val_tokens: int = key(10485760, "tokens", "of the validation text, at most")
+    hellaswag: str = key("", "path or URL", "a dataset directory of multiple-choice examples; empty: none")
+    hellaswag_mode: str = key("completion", "", "completion or lm-eval")
+    sample_prompts: list[str] = field(
+        default_factory=lambda: ["Hello, I'm a language model,"],
+        metadata={"unit": "", "says": "a sample of each at every evaluation; []: none"},
+    )
+    sample_tokens: int = key(64, "tokens", "of a sample, at most")
 
     def __post_init__(self) -> None:
         at_least("eval", self, every_steps=1, val_tokens=1, sample_tokens=1)

@@ -83,9 +83,15 @@ def _placed_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def make_optimizers(
-    model: nn.Module, kind: str, *, learning_rate: float, weight_decay: float, muon_learning_rate: float
+    model: nn.Module,
+    kind: str,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    muon_learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.95),
 ) -> Optimizers:
-    """GPT-2's AdamW (0.9, 0.95, 1e-8), decaying matrices and not vectors; or Muon for the hidden matrices.
+    """GPT-2's AdamW (eps 1e-8), decaying matrices and not vectors; or Muon for the hidden matrices.
 
     kind "muon": torch.optim.Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for embeddings
     and vectors.
@@ -104,7 +110,7 @@ def make_optimizers(
     adamw = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=learning_rate,
-        betas=(0.9, 0.95),
+        betas=betas,
         eps=1e-8,
         fused=fused,
     )

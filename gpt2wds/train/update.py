@@ -64,6 +64,7 @@ class Update:
             learning_rate=train.learning_rate,
             weight_decay=train.weight_decay,
             muon_learning_rate=train.muon_learning_rate,
+            betas=(train.betas[0], train.betas[1]),
         )
         self.micro_steps, self.micro_batch = micro_batch_shape(
             sequences_per_step, world.world_size, train.micro_batch_sequences

@@ -22,7 +22,7 @@ from ..corpus.plan import Plan, Task, read_plan
 from ..corpus.ray_executor import OnRay
 from ..dataset.directory import Dataset
 from ..errors import Error
-from .common import Commands, ProgressLine
+from .common import Commands, ProgressLine, counted
 from .looking import cat_command, export_command, info_command, skipped, totals, verify_command
 
 
@@ -118,7 +118,8 @@ def files(paths: tuple[str, ...], text_column: str, **options: Any) -> None:
 
     All but parquet may be compressed: .gz, .zst, .xz, .bz2.
 
-    PATHS are files, patterns ('texts/**/*.jsonl', quoted) or URLs that fsspec reads (s3://bucket/*.parquet).
+    PATHS are files, directories (all files of these formats below them), patterns ('texts/**/*.jsonl', quoted) or
+    URLs that fsspec reads (s3://bucket/*.parquet).
     A .txt file is cut at the first blank line after every 64 KiB: a small file is one document.
     """
     _make(corpora.Files(paths, text_column), **options)
@@ -214,7 +215,7 @@ def _make(
     first, step = task_slice
     if step > 1 and missing:
         done = len(plan.tasks) - len(missing)
-        print(f"{out}: slice {first}/{step} is done, {done} of {len(plan.tasks)} shards are there")
+        print(f"{out}: slice {first}/{step} is done, {done} of {counted(len(plan.tasks), 'shard')} are there")
         return
     _finish(out, plan)
 
@@ -224,7 +225,7 @@ def _finish(out: Path, plan: Plan) -> None:
     print(f"{out}: {totals(dataset)}")
     for reason, places in skipped(dataset).items():
         named = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
-        print(f"  {len(places):,} documents skipped: {reason} ({named})")
+        print(f"  {counted(len(places), 'document')} skipped: {reason} ({named})")
 
 
 class _Progress:
@@ -234,10 +235,10 @@ class _Progress:
         self._out = out
         self._tokens = self._done = 0
 
-    def start(self, plan: Plan, todo: Sequence[Task]) -> None:
-        self._todo, self._there = len(todo), len(plan.tasks) - len(todo)
-        if self._there:
-            print(f"{self._out}: going on, {self._there} of {len(plan.tasks)} shards are there", file=sys.stderr)
+    def start(self, plan: Plan, todo: Sequence[Task], there: int) -> None:
+        self._todo, self._there = len(todo), there
+        if there:
+            print(f"{self._out}: going on, {there} of {counted(there + len(todo), 'shard')} are there", file=sys.stderr)
         spans = [span for task in todo for span in task.spans]
         counts = [span.count for span in spans if plan.sources[span.source].unit == "row"]
         is_known = len(counts) == len(spans) and None not in counts
@@ -259,7 +260,7 @@ class _Progress:
             # Known by shards alone; where documents are counted, the line says itself what is left.
             left = f", {timedelta(seconds=round(seconds * (self._todo - self._done) / self._done))} left"
         rate = f"{self._tokens:,} tokens at {self._tokens / seconds:,.0f}/s"
-        return f"{rate}, {self._there + self._done} of {self._there + self._todo} shards{left}"
+        return f"{rate}, {self._there + self._done} of {counted(self._there + self._todo, 'shard')}{left}"
 
 
 for _command in (info_command, verify_command, cat_command, export_command):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..dataset.prompts import read_examples
 from ..locations import LocalFile
-from .documents import Run, Size
+from .documents import Run, Size, check_delivered
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,11 @@ class _OpenExamples:
         return Run(first + count, count, 0) if count > 0 else None
 
     def read(self, first: int, count: int | None) -> Iterator[dict[str, Any]]:
-        yield from islice(read_examples(self.location.here), first, None if count is None else first + count)
+        delivered = 0
+        for example in islice(read_examples(self.location.here), first, None if count is None else first + count):
+            yield example
+            delivered += 1
+        check_delivered(self.location, "example", first, count, delivered)
 
     def close(self) -> None:
         pass

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ..errors import Error, reason
 from ..files import replace
 from ..locations import HubFile
-from .documents import Document, Run, Size, as_document, no_column
+from .documents import Document, Run, Size, as_document, check_delivered, no_column
 
 HELLASWAG_REPO = "Rowan/hellaswag"
 PAUSES = (1, 2, 4, 8, 16)  # seconds between tries of what plans a dataset
@@ -72,8 +72,11 @@ class _OpenRows:
         return Run(first + found, found, 0) if found else None
 
     def read(self, first: int, count: int | None) -> Iterator[Document]:
+        delivered = 0
         for row in self._next_rows(first, count):
             yield as_document(row.get(self.text_column))
+            delivered += 1
+        check_delivered(self.location, "row", first, count, delivered)
 
     def close(self) -> None:
         self._rows = None

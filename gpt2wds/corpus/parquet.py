@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ..errors import Error, reason
 from ..locations import LocalFile, Location, RangedFile
-from .documents import Document, Run, Size, as_document, decoded, no_column
+from .documents import Document, Run, Size, as_document, check_delivered, decoded, no_column
 
 FOOTER_BYTES = 1 << 16  # asked for first: most footers fit, a longer one takes a second request
 STRETCH_BYTES = 1 << 24  # of text read in one go: as many row groups as fit, at least one
@@ -67,7 +67,7 @@ class _OpenParquet:
 
     def read(self, first: int, count: int | None) -> Iterator[Document]:
         metadata = self._metadata
-        left = metadata.num_rows - first if count is None else count
+        planned = left = metadata.num_rows - first if count is None else count
         starts = np.cumsum([0] + [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
         groups = [i for i in range(metadata.num_row_groups) if starts[i + 1] > first and starts[i] < first + left]
         column = _column(metadata, self.location, self.text_column)
@@ -86,6 +86,7 @@ class _OpenParquet:
                     skip = max(0, skip - batch.num_rows)
                     left -= len(rows)
                     yield from _documents(rows)
+        check_delivered(self.location, "row", first, planned, planned - left)
 
     def close(self) -> None:
         pass

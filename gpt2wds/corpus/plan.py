@@ -1,27 +1,46 @@
-"""The plan of a dataset: what to do, fixed before anything is done, written once and read back; and its receipts.
+"""The plan of a dataset: what to do, fixed before anything is done, written once and read back.
 
 A plan names the sources, cuts them into tasks, each of which becomes one shard, and holds every parameter that decides
-content. A receipt tells what a finished task's shard holds.
+content. Like the receipts of its tasks (receipts.py) it ends with a check, a hash of all else that is in it.
 """
 
-import base64
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import files
-from ..dataset.manifest import SPLITS, CorpusName, Record, ShardEntry, member, others
-from ..dataset.shards import BLOCK_ROW
+from ..dataset.manifest import (
+    MAX_COUNT,
+    MULTIPLE_CHOICE,
+    SPLITS,
+    TOKENS,
+    CorpusName,
+    Record,
+    member,
+    others,
+)
 from ..errors import Error
+from ..strict_json import CHECK, checked, load_json, refuse_damage
 from .sources import Source
 
 PLAN = "plan.json"
-_KNOWN = ("request", "tokenizer", "versions", "kind", "corpus", "text_column", "sources", "tasks", "validation_texts")
+_KNOWN = (
+    "request",
+    "tokenizer",
+    "versions",
+    "kind",
+    "corpus",
+    "text_column",
+    "sources",
+    "tasks",
+    "validation_texts",
+    CHECK,
+)
+_SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-([0-9]{{5,9}})")
 
 
 @dataclass(frozen=True)
@@ -54,21 +73,28 @@ class Task:
 
     @classmethod
     def from_record(cls, record: Any, sources: int) -> "Task":
-        split, _, number = member(record, "shard", str).partition("-")
-        if split not in SPLITS or not number.isdecimal():
+        named = _SHARD_NAME.fullmatch(member(record, "shard", str))
+        if not named:
             raise Error(f"'shard': expected a name such as train-00000, got {record['shard'][:40]!r}")
         spans = []
         for span in member(record, "spans", list):
-            fits = isinstance(span, list) and len(span) == 3 and all(isinstance(n, int) and n >= 0 for n in span[:2])
-            if not fits or span[0] >= sources or not (span[2] is None or isinstance(span[2], int)):
+            fits = isinstance(span, list) and len(span) == 3 and all(map(_is_count, span[:2]))
+            if not fits or span[0] >= sources or not (span[2] is None or _is_count(span[2])):
                 raise Error(f"'spans': expected [source, first, count], got {str(span)[:80]}")
             spans.append(Span(*span))
-        return cls(split, int(number), tuple(spans))
+        return cls(named[1], int(named[2]), tuple(spans))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_COUNT
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a dataset's content. `request` is what was asked for, in the words of the asking."""
+    """Everything that decides a dataset's content. `request` is what was asked for, in the words of the asking.
+
+    check: of the plan as it was read; "" for one that was not written yet, or by a version that wrote no checks.
+    """
 
     request: Record
     tokenizer: Mapping[str, str]
@@ -80,6 +106,7 @@ class Plan:
     tasks: tuple[Task, ...]
     validation_texts: tuple[str, ...]  # hashes, sorted: a copy of one of these texts is no training document
     extras: Record = field(default_factory=dict)
+    check: str = ""
 
     @cached_property
     def validation_set(self) -> frozenset[str]:
@@ -97,52 +124,48 @@ class Plan:
             "tasks": [task.record() for task in self.tasks],
             "validation_texts": self.validation_texts,
         }
-        return json.dumps(record | self.extras, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(checked(record | self.extras), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         """Raises Error that says what is wrong."""
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise Error(f"it is no JSON ({error})") from None
-        text_column = record.get("text_column", "text") if isinstance(record, dict) else "text"
+        record, check = parsed(text)
+        extras = others(record, *_KNOWN)
+        if extras and not check:  # who knows more members than we do writes checks
+            raise Error(f"{CHECK!r}: expected a check, got none")
+        text_column = member(record, "text_column", str)
         sources = tuple(Source.from_record(source, text_column) for source in member(record, "sources", list))
+        tasks = tuple(Task.from_record(task, len(sources)) for task in member(record, "tasks", list))
+        for split in SPLITS:
+            numbers = [task.number for task in tasks if task.split == split]
+            if numbers != list(range(len(numbers))):
+                raise Error(f"'tasks': expected those of {split} numbered from 0 on, each once")
+        if member(record, "kind", str) not in (TOKENS, MULTIPLE_CHOICE):
+            raise Error(f"'kind': expected {TOKENS} or {MULTIPLE_CHOICE}, got {record['kind'][:40]!r}")
+        if not all(isinstance(text, str) for text in member(record, "validation_texts", list)):
+            raise Error("'validation_texts': expected hashes")
         return cls(
             request=member(record, "request", dict),
             tokenizer=member(record, "tokenizer", dict),
             versions=member(record, "versions", dict),
-            kind=member(record, "kind", str),
+            kind=record["kind"],
             corpus=CorpusName.from_record(member(record, "corpus", dict)),
             text_column=text_column,
             sources=sources,
-            tasks=tuple(Task.from_record(task, len(sources)) for task in member(record, "tasks", list)),
-            validation_texts=tuple(member(record, "validation_texts", list)),
-            extras=others(record, *_KNOWN),
+            tasks=tasks,
+            validation_texts=tuple(record["validation_texts"]),
+            extras=extras,
+            check=check,
         )
 
 
-@dataclass(frozen=True)
-class Receipt:
-    """What a finished task's shard holds: its entry in the manifest, and its rows of the block index."""
-
-    shard: ShardEntry
-    rows: np.ndarray  # (blocks,) BLOCK_ROW, `shard` left 0
-
-    def to_json(self) -> str:
-        return json.dumps({"shard": self.shard.record(), "rows": base64.b64encode(self.rows.tobytes()).decode()}) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "Receipt":
-        try:
-            record = json.loads(text)
-            rows = np.frombuffer(base64.b64decode(member(record, "rows", str), validate=True), dtype=BLOCK_ROW).copy()
-        except (ValueError, RecursionError) as error:
-            raise Error(str(error)) from None
-        entry = ShardEntry.from_record(member(record, "shard", dict))
-        if len(rows) != entry.blocks:
-            raise Error(f"expected rows for {entry.blocks} blocks, got {len(rows)}")
-        return cls(entry, rows)
+def parsed(text: str) -> tuple[Record, str]:
+    """A JSON object and its check, "" where an earlier version wrote none. Raises Error for one that was damaged."""
+    record = load_json(text)
+    if not isinstance(record, dict):
+        raise Error(f"expected a JSON object, got a {type(record).__name__}")
+    refuse_damage(record)
+    return record, record.get(CHECK, "")
 
 
 def read_plan(out: Path) -> Plan:
@@ -160,16 +183,3 @@ def write_plan(out: Path, plan: Plan) -> Plan:
     out.mkdir(parents=True, exist_ok=True)
     files.create(out / PLAN, plan.to_json())
     return read_plan(out)
-
-
-def receipt_path(out: Path, task: Task) -> Path:
-    return out / "receipts" / f"{task.shard}.json"
-
-
-def read_receipt(out: Path, task: Task) -> Receipt | None:
-    """A task's receipt; None when there is none, or one that is not this task's as it was written."""
-    try:
-        receipt = Receipt.from_json(receipt_path(out, task).read_text(encoding="utf-8"))
-    except (FileNotFoundError, Error, UnicodeDecodeError):
-        return None
-    return receipt if receipt.shard.name == task.shard else None

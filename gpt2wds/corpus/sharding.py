@@ -2,36 +2,38 @@
 
 A dataset directory in the making holds `plan.json` (what to do, fixed before anything is done), `receipts/` (one
 per finished task) and the shards. A task is a pure function of the plan. A shard is written under a temporary
-name and linked to its final one; its receipt follows. What has a receipt stays, what has none is done again.
+name and linked to its final one; its receipt follows. What has a receipt of this plan stays, all else is done again.
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from .. import fast_tokenizer, files
 from ..dataset import shards
 from ..dataset.directory import Dataset
-from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, Manifest, ShardEntry, dataset_id
+from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, LaterFormat, Manifest
 from ..errors import Error
 from ..tokenizer import load_tokenizer
 from . import cutting
 from .corpora import Corpus, Files, Request, record
 from .cutting import Cut
 from .executors import Executor, Processes
-from .plan import PLAN, Plan, Span, Task, read_plan, read_receipt, receipt_path, write_plan
+from .plan import PLAN, Plan, Span, Task, read_plan, write_plan
+from .receipts import read_receipt, receipt_path, summed_up
 from .writing import TaskRunner, text_hash
+
+_LOG = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
     """Who wants to know how sharding goes."""
 
-    def start(self, plan: Plan, todo: Sequence[Task]) -> None:
-        """Called once, with the tasks that will be run."""
+    def start(self, plan: Plan, todo: Sequence[Task], there: int) -> None:
+        """Called once, with the tasks that will be run, and the number of those that were asked for and are done."""
 
     def report(self, documents: int, tokens: int, task_done: bool) -> None:
         """Documents and tokens since the last call."""
@@ -40,7 +42,7 @@ class Progress(Protocol):
 class Silent:
     """Nobody does."""
 
-    def start(self, plan: Plan, todo: Sequence[Task]) -> None: ...
+    def start(self, plan: Plan, todo: Sequence[Task], there: int) -> None: ...
 
     def report(self, documents: int, tokens: int, task_done: bool) -> None: ...
 
@@ -80,7 +82,8 @@ def make_plan(out: Path, request: Request, cut: Cut | None = None) -> Plan:
     Raises Error when `request` or `cut` is not what the plan that is there was made for.
     """
     asked = record(request) | (dataclasses.asdict(cut) if cut else {})
-    if not (out / PLAN).exists():
+    is_new = not (out / PLAN).exists()
+    if is_new:
         _refuse_other_datasets(out)
         corpus = request.resolve(out)
         tasks = _tasks(corpus, cut or Cut())
@@ -100,21 +103,33 @@ def make_plan(out: Path, request: Request, cut: Cut | None = None) -> Plan:
     else:
         plan = read_plan(out)
     _refuse_other_request(out, plan, asked)
-    if isinstance(request, Files):
-        request.refuse_changes(plan.sources, is_finished(out, plan))
+    if isinstance(request, Files) and not is_new:
+        request.refuse_changes(plan.sources, is_finished(out, plan), out)
     _refuse_other_tokenizer(out, plan)
     return plan
 
 
 def missing_tasks(out: Path, plan: Plan) -> list[Task]:
-    """Tasks without a receipt, or whose shard is not there with its receipt's size."""
-    return [task for task in plan.tasks if not _is_done(out, task)]
+    """Tasks without a receipt of this plan, or whose shard is not there with its receipt's size."""
+    return [task for task in plan.tasks if not _is_done(out, plan, task)]
 
 
 def is_finished(out: Path, plan: Plan) -> bool:
-    """Whether nothing is left to do."""
+    """Whether nothing is left to do: the shards are there, and indices and manifest say what their receipts do."""
     names = ("manifest.json", *(f"{split}.blocks.npy" for split in SPLITS))
-    return all((out / name).exists() for name in names) and not missing_tasks(out, plan)
+    if not all((out / name).exists() for name in names) or missing_tasks(out, plan):
+        return False
+    manifest, indices = summed_up(out, plan)
+    try:
+        found = Manifest.from_json((out / "manifest.json").read_bytes())
+    except LaterFormat:
+        return True  # Dataset says so
+    except Error:
+        return False
+    hashes = found.blocks_sha256 or manifest.blocks_sha256  # earlier versions wrote none
+    if dataclasses.replace(found, extras={}, blocks_sha256=hashes) != manifest:
+        return False
+    return all((out / f"{split}.blocks.npy").read_bytes() == index for split, index in indices.items())
 
 
 def run_missing(
@@ -131,7 +146,7 @@ def run_missing(
     mine = set(plan.tasks[first::step])
     todo = [task for task in missing_tasks(out, plan) if task in mine]
     discard_damaged(out, todo)
-    progress.start(plan, todo)
+    progress.start(plan, todo, len(mine) - len(todo))
     if todo:
         make_runner = partial(_runner, out.absolute(), plan)
         (executor or Processes()).run_tasks(chains(plan, todo), make_runner, progress.report, out=out.absolute())
@@ -149,10 +164,15 @@ def discard_damaged(out: Path, todo: Sequence[Task]) -> None:
     process committed first, and a finished dataset is not finished while one of its shards is missing."""
     if todo and (out / "manifest.json").exists():
         (out / "manifest.json").unlink(missing_ok=True)
-    for task in todo:
-        if receipt_path(out, task).exists():
-            (out / f"{task.shard}.tar.zst").unlink(missing_ok=True)
-            receipt_path(out, task).unlink(missing_ok=True)
+    begun = [task for task in todo if receipt_path(out, task).exists()]
+    if begun:
+        named = ", ".join(map(str, begun[:3])) + (", …" if len(begun) > 3 else "")
+        _LOG.warning(
+            "%s: made again, because shard or receipt is not as it was written, or another plan's: %s", out, named
+        )
+    for task in begun:
+        (out / f"{task.shard}.tar.zst").unlink(missing_ok=True)
+        receipt_path(out, task).unlink(missing_ok=True)
 
 
 def chains(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
@@ -172,32 +192,20 @@ def chains(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
 
 def finish(out: Path, plan: Plan) -> Dataset:
     """Indices, then the manifest, then no temporary files. Raises Error when a task is missing."""
-    entries: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
-    rows: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype=shards.BLOCK_ROW)] for split in SPLITS}
-    for task in plan.tasks:
-        receipt = read_receipt(out, task)
-        if receipt is None:
-            raise Error(f"{out}: {task.shard} is missing; give the command that makes it again")
-        receipt.rows["shard"] = len(entries[task.split])
-        entries[task.split].append(receipt.shard)
-        rows[task.split].append(receipt.rows)
-    every = [entry for split in SPLITS for entry in entries[split]]
-    if not any(entry.documents for entry in every):
-        reasons = sorted({reason for entry in every for reason in entry.skipped})
-        raise Error(f"corpus: expected at least one document with text, got none ({', '.join(reasons)})")
-    for split in SPLITS:
+    manifest, indices = summed_up(out, plan)
+    wanted = "train" if plan.kind == TOKENS else "val"
+    if not any(entry.documents for entry in manifest.shards[wanted]):
+        reasons = sorted(
+            {reason for entries in manifest.shards.values() for entry in entries for reason in entry.skipped}
+        )
+        named = ", ".join(source.name for source in plan.sources[:3]) + (", …" if len(plan.sources) > 3 else "")
+        raise Error(
+            f"corpus {named}: expected at least one document for {wanted}, got none ({', '.join(reasons)}); "
+            "make it anew in an empty directory with other options or sources"
+        )
+    for split, index in indices.items():
         with files.replacing(out / f"{split}.blocks.npy") as file:
-            np.save(file, np.concatenate(rows[split]), allow_pickle=False)
-    shards_of = {split: tuple(entries[split]) for split in SPLITS}
-    manifest = Manifest(
-        kind=plan.kind,
-        dataset_id=dataset_id(shards_of),
-        corpus=plan.corpus,
-        tokenizer=plan.tokenizer,
-        parameters={name: value for name, value in plan.request.items() if value is not None},
-        versions=plan.versions,
-        shards=shards_of,
-    )
+            file.write(index)
     files.replace(out / "manifest.json", manifest.to_json())
     remove_strays(out)
     return Dataset(out)
@@ -206,7 +214,7 @@ def finish(out: Path, plan: Plan) -> Dataset:
 def remove_strays(out: Path) -> None:
     """Temporary files that killed processes left; only called when nothing is left to do."""
     for stray in [*out.glob(files.TEMPORARY), *(out / "receipts").glob(files.TEMPORARY)]:
-        stray.unlink(missing_ok=True)
+        stray.rmdir() if stray.is_dir() else stray.unlink(missing_ok=True)
 
 
 def _tasks(corpus: Corpus, cut: Cut) -> list[Task]:
@@ -234,8 +242,8 @@ def _validation_texts(plan: Plan) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_done(out: Path, task: Task) -> bool:
-    receipt = read_receipt(out, task)
+def _is_done(out: Path, plan: Plan, task: Task) -> bool:
+    receipt = read_receipt(out, plan, task)
     if receipt is None:
         return False
     shard = out / receipt.shard.file

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ..dataset.manifest import Record, member, others
+from ..errors import Error
 from ..locations import Location, located
 from .documents import OpenSource, Reader, Size
 from .examples import Examples
@@ -20,7 +21,16 @@ ASKED_AT_ONCE = 32  # sources measured at the same time: most of it is waiting
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
-_LOCATION = ("path", "size", "mtime_ns", "repo", "revision", "etag", "url", "mark")
+_LOCATION = {
+    "path": str,
+    "size": int,
+    "mtime_ns": int,
+    "repo": str,
+    "revision": str,
+    "etag": str,
+    "url": str,
+    "mark": str,
+}
 
 
 @dataclass(frozen=True)
@@ -61,10 +71,24 @@ class Source:
 
     @classmethod
     def from_record(cls, record: Any, text_column: str) -> "Source":
+        """Raises Error that says which member is not as it must be."""
         name, reader = member(record, "name", str), member(record, "reader", str)
-        known = (*_LOCATION, "name", "reader", "unit", "documents", "text_bytes", "is_estimate")
-        size = Size(record.get("documents") or 0, record.get("text_bytes"), not record.get("is_estimate"))
-        return cls(name, reader, located(record), size, text_column, others(record, *known))
+        if reader not in (WHOLE, EXAMPLES, DATASETS, *BY_SUFFIX):
+            raise Error(f"'reader': expected a format, got {reader[:40]!r}")
+        place = {key: member(record, key, kind) for key, kind in _LOCATION.items() if key in record}
+        try:
+            location = located(place)
+        except KeyError as error:
+            raise Error(f"source {name[:80]!r}: expected a member {error}, got none") from None
+        text_bytes = member(record, "text_bytes", int) if "text_bytes" in record else None
+        size = Size(member(record, "documents", int), text_bytes, not record.get("is_estimate"))
+        extras = others(record, *_LOCATION, "name", "reader", "unit", "documents", "text_bytes", "is_estimate")
+        if reader == DATASETS:
+            member(extras, "split", str)
+        source = cls(name, reader, location, size, text_column, extras)
+        if member(record, "unit", str) != source.unit:
+            raise Error(f"'unit': expected {source.unit} for {reader}, got {record['unit'][:40]!r}")
+        return source
 
 
 def measured(found: list[Source]) -> list[Source]:

@@ -15,8 +15,9 @@ from ..dataset.manifest import MULTIPLE_CHOICE, ShardEntry, SourceSpan
 from ..errors import EngineError, Error
 from ..fast_tokenizer import with_engine
 from ..tokenizer import Tokenizer, load_tokenizer
-from .documents import Document, OpenSource, Skipped
-from .plan import Plan, Receipt, Span, Task, receipt_path
+from .documents import Document, OpenSource, Skipped, check_delivered
+from .plan import Plan, Span, Task
+from .receipts import Receipt, receipt_path
 
 EXAMPLES_FRAME_BYTES = 1 << 24  # a frame of examples is closed when it has so many
 COPY_OF_VALIDATION = "copy of a validation document"
@@ -58,7 +59,8 @@ class TaskRunner:
             summary = _adopt(final, summary)
         path = receipt_path(self._out, task)
         path.parent.mkdir(exist_ok=True)
-        files.create(path, Receipt(self._entry(task, content, summary), summary.rows).to_json())
+        receipt = Receipt(self._entry(task, content, summary), summary.rows, self._plan.check)
+        files.create(path, receipt.to_json())
 
     def documents(self, task: Task, taken: list[int] | None = None) -> Iterator[Any]:
         """The documents of a task, in order; `taken` gets the number of each span's once that is read.
@@ -73,11 +75,9 @@ class TaskRunner:
                 yield document
                 count += 1
             source.location.check_unchanged()
-            if source.unit != "byte" and span.count not in (None, count):
-                raise Error(
-                    f"source {source.name}: expected {span.count} {source.unit}s from {span.first} on, got {count}; "
-                    "the file is damaged: restore it, or plan again in an empty directory"
-                )
+            is_whole = source.unit == "byte" and (span.first, span.count) == (0, source.size.text_bytes)
+            if is_whole and source.size.is_exact:
+                check_delivered(source.location, "document", 0, source.size.documents, count)
             if taken is not None:
                 taken.append(count)
 
@@ -177,15 +177,17 @@ def _write_examples(
         key = shards.block_key(task.shard, number - 1)
         text = json.dumps(example, ensure_ascii=False).encode()
         frame += shards.tar_member(f"{key}.json", text)
+        example_tokens = 0
         for mode in prompts.MODES:
             prompt = prompts.prompt_tokens(example, mode, tokenizer)
             frame += shards.tar_member(f"{key}.{mode}.npy", shards.npy_bytes(prompt))
             digest.update(prompt.tobytes())
-            frame_tokens += len(prompt)
-            tokens += len(prompt)
+            example_tokens += len(prompt)
+        tokens += example_tokens
+        frame_tokens += example_tokens
         frame_examples += 1
         content.text_bytes += len(text)
-        report(1, 0)
+        report(1, example_tokens)
         # One frame for a small set: a frame of a single example would compress far worse.
         if len(frame) >= EXAMPLES_FRAME_BYTES:
             close_frame()

@@ -96,7 +96,7 @@ class Trainer:
                     return self.signals.stop
                 if evaluate:
                     row = {**row, **self.evaluate(self.update.shared.whole_model())}
-                    self.run.say(f"step {step}: {_describe(row)}")
+                    self.run.say(f"step {step}: {_describe(row) or 'nothing to measure'}")
                 if evaluate or save or step == first > 0:
                     self._log(row)
                     self._clock = time.perf_counter()
@@ -221,6 +221,8 @@ def _describe(row: Row) -> str:
         "val_loss": "validation loss {:.4f}",
         "hella_acc": "accuracy {:.4f}",
         "grad_norm": "norm {:.2f}",
+        "learning_rate": "rate {:.2e}",
+        "seconds": "{:.3g} s",
         "tokens_per_second": "{:,.0f} tokens/s",
         "mfu": "MFU {:.1%}",
     }

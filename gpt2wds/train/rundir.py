@@ -15,10 +15,13 @@
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
+
+from tqdm import tqdm
 
 from .. import files
 from ..errors import Error
@@ -86,7 +89,8 @@ class RunDirectory:
         """Print a line, and keep it in gpt.log once the run is claimed."""
         if not self._is_main:
             return
-        print(text, flush=True)
+        tqdm.write(text)  # above a progress bar, where there is one
+        sys.stdout.flush()
         if self._unlogged is None:
             self._keep(text)
         else:

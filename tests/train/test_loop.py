@@ -92,7 +92,7 @@ MOMENTS: list[list[Any]] = [
     ["gpt2wds.train.update", "Update.__call__", 2],
     ["gpt2wds.train.checkpoint", "save_file", 1],
     ["gpt2wds.train.checkpoint", "save_file", 2],
-    ["gpt2wds.train.checkpoint", "_sha256", 3],
+    ["hashlib", "file_digest", 3],
     ["gpt2wds.train.checkpoint", "sync", 4],
     ["pathlib", "Path.rename", 1],
     # in a step
@@ -215,7 +215,9 @@ def test_another_dataset_is_refused(plays: Dataset, whole: Path, tmp_path: Path)
     other = shard_plays(tmp_path / "other", docs_per_shard=1, limit_docs=2, val_docs=1)
     code, said = in_process(tmp_path / "run", other)
     assert code == 1
-    assert f"data.path = {other.path}: state: expected dataset_id {other.id}, got {plays.id}; give the one" in said
+    assert (
+        f"data.path = {other.path}: state: it was saved with dataset_id {plays.id}, here it is {other.id}; give" in said
+    )
     # The same data in another place are the same data.
     shutil.copytree(plays.path, tmp_path / "copy")
     code, _ = in_process(tmp_path / "run", Dataset(tmp_path / "copy"))

@@ -1,0 +1,105 @@
+"""Receipts: what the finished tasks of a plan made, one file each; all of them together are indices and manifest."""
+
+import base64
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..dataset.manifest import SPLITS, Manifest, ShardEntry, dataset_id, member
+from ..dataset.shards import BLOCK_ROW
+from ..errors import Error
+from ..strict_json import checked
+from .plan import Plan, Task, parsed
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a finished task's shard holds: its entry in the manifest, and its rows of the block index.
+
+    plan: the check of the plan whose task it was.
+    """
+
+    shard: ShardEntry
+    rows: np.ndarray  # (blocks,) BLOCK_ROW, `shard` left 0
+    plan: str = ""
+
+    def to_json(self) -> str:
+        rows = base64.b64encode(self.rows.tobytes()).decode()
+        return json.dumps(checked({"shard": self.shard.record(), "rows": rows, "plan": self.plan})) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Receipt":
+        """Raises Error that says what is wrong."""
+        record, check = parsed(text)
+        try:
+            rows = np.frombuffer(base64.b64decode(member(record, "rows", str), validate=True), dtype=BLOCK_ROW).copy()
+        except ValueError as error:
+            raise Error(str(error)) from None
+        entry = ShardEntry.from_record(member(record, "shard", dict))
+        if len(rows) != entry.blocks:
+            raise Error(f"expected rows for {entry.blocks} blocks, got {len(rows)}")
+        # Without a check it is an earlier version's, and says of no plan.
+        return cls(entry, rows, member(record, "plan", str) if check else "")
+
+    def is_of(self, plan: Plan, task: Task) -> bool:
+        """Whether it tells of this plan's task."""
+        spans = self.shard.spans
+        return (
+            self.plan == plan.check
+            and self.shard.file == f"{task.shard}.tar.zst"
+            and len(spans) == len(task.spans)
+            and all(
+                (told.source, told.first) == (plan.sources[span.source].name, span.first)
+                and span.count in (None, told.count)
+                for told, span in zip(spans, task.spans, strict=True)
+            )
+        )
+
+
+def receipt_path(out: Path, task: Task) -> Path:
+    return out / "receipts" / f"{task.shard}.json"
+
+
+def read_receipt(out: Path, plan: Plan, task: Task) -> Receipt | None:
+    """A task's receipt; None when there is none, or one that is not this plan's of this task as it was written."""
+    try:
+        receipt = Receipt.from_json(receipt_path(out, task).read_text(encoding="utf-8"))
+    except (FileNotFoundError, Error, UnicodeDecodeError):
+        return None
+    return receipt if receipt.is_of(plan, task) else None
+
+
+def summed_up(out: Path, plan: Plan) -> tuple[Manifest, dict[str, bytes]]:
+    """What the receipts of all tasks make: the manifest, and each split's index. Raises Error when one is missing."""
+    entries: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
+    rows: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype=BLOCK_ROW)] for split in SPLITS}
+    for task in plan.tasks:
+        receipt = read_receipt(out, plan, task)
+        if receipt is None:
+            raise Error(f"{out}: {task.shard} is missing; give the command that makes it again")
+        receipt.rows["shard"] = len(entries[task.split])
+        entries[task.split].append(receipt.shard)
+        rows[task.split].append(receipt.rows)
+    shards_of = {split: tuple(entries[split]) for split in SPLITS}
+    indices = {split: _npy(np.concatenate(rows[split])) for split in SPLITS}
+    manifest = Manifest(
+        kind=plan.kind,
+        dataset_id=dataset_id(shards_of),
+        corpus=plan.corpus,
+        tokenizer=plan.tokenizer,
+        parameters={name: value for name, value in plan.request.items() if value is not None},
+        versions=plan.versions,
+        shards=shards_of,
+        blocks_sha256={split: hashlib.sha256(index).hexdigest() for split, index in indices.items()},
+    )
+    return manifest, indices
+
+
+def _npy(rows: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, rows, allow_pickle=False)
+    return out.getvalue()

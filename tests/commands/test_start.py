@@ -66,7 +66,10 @@ def test_a_fork_may_change_what_is_not_settled_by_its_past(plays: Dataset, first
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run.seed=1", "state: expected seed 1, got 1337; give the one it was saved with, or begin with its weights"),
+        (
+            "run.seed=1",
+            "state: it was saved with seed 1337, here it is 1; give that one again, or begin with its",
+        ),
         ("train.tokens_per_step=512", "expected train.tokens_per_step = 256, got 512; give the one it was saved with"),
         ("model.n_layer=2", "expected a model of 1 layers, 2 heads, 32 channels, got (2, 2, 32)"),
         ("train.optimizer=muon", "optimizer state: expected that of AdamW and Muon, got another's"),

@@ -9,13 +9,11 @@ import importlib.util
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import fsspec
-
 from .errors import Error, reason
+from .stores import GO_ON, ask, fresh
 
 SMALLEST_REQUEST = 1 << 16
 PACKAGE = "package:"
@@ -84,11 +82,11 @@ class UrlFile:
 
     def read_range(self, start: int, end: int) -> bytes:
         """Bytes start … end - 1. Raises Error when they do not come."""
-        system, path = filesystem(self.url)
+        what = f"bytes {start} to {end}"
         try:
-            data = bytes(system.cat_file(path, start=start, end=end))
-        except Exception as error:  # of whatever library reads such URLs
-            raise Error(f"{self}: bytes {start} to {end} did not arrive ({reason(error)}); {GO_ON}") from None
+            data = ask(self.url, lambda system, path: bytes(system.cat_file(path, start=start, end=end)), what=what)
+        except FileNotFoundError as error:
+            raise Error(f"{self}: {what} did not arrive ({reason(error)}); {GO_ON}") from None
         if len(data) != end - start:
             raise Error(f"{self}: expected {end - start} bytes from {start}, got {len(data)}; {GO_ON}")
         return data
@@ -213,14 +211,12 @@ def local_file(path: Path) -> LocalFile:
 
 def url_file(url: str) -> UrlFile:
     """A URL's file as it is now. Raises Error when there is none, or nothing to read such URLs."""
-    system, path = filesystem(url)
     try:
-        system.invalidate_cache()
-        info = system.info(path)
-    except Exception as error:  # of whatever library reads such URLs
+        info = ask(url, lambda system, path: fresh(system).info(path))
+    except FileNotFoundError as error:
         # fsspec says "not found" of whatever fails; why is in its cause.
-        why = "not found" if isinstance(error, FileNotFoundError) and not error.__cause__ else None
-        raise Error(f"{url}: expected a file to read ({why or reason(error.__cause__ or error)})") from None
+        why = reason(error.__cause__) if error.__cause__ else "not found"
+        raise Error(f"{url}: expected a file to read ({why})") from None
     if info.get("type") == "directory" or info.get("size") is None:
         raise Error(f"{url}: expected a file of known size, got {'a directory' if 'type' in info else 'none'}")
     return UrlFile(url, int(info["size"]), next((f"{k} {info[k]}" for k in _CHANGE_MARKS if info.get(k)), ""))
@@ -235,15 +231,6 @@ def located(record: dict[str, Any]) -> Location:
     return LocalFile(record["path"], record["size"], record.get("mtime_ns"))
 
 
-@lru_cache(maxsize=8)
-def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """fsspec's file system for a URL, and the URL's path there."""
-    try:
-        return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise Error(f"{url}: expected a URL that fsspec can read ({reason(error)})") from None
-
-
 def package_folder(package: str) -> Path | None:
     """Where an installed package's files are. Found, not imported: only its data is wanted."""
     if not package.isidentifier():
@@ -253,5 +240,4 @@ def package_folder(package: str) -> Path | None:
     return Path(locations[0]) if locations else None
 
 
-GO_ON = "the same command goes on"
 _AGAIN = "put it back, or plan again in an empty directory"

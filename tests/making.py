@@ -13,6 +13,7 @@ from gpt2wds.corpus.cutting import Cut
 from gpt2wds.corpus.plan import Plan
 from gpt2wds.corpus.sharding import make_dataset, make_plan
 from gpt2wds.dataset.directory import Dataset
+from gpt2wds.folder import Folder
 from gpt2wds.tokenizer import load_tokenizer
 
 CHOICES = Path(gpt2wds.__file__).parent / "data" / "multiple_choice_sample.jsonl"
@@ -44,7 +45,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 def plan_files(out: Path, *paths: Path, **cut: int) -> Plan:
     """The plan that `gpt2wds-shard files` makes."""
-    return make_plan(out, Files(tuple(map(str, paths))), Cut(**cut))
+    return make_plan(Folder(out), Files(tuple(map(str, paths))), Cut(**cut))
 
 
 def shard_files(out: Path, *paths: Path, **cut: int) -> Dataset:
@@ -73,5 +74,5 @@ def texts_of(out: Path) -> list[str]:
     ]
 
 
-def shard_plays(out: Path, **cut: int) -> Dataset:
+def shard_plays(out: Path | str, **cut: int) -> Dataset:
     return make_dataset(out, Plays(), Cut(**cut), workers=1)

@@ -9,10 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from .. import files
 from ..dataset.manifest import (
     MAX_COUNT,
     MULTIPLE_CHOICE,
@@ -24,6 +22,7 @@ from ..dataset.manifest import (
     others,
 )
 from ..errors import Error
+from ..folder import Folder
 from ..strict_json import CHECK, checked, load_json, refuse_damage
 from .sources import Source
 
@@ -168,18 +167,20 @@ def parsed(text: str) -> tuple[Record, str]:
     return record, record.get(CHECK, "")
 
 
-def read_plan(out: Path) -> Plan:
+def read_plan(out: Folder) -> Plan:
     """The plan of a dataset directory in the making. Raises Error when there is none, or a damaged one."""
     try:
-        return Plan.from_json((out / PLAN).read_text(encoding="utf-8"))
+        text = out.read(PLAN)
     except FileNotFoundError:
         raise Error(f"{out}: expected a directory that a gpt2wds-shard command has begun, got none ({PLAN})") from None
+    try:
+        return Plan.from_json(text.decode("utf-8"))
     except (Error, UnicodeDecodeError) as error:
-        raise Error(f"{out / PLAN}: the plan is damaged ({error}); restore it, or plan again elsewhere") from None
+        raise Error(f"{out}/{PLAN}: the plan is damaged ({error}); restore it, or plan again elsewhere") from None
 
 
-def write_plan(out: Path, plan: Plan) -> Plan:
+def write_plan(out: Folder, plan: Plan) -> Plan:
     """Write a plan unless one is there, and read it back: of two that start together both follow the one that won."""
-    out.mkdir(parents=True, exist_ok=True)
-    files.create(out / PLAN, plan.to_json())
+    out.make()
+    out.create_text(PLAN, plan.to_json())
     return read_plan(out)

@@ -46,7 +46,7 @@ class Dataset:
     (1718838, array([50256,  1174, 40713], dtype=uint16))
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path | Folder):
         self.folder = Folder(path)
         self.path = self.folder.path
         self.manifest = self._manifest()

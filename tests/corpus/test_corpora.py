@@ -11,8 +11,9 @@ from gpt2wds.corpus import corpora
 from gpt2wds.corpus import text as text_module
 from gpt2wds.corpus.corpora import Corpus, Files, MultipleChoice, Plays, Shakespeare
 from gpt2wds.errors import Error
+from gpt2wds.folder import Folder
 
-OUT = Path("/nowhere")  # the dataset's own directory
+OUT = Folder("/nowhere")  # the dataset's own directory
 
 
 def files(*paths: Path | str) -> Corpus:
@@ -87,7 +88,7 @@ def test_a_plan_is_held_to_the_files_that_the_paths_mean_now(tmp_path):
 
 def test_tiny_shakespeare_has_documents_and_a_validation_split(tmp_path):
     path = shared_file("tinyshakespeare.txt")
-    corpus = Shakespeare(str(path)).resolve(tmp_path)
+    corpus = Shakespeare(str(path)).resolve(Folder(tmp_path))
     (source,) = corpus.sources
     documents = list(source.open().read(0, None))
     assert (len(documents), corpus.val_docs) == (17, 1)
@@ -103,20 +104,20 @@ def test_another_text_is_not_taken_for_tiny_shakespeare(tmp_path):
     # Where the download is kept, too.
     for source in (str(path), "tiny"):
         with pytest.raises(Error, match="expected SHA-256 86c4e6aa.*, got [0-9a-f]{64} for .*tinyshakespeare.txt"):
-            Shakespeare(source).resolve(tmp_path)
+            Shakespeare(source).resolve(Folder(tmp_path))
     with pytest.raises(Error, match="expected tiny, plays or a path for source, got 'hamlet'"):
-        Shakespeare("hamlet").resolve(tmp_path)
+        Shakespeare("hamlet").resolve(Folder(tmp_path))
 
 
 def test_tiny_shakespeare_without_a_network_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "TINY_SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
     with pytest.raises(Error, match=r"got <urlopen error .*; give a local copy with --source FILE, or .* plays"):
-        Shakespeare("tiny").resolve(tmp_path / "out")
+        Shakespeare("tiny").resolve(Folder(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_each_play_is_one_document(tmp_path):
-    corpus = Plays().resolve(tmp_path)
+    corpus = Plays().resolve(Folder(tmp_path))
     documents = [list(source.open().read(0, None)) for source in corpus.sources]
     assert [[len(text.encode()) for text in texts] for texts in documents] == [
         [source.location.size] for source in corpus.sources
@@ -134,6 +135,6 @@ def test_each_play_is_one_document(tmp_path):
 def test_only_the_whole_validation_set_is_called_hellaswag(tmp_path):
     path = shutil.copy(CHOICES, tmp_path / "hellaswag_val.jsonl")
     for limit, count in ((None, 36), (3, 3), (100, 36)):
-        corpus = MultipleChoice(str(path), limit).resolve(tmp_path)
+        corpus = MultipleChoice(str(path), limit).resolve(Folder(tmp_path))
         assert (corpus.name.name, corpus.val_docs) == ("hellaswag_val", count)
-    assert MultipleChoice("sample").resolve(tmp_path).name.name == "sample"
+    assert MultipleChoice("sample").resolve(Folder(tmp_path)).name.name == "sample"

@@ -19,6 +19,7 @@ from gpt2wds.corpus.plan import Task
 from gpt2wds.corpus.readers import BY_SUFFIX, suffix_of
 from gpt2wds.corpus.sources import Source
 from gpt2wds.dataset.loader import StepBatches
+from gpt2wds.folder import Folder
 
 
 @dataclasses.dataclass
@@ -35,7 +36,7 @@ def planned(corpus: Corpus, cut: Cut) -> Planned:
 
 
 def files(paths: list[str], cut: Cut) -> Planned:
-    return planned(Files(tuple(paths)).resolve(Path()), cut)
+    return planned(Files(tuple(paths)).resolve(Folder("no such directory")), cut)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +220,7 @@ def test_20000_files_are_planned(tmp_path):
     for n in range(20_000):
         write_jsonl(tmp_path / f"{n:05d}.jsonl", [f"Document {n} {i} " + "word " * 30 for i in range(5)])
     start = time.perf_counter()
-    plan = sharding.make_plan(tmp_path / "out", Files((str(tmp_path / "*.jsonl"),)), Cut())
+    plan = sharding.make_plan(Folder(tmp_path / "out"), Files((str(tmp_path / "*.jsonl"),)), Cut())
     seconds = time.perf_counter() - start
     print(f"20,000 files planned in {seconds:.1f} s")
     assert len(plan.sources) == 20_000 and [task.shard for task in plan.tasks] == ["val-00000", "train-00000"]
@@ -248,7 +249,7 @@ def test_shares(counts, wanted, given):
 def test_val_docs_is_exactly_what_was_asked_for(mixed, data, wanted):
     """Whatever single files have, and however wrong their numbers were estimated."""
     paths = data.draw(st.lists(st.sampled_from(mixed), min_size=1, max_size=6, unique=True))
-    corpus = Files(tuple(paths)).resolve(Path())
+    corpus = Files(tuple(paths)).resolve(Folder("no such directory"))
     factors = data.draw(st.lists(st.sampled_from([0.2, 1, 3]), min_size=len(paths), max_size=len(paths)))
     sources = tuple(
         dataclasses.replace(

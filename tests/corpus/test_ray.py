@@ -23,6 +23,7 @@ from gpt2wds.commands.shard import main
 from gpt2wds.corpus.executors import Run, WorkerBug
 from gpt2wds.corpus.ray_executor import TELL_EVERY, TRIES, OnRay
 from gpt2wds.errors import Error
+from gpt2wds.folder import Folder
 
 COMMAND = Path(sys.executable).with_name("gpt2wds-shard")
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
@@ -294,7 +295,7 @@ def run(cluster: Any, folder: Path, *chains: list[dict[str, Any]]) -> list[tuple
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes do not know this file
     make_run: Callable[[], Run] = partial(Note, folder)
     reports: list[tuple[int, int, bool]] = []
-    OnRay(cluster.address).run_tasks(chains, make_run, lambda *r: reports.append(r), out=folder)
+    OnRay(cluster.address).run_tasks(chains, make_run, lambda *r: reports.append(r), out=Folder(folder))
     return reports
 
 
@@ -347,7 +348,7 @@ def test_a_node_that_does_not_know_our_code_is_one_line(cluster: Any, tmp_path: 
         with pytest.raises(
             Error, match=r"^a node cannot load .*No module named 'only_here'\); install the same gpt2wds"
         ):
-            OnRay(cluster.address).run_tasks([[{"name": "a"}]], make_run, lambda *_: None, out=tmp_path)
+            OnRay(cluster.address).run_tasks([[{"name": "a"}]], make_run, lambda *_: None, out=Folder(tmp_path))
 
 
 # Without a cluster

@@ -17,6 +17,7 @@ from gpt2wds.corpus import sharding
 from gpt2wds.corpus.plan import Task, read_plan
 from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.errors import Error
+from gpt2wds.folder import Folder
 from gpt2wds.tokenizer import load_tokenizer
 
 # The same bytes, however
@@ -29,8 +30,8 @@ def test_order_does_not_matter(source, small, tmp_path, seed):
     tasks = random.Random(seed).sample(plan.tasks, len(plan.tasks))
     assert len(tasks) == 4
     for task in tasks:
-        TaskRunner(out, plan, None)(task, lambda documents, tokens: None)
-    sharding.finish(out, plan)
+        TaskRunner(Folder(out), plan, None)(task, lambda documents, tokens: None)
+    sharding.finish(Folder(out), plan)
     assert tree(out) == tree(small)
 
 
@@ -89,15 +90,15 @@ def test_another_process_that_finishes_while_receipts_are_looked_at_stays_finish
 ):
     out = tmp_path / "out"
     plan = plan_files(out, source, val_docs=2, docs_per_shard=4)
-    real, calls = receipts_module.receipt_path, itertools.count()
+    real, calls = receipts_module.receipt_name, itertools.count()
 
-    def receipt_path(*arguments):
+    def receipt_name(*arguments):
         if next(calls) == 1:
             shard_small(out, source)
         return real(*arguments)
 
-    monkeypatch.setattr(receipts_module, "receipt_path", receipt_path)
-    assert len(sharding.missing_tasks(out, plan)) == 1
+    monkeypatch.setattr(receipts_module, "receipt_name", receipt_name)
+    assert len(sharding.missing_tasks(Folder(out), plan)) == 1
     assert tree(out) == tree(small)
 
 
@@ -120,7 +121,7 @@ def test_a_lost_shard_is_made_again(small, source, damage):
 
 @pytest.mark.parametrize("name", ["tiktoken", "ids_sha256", "vocabulary_sha256"])
 def test_another_tokenizer_is_refused(small, source, name):
-    plan = read_plan(small)
+    plan = read_plan(Folder(small))
     other = dataclasses.replace(plan, tokenizer={**plan.tokenizer, name: "0.7.0"})
     (small / "plan.json").write_text(other.to_json())
     here = load_tokenizer().identity()[name]

@@ -23,6 +23,7 @@ from gpt2wds.corpus.sharding import make_plan
 from gpt2wds.corpus.sources import EXAMPLES, WHOLE, Source
 from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.errors import Error
+from gpt2wds.folder import Folder
 from gpt2wds.locations import local_file
 
 COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
@@ -110,7 +111,7 @@ def test_documents_that_lie_elsewhere_are_an_error(tmp_path: Path, reader: str) 
 def test_a_whole_file_of_another_number_of_documents_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
-    plan = make_plan(tmp_path / "out", Files((str(path),)), Cut(val_docs=0))
+    plan = make_plan(Folder(tmp_path / "out"), Files((str(path),)), Cut(val_docs=0))
     assert plan.tasks == (Task("train", 0, (Span(0, 0, 42),)),)
     path.write_text('{"text": "a"}\n{"text": "b", "c": "........."}'[:42].ljust(42))
     changed = replace(plan, sources=(replace(plan.sources[0], location=local_file(path)),))
@@ -119,6 +120,6 @@ def test_a_whole_file_of_another_number_of_documents_is_an_error(tmp_path: Path)
 
 
 def run(plan: Plan, out: Path) -> None:
-    runner = TaskRunner(out, plan, None)
+    runner = TaskRunner(Folder(out), plan, None)
     for task in plan.tasks:
         runner(task, lambda documents, tokens: None)

@@ -16,13 +16,14 @@ from gpt2wds.corpus.writing import COPY_OF_VALIDATION, TaskRunner
 from gpt2wds.dataset import shards
 from gpt2wds.dataset.verify import verify_shard
 from gpt2wds.errors import Error
+from gpt2wds.folder import Folder
 from gpt2wds.tokenizer import load_tokenizer
 
 
 def test_a_shard_of_another_zstd_is_adopted_as_it_is(small, source, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "COMPRESSION_LEVEL", 19)
     plan = plan_files(tmp_path / "other", source, val_docs=2, docs_per_shard=4)
-    TaskRunner(tmp_path / "other", plan, None)(plan.tasks[2], lambda documents, tokens: None)
+    TaskRunner(Folder(tmp_path / "other"), plan, None)(plan.tasks[2], lambda documents, tokens: None)
     monkeypatch.undo()
     name = plan.tasks[2].shard
     other = (tmp_path / "other" / f"{name}.tar.zst").read_bytes()
@@ -146,7 +147,7 @@ def test_a_task_without_usable_documents_gives_a_shard_of_no_blocks(tmp_path):
 def test_a_source_that_changed_since_the_plan_is_refused(tmp_path, kind):
     path = WRITE[kind](tmp_path / f"a.{kind}", 6)
     plan = plan_files(tmp_path / "out", path, val_docs=1, docs_per_shard=2)
-    run = TaskRunner(tmp_path / "out", plan, None)
+    run = TaskRunner(Folder(tmp_path / "out"), plan, None)
     stat = path.stat()
     shutil.copyfile(WRITE[kind](tmp_path / f"b.{kind}", 6), path)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
@@ -162,7 +163,7 @@ def test_a_source_that_changed_since_the_plan_is_refused(tmp_path, kind):
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", texts(6, "a"))
     plan = plan_files(tmp_path / "out", path, val_docs=0)
-    reading = TaskRunner(tmp_path / "out", plan, None).documents(plan.tasks[0])
+    reading = TaskRunner(Folder(tmp_path / "out"), plan, None).documents(plan.tasks[0])
     next(reading)
     write_jsonl(path, texts(7, "a"))
     with pytest.raises(ValueError, match="the file changed"):
@@ -181,6 +182,6 @@ def test_a_bug_is_a_traceback_and_no_document_is_skipped(source, tmp_path, monke
 
     monkeypatch.setattr(place, buggy)
     with pytest.raises(error, match="ours") as caught:
-        TaskRunner(tmp_path / "out", plan, None)(plan.tasks[0], lambda documents, tokens: None)
+        TaskRunner(Folder(tmp_path / "out"), plan, None)(plan.tasks[0], lambda documents, tokens: None)
     assert not isinstance(caught.value, Error)
     assert not list((tmp_path / "out").rglob("train-*"))

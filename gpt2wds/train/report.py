@@ -197,7 +197,7 @@ def _setting(run: Run) -> dict[str, str]:
 
 def _origin(facts: Row) -> str | None:
     """What the run's first weights were: a path or name, or an object with the path and more about it."""
-    origin = facts.get("init_from")
+    origin = facts.get("origin")
     if isinstance(origin, dict):
         return ", ".join(str(v) if k == "path" else f"{k} {v}" for k, v in origin.items() if v is not None)
     return str(origin) if origin else None

@@ -406,11 +406,11 @@ def test_size_of_the_split_and_origin(tmp_path: Path) -> None:
     rows = Reader(page(tmp_path / "a")).rows
     assert rows["validation text, tokens used"] == "10,485,760 of the split's 12,345,678"
     assert "begun from" not in rows
-    rows = Reader(page(tmp_path / "b", val_split_tokens=None, init_from="runs/other")).rows
+    rows = Reader(page(tmp_path / "b", val_split_tokens=None, origin="runs/other")).rows
     assert rows["validation text, tokens used"] == "10,485,760"
     assert rows["begun from"] == "runs/other"
     origin = {"path": "runs/other", "step": 12, "sha256": "cd" * 32}
-    rows = Reader(page(tmp_path / "c", init_from=origin)).rows
+    rows = Reader(page(tmp_path / "c", origin=origin)).rows
     assert rows["begun from"] == f"runs/other, step 12, sha256 {'cd' * 32}"
 
 

@@ -6,13 +6,14 @@ Questions have the texts as lm-eval shows them; a model gives the log-probabilit
 `scores` makes the same accuracies of them as for a GPT-2 of gpt2wds (but acc_norm_tokens, which counts GPT-2 tokens).
 """
 
+import argparse
 import sys
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gpt2wds import Dataset, load_questions, scores
+from gpt2wds import Dataset, Error, load_questions, scores
 
 
 @torch.no_grad()
@@ -39,4 +40,11 @@ def main(data: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", help="dataset directory that gpt2wds-shard hellaswag made")
+    parser.add_argument("model", help="directory of a Hugging Face model, or its name on the Hub")
+    args = parser.parse_args()
+    try:
+        main(args.data, args.model)
+    except (Error, OSError) as error:  # what a user can mend
+        sys.exit(str(error))

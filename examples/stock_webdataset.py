@@ -9,6 +9,7 @@ boundaries are token 50256. The order here is webdataset's own, not the global o
 import argparse
 import glob
 import io
+import sys
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -38,6 +39,8 @@ def sequences(samples: Iterable[dict]) -> Iterator[np.ndarray]:
 
 
 urls = [f"pipe:zstd -dcq '{path}'" for path in sorted(glob.glob(f"{args.data}/{args.split}-*.tar.zst"))]
+if not urls:
+    sys.exit(f"{args.data}: expected {args.split}-*.tar.zst, got none")
 source = webdataset.WebDataset(urls, shardshuffle=100, nodesplitter=webdataset.split_by_node, empty_check=False)
 batches = source.compose(sequences).shuffle(1000).batched(args.batch, collation_fn=np.stack)
 count = 0

@@ -3,14 +3,19 @@
 A file is written under a temporary name (host, process, random), brought to the disk, and then given its final name.
 """
 
+import errno
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+LOCK_SECONDS = 10  # a name is given in milliseconds: who takes longer was killed
+# What link() says where a file system, or a FUSE mount, has no hard links.
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
 TEMPORARY = ".*.tmp"  # matches what killed processes leave
 
 
@@ -20,11 +25,15 @@ def temporary_name(final: Path) -> Path:
 
 @contextmanager
 def synced(path: Path) -> Iterator[BinaryIO]:
-    """A new file for writing, on the disk when the context ends."""
-    with path.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+    """A new file for writing, on the disk when the context ends; gone where that fails, or a full disk stays full."""
+    try:
+        with path.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def sync(path: Path) -> None:
@@ -39,17 +48,47 @@ def sync(path: Path) -> None:
 def commit(temporary: Path, final: Path) -> bool:
     """Give a finished file its final name unless that is taken; False when another was there first."""
     try:
-        os.link(temporary, final)
-        first = True
+        try:
+            os.link(temporary, final)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return _commit_without_links(temporary, final)
+        return True
     except FileExistsError:
-        first = False
+        return False
     except FileNotFoundError:
         if not final.exists():  # else another process finished all, and removed what it took for a stray
             raise
-        first = False
-    temporary.unlink(missing_ok=True)
-    sync(final.parent)
-    return first
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+        sync(final.parent)
+
+
+def _commit_without_links(temporary: Path, final: Path) -> bool:
+    """The same where there are no hard links: who makes a directory beside the file may give it its name.
+
+    Raises FileExistsError where another was first. A process that was killed in between leaves its directory, which
+    counts for LOCK_SECONDS.
+    """
+    lock = final.with_name(f".{final.name}.lock.tmp")
+    while not final.exists():
+        try:
+            lock.mkdir()
+        except FileExistsError:
+            with suppress(FileNotFoundError):
+                if time.time() - lock.stat().st_mtime > LOCK_SECONDS:
+                    lock.rmdir()
+            time.sleep(0.05)
+            continue
+        try:
+            if not final.exists():
+                temporary.rename(final)
+                return True
+        finally:
+            lock.rmdir()
+    return False
 
 
 def create(final: Path, text: str) -> bool:
@@ -72,6 +111,9 @@ def replacing(final: Path) -> Iterator[BinaryIO]:
         # Two that finish at once write the same, and the first may have taken our file for a stray.
         if not final.exists():
             raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(final.parent)
 
 

@@ -185,13 +185,11 @@ def _watched(batches: Iterator[np.ndarray], tokens: int, world: World) -> Iterat
 )
 @click.option("--num", type=click.IntRange(1), default=1, show_default=True, help="Samples of each prompt.")
 @click.option("--tokens", type=click.IntRange(1), default=100, show_default=True, help="At most so many per sample.")
-@click.option(
-    "--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="0: always the likeliest."
-)
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="0: always the likeliest.")
 @click.option("--top-k", type=click.IntRange(0), default=50, show_default=True, help="0: all tokens.")
 @click.option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=float,
     default=1.0,
     show_default=True,
     help="Only the likeliest tokens that together have this probability.",

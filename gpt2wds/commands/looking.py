@@ -154,7 +154,9 @@ def cat_command(directory: str, split: str | None, docs: int | None, as_json: bo
 
 @click.command("export")
 @DIRECTORY
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the files; no .bin in it.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Directory for the .bin files, no others in it."
+)
 @click.option(
     "--format",
     "file_format",

@@ -118,7 +118,8 @@ def files(paths: tuple[str, ...], text_column: str, **options: Any) -> None:
 
     All but parquet may be compressed: .gz, .zst, .xz, .bz2.
 
-    PATHS are files, patterns ('texts/**/*.jsonl', quoted) or URLs that fsspec reads (s3://bucket/*.parquet).
+    PATHS are files, directories (all files of these formats below them), patterns ('texts/**/*.jsonl', quoted) or
+    URLs that fsspec reads (s3://bucket/*.parquet).
     A .txt file is cut at the first blank line after every 64 KiB: a small file is one document.
     """
     _make(corpora.Files(paths, text_column), **options)
@@ -234,10 +235,10 @@ class _Progress:
         self._out = out
         self._tokens = self._done = 0
 
-    def start(self, plan: Plan, todo: Sequence[Task]) -> None:
-        self._todo, self._there = len(todo), len(plan.tasks) - len(todo)
-        if self._there:
-            print(f"{self._out}: going on, {self._there} of {len(plan.tasks)} shards are there", file=sys.stderr)
+    def start(self, plan: Plan, todo: Sequence[Task], there: int) -> None:
+        self._todo, self._there = len(todo), there
+        if there:
+            print(f"{self._out}: going on, {there} of {there + len(todo)} shards are there", file=sys.stderr)
         spans = [span for task in todo for span in task.spans]
         counts = [span.count for span in spans if plan.sources[span.source].unit == "row"]
         is_known = len(counts) == len(spans) and None not in counts

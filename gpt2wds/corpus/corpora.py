@@ -79,10 +79,13 @@ class Files:
     def resolve(self, folder: Path) -> Corpus:
         """Sources are sorted by name, bytewise."""
         names = self._names()
+        inside = [name for name in names if _is_in(folder, name)]
+        if inside:
+            raise Error(f"files: expected files outside of the dataset's own directory, got {inside[0]!r} in {folder}")
         found = at_once(partial(_file, self.text_column), names)
-        seen: dict[str, str] = {}
+        seen: dict[object, str] = {}
         for source in found:
-            place = str(source.location)
+            place = _identity(source.location)
             if place in seen:
                 raise Error(f"files: {source.name!r} and {seen[place]!r} are the same file; give it once")
             seen[place] = source.name
@@ -90,15 +93,16 @@ class Files:
         title = ", ".join(source.name for source in found[:3]) + more
         return Corpus(CorpusName("files", title), tuple(measured(found)))
 
-    def refuse_changes(self, sources: Sequence[Source], is_finished: bool) -> None:
+    def refuse_changes(self, sources: Sequence[Source], is_finished: bool, folder: Path) -> None:
         """Raise Error where the paths mean other files than a plan's, or files of another size.
 
-        A finished dataset does not need its files any more: those that are gone are not missed.
+        A finished dataset does not need its files any more: those that are gone are not missed. What the paths find
+        in `folder`, the dataset's own directory, was made since.
         """
         planned = [source.name for source in sources]
         here = [name for name in planned if "://" in name or Path(name).exists()] if is_finished else planned
         try:
-            found = self._names()
+            found = [name for name in self._names() if not _is_in(folder, name)]
         except Error:
             if is_finished and len(here) < len(planned):
                 return
@@ -246,6 +250,19 @@ class MultipleChoice:
         title = "HellaSwag" if is_whole else SAMPLE if is_sample else path.stem
         revision = revision or hashlib.sha256(path.read_bytes()).hexdigest()
         return Corpus(CorpusName(title, path.name, revision), (source,), val_docs=count, kind=MULTIPLE_CHOICE)
+
+
+def _is_in(folder: Path, name: str) -> bool:
+    return "://" not in name and Path(name).resolve().is_relative_to(folder.resolve())
+
+
+def _identity(location: Location) -> object:
+    """What two names of one file have in common."""
+    if isinstance(location, LocalFile):
+        stat = location.here.stat()
+        if stat.st_ino:
+            return stat.st_dev, stat.st_ino
+    return str(location)
 
 
 def _file(text_column: str, name: str) -> Source:

@@ -7,6 +7,19 @@ from typing import Any, Protocol
 from ..errors import Error
 from ..locations import Location
 
+_UTF_16 = "UTF-16 or binary; convert it, for example with iconv"
+_NAMED = "; give it the name of its format"
+_MARKS = {
+    b"\xff\xfe": _UTF_16,
+    b"\xfe\xff": _UTF_16,
+    b"\x1f\x8b": f"gzip{_NAMED}, .gz",
+    b"\x28\xb5\x2f\xfd": f"zstd{_NAMED}, .zst",
+    b"\xfd7zXZ\0": f"xz{_NAMED}, .xz",
+    b"BZh": f"bzip2{_NAMED}, .bz2",
+    b"PAR1": f"parquet{_NAMED}, .parquet",
+    b"PK\x03\x04": "a zip archive; unpack it",
+}
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -95,6 +108,15 @@ def check_delivered(location: Location, unit: str, first: int, planned: int | No
             f"source {location}: expected {planned:,} {unit}s from {first:,} on as planned, got {max(0, delivered):,}; "
             "the file is damaged or another: restore it, or plan again in an empty directory"
         )
+
+
+def refuse_other_content(location: Location, head: bytes) -> None:
+    """Raise Error for a file whose first bytes say that it is not UTF-8 text: each document would be wrong, or none."""
+    for mark, found in _MARKS.items():
+        if head.startswith(mark):
+            raise Error(f"{location}: expected UTF-8 text, got what looks like {found}")
+    if 4 * head[:64].count(0) >= len(head[:64]) > 0:  # of ASCII every second byte is 0 in UTF-16
+        raise Error(f"{location}: expected UTF-8 text, got what looks like {_UTF_16}")
 
 
 def no_column(location: Location, wanted: str, names: list[str]) -> Error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..errors import Error
 from ..locations import Location
 from .compression import InBytes, Stream, naming_damage
-from .documents import Document, Run, Size, Skipped, as_document, check_delivered, no_column
+from .documents import Document, Run, Size, Skipped, as_document, check_delivered, no_column, refuse_other_content
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 1 << 20  # read of a file to estimate how many lines it has
@@ -89,9 +89,8 @@ class _OpenJSONLines:
 
 
 def _check_first_line(location: Location, head: bytes, text_column: str) -> None:
+    refuse_other_content(location, head)
     line = head.removeprefix(BYTE_ORDER_MARK).partition(b"\n")[0].strip()
-    if b"\0" in line[:64]:
-        raise Error(f"{location}: expected UTF-8, got what looks like UTF-16; convert it, for example with iconv")
     if not line or (len(line) == len(head) == HEAD_BYTES):
         return  # nothing to judge by, or a first line of more than the head
     try:
@@ -102,6 +101,9 @@ def _check_first_line(location: Location, head: bytes, text_column: str) -> None
         raise Error(f"{location}: expected one JSON object per line, got {line[:40]!r}")
     if text_column not in record:
         raise no_column(location, text_column, list(record))
+    if not isinstance(record[text_column], str | None):
+        kind = type(record[text_column]).__name__
+        raise Error(f"{location}: expected text in column {text_column!r}, got a {kind}; choose one with text_column")
 
 
 def _json_document(line: bytes, text_column: str) -> Document:

@@ -1,6 +1,7 @@
 """Paths, URLs and patterns → the files that they mean."""
 
 import glob
+import logging
 import os
 from pathlib import Path
 
@@ -8,10 +9,14 @@ from braceexpand import braceexpand
 
 from ..errors import Error, reason
 from ..locations import filesystem
+from .readers import BY_SUFFIX, suffix_of
+
+LOG = logging.getLogger(__name__)
 
 
 def expanded(path: str) -> list[str]:
-    """The files that a path, a URL or a pattern (`*`, `**`, `?`, `[…]`, `{a,b}`) means.
+    """The files that a path, a URL or a pattern (`*`, `**`, `?`, `[…]`, `{a,b}`) means; a directory means all files
+    of known formats below it, hidden ones excepted.
 
     Raises Error when there are none.
     """
@@ -26,11 +31,24 @@ def expanded(path: str) -> list[str]:
     is_pattern = any(c in path.partition("?")[0] for c in "*[") or ("?" in path and "://" not in path)
     if "://" in path:
         return _listed(path) if is_pattern else [path]
-    here = Path(path)
+    if Path(path).is_dir():
+        return _within(path)
     if not is_pattern:
-        kind = f"no file; give its files, for example {path.rstrip('/')!r}/*.jsonl" if here.exists() else "missing"
-        raise Error(f"files: expected a file, got {path!r}, which is {kind}")
+        raise Error(f"files: expected a file, got {path!r}, which is {'no file' if Path(path).exists() else 'missing'}")
     return _some([name for name in glob.glob(path, recursive=True) if Path(name).is_file()], path)
+
+
+def _within(directory: str) -> list[str]:
+    found = [name for name in glob.glob(os.path.join(directory, "**"), recursive=True) if Path(name).is_file()]
+    known = [name for name in found if suffix_of(name)]
+    others = sorted(set(found) - set(known))
+    if not known:
+        raise Error(f"files: expected a directory with {', '.join(BY_SUFFIX)}, got {directory!r}, which has none")
+    if others:
+        more = ", …" if len(others) > 3 else ""
+        named = ", ".join(repr(os.path.relpath(name, directory)) for name in others[:3])
+        LOG.warning("%s: left out, of other formats: %d (%s%s)", directory, len(others), named, more)
+    return known
 
 
 def _alternatives(path: str) -> list[str]:

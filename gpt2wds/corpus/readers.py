@@ -15,10 +15,11 @@ for _compressed, _decompressor in {"": None, **compression.BY_SUFFIX}.items():
 
 
 def suffix_of(name: str) -> str | None:
-    """The end of a file name that says its format, None for none that is known.
+    """The end of a file name that says its format, in small letters; None for none that is known.
 
     >>> suffix_of("texts/a.jsonl.zst"), suffix_of("https://host/a.parquet?download=true")
     ('.jsonl.zst', '.parquet')
     """
-    path = urlsplit(name).path if "://" in name else name
+    url = urlsplit(name)
+    path = (url.netloc + url.path if "://" in name else name).lower()
     return next((suffix for suffix in BY_SUFFIX if path.endswith(suffix)), None)

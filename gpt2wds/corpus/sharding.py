@@ -32,8 +32,8 @@ _LOG = logging.getLogger(__name__)
 class Progress(Protocol):
     """Who wants to know how sharding goes."""
 
-    def start(self, plan: Plan, todo: Sequence[Task]) -> None:
-        """Called once, with the tasks that will be run."""
+    def start(self, plan: Plan, todo: Sequence[Task], there: int) -> None:
+        """Called once, with the tasks that will be run, and the number of those that were asked for and are done."""
 
     def report(self, documents: int, tokens: int, task_done: bool) -> None:
         """Documents and tokens since the last call."""
@@ -42,7 +42,7 @@ class Progress(Protocol):
 class Silent:
     """Nobody does."""
 
-    def start(self, plan: Plan, todo: Sequence[Task]) -> None: ...
+    def start(self, plan: Plan, todo: Sequence[Task], there: int) -> None: ...
 
     def report(self, documents: int, tokens: int, task_done: bool) -> None: ...
 
@@ -82,7 +82,8 @@ def make_plan(out: Path, request: Request, cut: Cut | None = None) -> Plan:
     Raises Error when `request` or `cut` is not what the plan that is there was made for.
     """
     asked = record(request) | (dataclasses.asdict(cut) if cut else {})
-    if not (out / PLAN).exists():
+    is_new = not (out / PLAN).exists()
+    if is_new:
         _refuse_other_datasets(out)
         corpus = request.resolve(out)
         tasks = _tasks(corpus, cut or Cut())
@@ -102,8 +103,8 @@ def make_plan(out: Path, request: Request, cut: Cut | None = None) -> Plan:
     else:
         plan = read_plan(out)
     _refuse_other_request(out, plan, asked)
-    if isinstance(request, Files):
-        request.refuse_changes(plan.sources, is_finished(out, plan))
+    if isinstance(request, Files) and not is_new:
+        request.refuse_changes(plan.sources, is_finished(out, plan), out)
     _refuse_other_tokenizer(out, plan)
     return plan
 
@@ -144,7 +145,7 @@ def run_missing(
     mine = set(plan.tasks[first::step])
     todo = [task for task in missing_tasks(out, plan) if task in mine]
     discard_damaged(out, todo)
-    progress.start(plan, todo)
+    progress.start(plan, todo, len(mine) - len(todo))
     if todo:
         make_runner = partial(_runner, out.absolute(), plan)
         (executor or Processes()).run_tasks(chains(plan, todo), make_runner, progress.report, out=out.absolute())
@@ -191,10 +192,14 @@ def chains(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
 def finish(out: Path, plan: Plan) -> Dataset:
     """Indices, then the manifest, then no temporary files. Raises Error when a task is missing."""
     manifest, indices = summed_up(out, plan)
-    every = [entry for split in SPLITS for entry in manifest.shards[split]]
-    if not any(entry.documents for entry in every):
-        reasons = sorted({reason for entry in every for reason in entry.skipped})
-        raise Error(f"corpus: expected at least one document with text, got none ({', '.join(reasons)})")
+    wanted = "train" if plan.kind == TOKENS else "val"
+    if not any(entry.documents for entry in manifest.shards[wanted]):
+        reasons = sorted({why for split in SPLITS for entry in manifest.shards[split] for why in entry.skipped})
+        named = ", ".join(source.name for source in plan.sources[:3]) + (", …" if len(plan.sources) > 3 else "")
+        raise Error(
+            f"corpus {named}: expected at least one document for {wanted}, got none ({', '.join(reasons)}); "
+            "make it anew in an empty directory with other options or sources"
+        )
     for split, index in indices.items():
         with files.replacing(out / f"{split}.blocks.npy") as file:
             file.write(index)
@@ -206,7 +211,7 @@ def finish(out: Path, plan: Plan) -> Dataset:
 def remove_strays(out: Path) -> None:
     """Temporary files that killed processes left; only called when nothing is left to do."""
     for stray in [*out.glob(files.TEMPORARY), *(out / "receipts").glob(files.TEMPORARY)]:
-        stray.unlink(missing_ok=True)
+        stray.rmdir() if stray.is_dir() else stray.unlink(missing_ok=True)
 
 
 def _tasks(corpus: Corpus, cut: Cut) -> list[Task]:

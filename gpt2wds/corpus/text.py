@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from ..locations import Location
 from .compression import InBytes, Stream, naming_damage
-from .documents import Document, Run, Size, check_delivered, decoded
+from .documents import Document, Run, Size, check_delivered, decoded, refuse_other_content
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+HEAD_BYTES = 64  # read of a file to see whether it is text at all
 TEXT_PIECE_BYTES = 65_536
 BLANK_LINE_WITHIN = 1 << 20  # bytes in which a piece of text looks for a blank line to end at
 COUNTED_BYTES = 1 << 26  # a text file up to this size is walked to count its pieces
@@ -25,6 +26,8 @@ class Text(InBytes):
 
     def measure(self, location: Location, text_column: str) -> Size:
         size = None if self.decompressor else location.size
+        with closing(Stream(location, self.decompressor)) as source, naming_damage(location):
+            refuse_other_content(location, source.read(HEAD_BYTES))
         if location.size > COUNTED_BYTES:
             return Size(location.size // TEXT_PIECE_BYTES, size, is_exact=False)
         with closing(self.open(location, Size(0, size), text_column)) as source:

@@ -5,7 +5,7 @@ then the tokens as uint16; one file per shard. nanogpt: nanoGPT's memory map: th
 else. Both little-endian, as on every machine these run on. A document begins with `<|endoftext|>`, as in the shards.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +17,8 @@ from .directory import Dataset
 from .manifest import SPLITS, TOKENS
 
 LLMC, NANOGPT = "llmc", "nanogpt"
+MARK, DONE = ".export", ".done"  # names of which dataset this is an export; ends a finished file until all are
+_REMEDY = "choose another directory"
 _LLMC_MAGIC, _LLMC_VERSION = 20240520, 1
 
 
@@ -25,25 +27,48 @@ def export_dataset(
 ) -> list[Path]:
     """Write all splits that have tokens to `out` as LLMC or NANOGPT; returns the files.
 
-    `progress` hears of the tokens written. Raises Error for a dataset of anything but tokens, for an `out` that has
-    .bin files, and for a damaged dataset.
+    Killed and called again with the same arguments it goes on after the last finished file; files get their `.bin`
+    names when all are finished. `progress` hears of the tokens written, or found written. Raises Error for a dataset
+    of anything but tokens, for an `out` that has a dataset or another export, and for a damaged dataset.
     """
     if dataset.kind != TOKENS:
         raise Error(f"dataset {dataset.path}: expected tokens to export, got {dataset.kind}")
-    if any(out.glob("*.bin")):
+    names = {name: (split, n) for split in SPLITS for name, n in _files(dataset, split, file_format).items()}
+    _claim(out, f"{file_format} {dataset.id}\n", names)
+    for name, (split, numbers) in names.items():
+        tokens = sum(dataset.shards(split)[number].tokens for number in numbers)
+        header = _llmc_header(tokens) if file_format == LLMC else b""
+        size = len(header) + 2 * tokens
+        if any(path.exists() and path.stat().st_size == size for path in (out / name, out / f"{name}{DONE}")):
+            progress(tokens)
+            continue
+        with files.replacing(out / f"{name}{DONE}") as file:
+            file.write(header)
+            for number in numbers:
+                _write_tokens(file, dataset, split, number, progress)
+    for name in names:
+        if (out / f"{name}{DONE}").exists():
+            (out / f"{name}{DONE}").replace(out / name)
+    for stray in out.glob(files.TEMPORARY):
+        stray.unlink(missing_ok=True)
+    return [out / name for name in names]
+
+
+def _claim(out: Path, ours: str, names: Iterable[str]) -> None:
+    """Refuse a directory that has anything but what this export puts there, else mark it as this export's."""
+    if (out / "manifest.json").exists():
+        raise Error(f"{out}: expected a directory of the export's own, got a dataset; choose another directory")
+    mark = out / MARK
+    if mark.exists() and mark.read_text(encoding="utf-8", errors="replace") != ours:
+        raise Error(f"{out}: expected no other export, got {mark.read_text(errors='replace').strip()!r}; {_REMEDY}")
+    found = sorted(path.name for path in out.glob("*.bin"))
+    others = [name for name in found if name not in names or not mark.exists()]
+    if others:
         # Left from another export they would be read as part of this one.
-        raise Error(f"{out}: expected a directory without .bin files; remove them, or choose another directory")
+        raise Error(f"{out}: expected a directory without other .bin files, got {others[0]}; {_REMEDY}")
     out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for split in SPLITS:
-        for name, numbers in _files(dataset, split, file_format).items():
-            with files.replacing(out / name) as file:
-                if file_format == LLMC:
-                    file.write(_llmc_header(sum(dataset.shards(split)[number].tokens for number in numbers)))
-                for number in numbers:
-                    _write_tokens(file, dataset, split, number, progress)
-            written.append(out / name)
-    return written
+    if not mark.exists():
+        files.replace(mark, ours)
 
 
 def _files(dataset: Dataset, split: str, file_format: str) -> dict[str, list[int]]:

@@ -8,9 +8,12 @@ import numpy as np
 import torch
 
 from ..distributed import World
+from ..errors import Error
 from ..model import GPT2
 from ..tokenizer import END_OF_TEXT, Tokenizer
 from .inference import check_vocabulary, inference, not_finite, target_log_probabilities
+
+LIKELIEST_BELOW = 1e-5  # a temperature so near to 0 that logits divided by it are no numbers any more
 
 
 def validation_loss(model: GPT2, batches: Iterable[np.ndarray], world: World, dtype: str) -> float:
@@ -98,9 +101,16 @@ def generate(
     temperature 0 always takes the likeliest token; top_k 0 considers all; top_p 0.9 only those likeliest ones that
     together have nine tenths of the probability. The same seed gives the same text, with
     and without the cache of keys and values. When the model's positions are full, it goes on from the last half.
-    Raises Error for a model with another vocabulary than GPT-2's, and NotFinite for one whose numbers are none.
+    Raises Error for a model with another vocabulary than GPT-2's and for options that mean nothing, and NotFinite for
+    a model whose numbers are none.
     """
     check_vocabulary(model)
+    if not 0 <= temperature < math.inf:
+        raise Error(f"temperature: expected a number of at least 0, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise Error(f"top_p: expected a number above 0 and at most 1, got {top_p}")
+    if not 0 <= seed < 1 << 63:
+        raise Error(f"seed: expected a whole number from 0 to 2^63 - 1, got {seed}")
     generator = torch.Generator().manual_seed(seed)
     ids = tokenizer.encode(prompt).tolist() or [END_OF_TEXT]
     given, positions = len(ids), model.config.n_positions
@@ -122,7 +132,7 @@ def generate(
 
 
 def choose_token(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
-    if temperature == 0:
+    if temperature < LIKELIEST_BELOW:
         return int(logits.argmax())
     if top_k:
         threshold = logits.topk(min(top_k, len(logits))).values[-1]

@@ -169,7 +169,7 @@ def test_a_jsonl_file_is_checked(tmp_path):
 def test_utf16_is_refused(tmp_path, encoding):
     path = tmp_path / "a.jsonl"
     path.write_bytes('{"text": "a"}\n{"text": "b"}\n'.encode(encoding))
-    with pytest.raises(Error, match=r"a\.jsonl: expected UTF-8, got what looks like UTF-16; convert it"):
+    with pytest.raises(Error, match=r"a\.jsonl: expected UTF-8 text, got what looks like UTF-16 or binary; convert it"):
         JSONL.measure(local_file(path), "text")
 
 

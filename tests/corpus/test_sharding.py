@@ -1,6 +1,7 @@
 """From a plan to a finished dataset: the same bytes however it comes about, and the commands of gpt2wds-shard."""
 
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
@@ -20,9 +21,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from making import CHOICES, shard_files
+from making import CHOICES, shard_files, texts_of
 
-from gpt2wds import locations
+from gpt2wds import files, locations
 from gpt2wds.commands.shard import main
 from gpt2wds.corpus import receipts as receipts_module
 from gpt2wds.corpus import sharding
@@ -662,9 +663,8 @@ def test_bad_input_is_one_line_and_no_traceback(tmp_path, fails, small):
 
     assert "expected at least one document, got none" in files(empty)
     assert "expected at least one document, got none" in files(blank)
-    assert "expected at least one document with text, got none (empty text, no text, text is a int" in files(
-        no_text, "--val-docs", "1", "--workers", "1"
-    )
+    found = files(no_text, "--val-docs", "1", "--workers", "1")
+    assert "no_text.jsonl: expected at least one document for train, got none (empty text, no text, " in found
     assert "all of its documents went to validation" in files(one, "--val-docs", "1")
     assert "which is missing" in files(tmp_path / "nowhere.txt")
     assert "expected .parquet, .jsonl, .ndjson, .json, .txt, " in files(tmp_path / "small" / "train.blocks.npy")
@@ -692,3 +692,85 @@ def test_an_error_of_the_installed_command(tmp_path):
     assert result.stderr.startswith(f"error: dataset {tmp_path}: expected a finished dataset")
     assert result.stderr.count("\n") == 1
     assert subprocess.run([COMMAND, "verify"], capture_output=True).returncode == 2
+
+
+def test_a_directory_means_its_files_and_the_others_are_named(tmp_path, run, fails, caplog):
+    corpus = tmp_path / "corpus"
+    (corpus / "deep" / ".hidden").mkdir(parents=True)
+    write_jsonl(corpus / "a.JSONL", ["first", "second"])
+    (corpus / "deep" / "b.TXT").write_text("third")
+    for name in ("deep/.hidden/c.txt", ".d.txt", "notes.md"):
+        (corpus / name).write_text("left out")
+    assert run("files", corpus, "--val-docs", 0, "--out", tmp_path / "out")[0] == 0
+    assert texts_of(tmp_path / "out") == ["first", "second", "third"]
+    assert [record.message for record in caplog.records] == [f"{corpus}: left out, of other formats: 1 ('notes.md')"]
+    (tmp_path / "nothing").mkdir()
+    assert "expected a directory with .parquet" in fails("files", tmp_path / "nothing", "--out", tmp_path / "none")
+
+
+def test_the_dataset_is_no_source_of_itself(tmp_path, run, fails):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    write_jsonl(corpus / "a.jsonl", ["first", "second"])
+    for _ in range(2):  # its plan and manifest are JSON too
+        assert run("files", corpus, "--val-docs", 0, "--out", corpus / "data")[0] == 0
+    assert texts_of(corpus / "data") == ["first", "second"]
+    assert "outside of the dataset's own directory, got" in fails("files", corpus, "--out", corpus)
+
+
+def test_a_hard_link_is_the_same_file(tmp_path, fails):
+    source = write_jsonl(tmp_path / "a.jsonl", ["first", "second"])
+    (tmp_path / "b.jsonl").hardlink_to(source)
+    assert "are the same file; give it once" in fails("files", tmp_path, "--out", tmp_path / "out")
+
+
+def test_nothing_but_copies_of_validation_is_no_training_data(tmp_path, fails):
+    source = write_jsonl(tmp_path / "a.jsonl", ["same"] * 5)
+    found = fails("files", source, "--val-docs", 1, "--out", tmp_path / "out")
+    assert "a.jsonl: expected at least one document for train, got none (copy of a validation document)" in found
+
+
+def test_a_column_of_no_text_is_refused_before_anything_is_planned(tmp_path, fails):
+    source = tmp_path / "a.jsonl"
+    source.write_text(json.dumps({"text": "x", "meta": {"a": 1}}) + "\n")
+    found = fails("files", source, "--text-column", "meta", "--out", tmp_path / "out")
+    assert "a.jsonl: expected text in column 'meta', got a dict; choose one with --text-column" in found
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
+def test_a_slice_counts_its_own_shards(tmp_path, run):
+    source = write_jsonl(tmp_path / "a.jsonl", texts(0, 40))
+    command = ["files", source, "--val-docs", 0, "--docs-per-shard", 4, "--workers", 1, "--out", tmp_path / "out"]
+    _, _, err = run(*command, "--task-slice", "1/4")
+    assert "going on" not in err and err.splitlines()[-1].endswith("3 of 3 shards")
+    _, _, err = run(*command, "--task-slice", "0/2")
+    assert "going on" not in err and err.splitlines()[-1].endswith("5 of 5 shards")
+    _, _, err = run(*command)
+    assert "going on, 8 of 10 shards are there" in err
+
+
+@pytest.mark.parametrize("links", [errno.EPERM, errno.ENOTSUP])
+def test_without_hard_links_the_first_still_wins(tmp_path, monkeypatch, links):
+    def no_links(*_: object) -> None:
+        raise OSError(links, os.strerror(links))
+
+    monkeypatch.setattr("os.link", no_links)
+    assert files.create(tmp_path / "a", "first")
+    assert not files.create(tmp_path / "a", "second")
+    assert (tmp_path / "a").read_text() == "first"
+    # A process that was killed while it gave the name.
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.2)
+    (tmp_path / ".b.lock.tmp").mkdir()
+    assert files.create(tmp_path / "b", "third")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_what_fails_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("os.fsync", "os.link"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(name, fails)
+            files.create(tmp_path / "a", "text")
+    assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,8 @@ from gpt2wds.corpus import text as text_module
 from gpt2wds.corpus.documents import Skipped
 from gpt2wds.corpus.readers import BY_SUFFIX
 from gpt2wds.corpus.text import WholeFile
+from gpt2wds.errors import Error
+from gpt2wds.locations import local_file
 
 JSONL, PARQUET, TEXT = BY_SUFFIX[".jsonl"], BY_SUFFIX[".parquet"], BY_SUFFIX[".txt"]
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -127,3 +129,27 @@ def test_a_compressed_text_is_cut_as_a_plain_one(tmp_path, suffix):
     assert read_all(BY_SUFFIX[suffix], packed) == read_all(TEXT, plain)
     assert count(BY_SUFFIX[suffix], packed) == count(TEXT, plain)
     check_runs(BY_SUFFIX[suffix], packed, "text", [3, 1, 4])
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("text\n".encode("utf-16"), "UTF-16 or binary; convert it"),
+        ("text\n".encode("utf-16-le"), "UTF-16 or binary; convert it"),
+        (gzip.compress(b"text"), r"gzip; give it the name of its format, \.gz"),
+        (zstandard.compress(b"text"), r"zstd; give it the name of its format, \.zst"),
+        (b"PAR1....", r"parquet; give it the name of its format, \.parquet"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".txt.gz"])
+def test_what_is_no_text_is_refused(tmp_path, suffix, content, found):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    with pytest.raises(Error, match=rf"a{suffix}: expected UTF-8 text, got what looks like {found}"):
+        BY_SUFFIX[suffix].measure(local_file(path), "text")
+
+
+def test_a_zero_byte_is_text(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("a\0b and much more text")
+    assert read_all(TEXT, path) == ["a\0b and much more text"]

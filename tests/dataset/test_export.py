@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 from making import shard_files
 
 from gpt2wds.commands.shard import main
 from gpt2wds.dataset.directory import Dataset
+from gpt2wds.dataset.export import export_dataset
 
 
 def read_llmc(path: Path) -> np.ndarray:
@@ -38,7 +40,7 @@ def export(dataset: Dataset, out: Path, file_format: str) -> str:
 
 def test_llmc_has_one_file_per_shard(plays: Dataset, tmp_path: Path):
     assert "4 files" in export(plays, tmp_path, "llmc")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == [
         "train_000000.bin",
         "train_000001.bin",
         "train_000002.bin",
@@ -51,7 +53,7 @@ def test_llmc_has_one_file_per_shard(plays: Dataset, tmp_path: Path):
 
 def test_nanogpt_has_one_file_per_split(plays: Dataset, tmp_path: Path):
     export(plays, tmp_path, "nanogpt")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["train.bin", "val.bin"]
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["train.bin", "val.bin"]
     assert read_nanogpt(tmp_path / "train.bin").tolist() == tokens_of(plays, "train", [0, 1, 2])
     assert read_nanogpt(tmp_path / "val.bin").tolist() == tokens_of(plays, "val", [0])
 
@@ -61,9 +63,9 @@ def test_a_shard_without_tokens_and_a_split_without_documents_give_no_file(tmp_p
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a", "", "b")))
     dataset = shard_files(tmp_path / "data", source, val_docs=0, docs_per_shard=1)
     export(dataset, tmp_path / "llmc", "llmc")
-    assert [read_llmc(p).tolist() for p in sorted((tmp_path / "llmc").iterdir())] == [[50256, 64], [50256, 65]]
+    assert [read_llmc(p).tolist() for p in sorted((tmp_path / "llmc").glob("*.bin"))] == [[50256, 64], [50256, 65]]
     export(dataset, tmp_path / "nanogpt", "nanogpt")
-    assert [p.name for p in (tmp_path / "nanogpt").iterdir()] == ["train.bin"]
+    assert [p.name for p in (tmp_path / "nanogpt").glob("*.bin")] == ["train.bin"]
 
 
 def test_what_cannot_be_exported_is_one_line(choices: Dataset, plays: Dataset, tmp_path: Path):
@@ -78,5 +80,45 @@ def test_what_an_earlier_export_left_is_not_mixed_in(plays: Dataset, tmp_path: P
     export(plays, tmp_path, "nanogpt")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     result = CliRunner().invoke(main, ["export", plays.path, "--out", str(tmp_path), "--format", "llmc"])
-    assert result.exit_code == 1 and "expected a directory without .bin files" in result.output
+    assert result.exit_code == 1 and "expected no other export, got 'nanogpt " in result.output
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_files_of_others_are_not_mixed_in(plays: Dataset, tmp_path: Path):
+    (tmp_path / "train_000009.bin").write_bytes(b"x")
+    result = CliRunner().invoke(main, ["export", plays.path, "--out", str(tmp_path), "--format", "llmc"])
+    assert result.exit_code == 1 and "without other .bin files, got train_000009.bin" in result.output
+    result = CliRunner().invoke(main, ["export", plays.path, "--out", plays.path, "--format", "llmc"])
+    assert result.exit_code == 1 and "a directory of the export's own, got a dataset" in result.output
+    assert not list(Path(plays.path).glob("*.bin"))
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moment", range(1, 12, 2))
+def test_a_kill_leaves_nothing_that_looks_whole_and_is_gone_on_from(
+    plays: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+):
+    export(plays, tmp_path / "whole", "llmc")
+    calls = 0
+
+    def killing(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == moment:
+            raise _Killed
+
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr("os.fsync", killing)
+        export_dataset(plays, tmp_path / "out", "llmc")
+        raise _Killed  # all was done before that moment
+    found = list((tmp_path / "out").glob("*.bin"))
+    assert len(found) in (0, 4)
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.done")}
+    assert export_dataset(plays, tmp_path / "out", "llmc") == sorted((tmp_path / "out").glob("*.bin"))
+    assert all(path.with_suffix("").stat().st_mtime_ns == time for path, time in done.items())  # not written again
+    for path in (tmp_path / "whole").glob("*.bin"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert len(list((tmp_path / "out").iterdir())) == 5

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,33 @@ def test_temperature_divides_the_logits() -> None:
         texts = [continued(model, tokens=1, top_k=2, temperature=temperature, seed=seed) for seed in range(300)]
         expected = 1 / (1 + math.exp(gap / temperature))
         assert texts.count(second) / 300 == pytest.approx(expected, abs=0.09)  # three standard errors
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 5e-324])
+def test_next_to_no_temperature_is_none(temperature: float) -> None:
+    model = opinionated()
+    assert continued(model, tokens=20, temperature=temperature) == continued(model, tokens=20, temperature=0)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "temperature=nan",
+        "temperature=inf",
+        "temperature=-1",
+        "top-p=0",
+        "top-p=nan",
+        "top-p=2",
+        "seed=-1",
+        f"seed={1 << 63}",
+    ],
+)
+def test_options_that_mean_nothing_are_one_line(run_dir: Path, option: str) -> None:
+    result = CliRunner().invoke(eval_command.main, ["sample", str(run_dir), f"--{option}"])
+    assert result.exit_code == 1 and result.stdout == ""
+    assert re.fullmatch(rf"error: (--)?{option.partition('=')[0]}: expected .*, got -?[\w.]+\n", result.stderr), (
+        result.stderr
+    )
 
 
 def test_it_stops_at_the_end_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,8 +330,8 @@ def test_the_loss_command(run_dir: Path, plays: Dataset) -> None:
 def test_bits_per_byte_of_little_text(tmp_path: Path) -> None:
     # 32 of 45 tokens are scored, and those are not like the rest: the bytes of the whole text would mislead.
     text = "a " * 32 + " internationalisation responsibilities" * 6
-    for name in ("a.txt", "b.txt"):
-        (tmp_path / name).write_text(text)
+    for name, end in (("a.txt", ""), ("b.txt", " no copy")):
+        (tmp_path / name).write_text(text + end)
     out, model = tmp_path / "data", save_checkpoint(tmp_path / "model", State(1), opinionated(32), {}, keep=1)
     result = CliRunner().invoke(
         shard_command.main, ["files", str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), "--out", str(out)]

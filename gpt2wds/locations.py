@@ -7,20 +7,30 @@ nothing is kept on disk.
 
 import importlib.util
 import io
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 
 from .errors import Error, reason
+from .ranges import Range, WrongRange, fetch, plain_etag
 
 SMALLEST_REQUEST = 1 << 16
 PACKAGE = "package:"
+PAUSES = (0.5, 1, 2, 4)  # seconds before a range that came wrong is asked for again
 # What tells a changed file in various file systems' info, the content's own mark before a time.
-_CHANGE_MARKS = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "last_modified", "mtime")
+_CHANGE_MARKS = (
+    *("ETag", "etag", "e_tag", "blob_id", "sha", "md5Hash", "md5", "Content-MD5", "Digest", "CRC"),
+    *("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "modificationTime", "modify", "date_time"),
+    "created",
+)
+_LOG = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,10 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class UrlFile:
-    """A file that fsspec can read by byte range: s3://…, gs://…, https://…. `mark` is its ETag or time of change."""
+    """A file that fsspec can read by byte range: s3://…, gs://…, https://….
+
+    mark: the name and value of what tells that it is the same file, its ETag or time of change; "" if there is none.
+    """
 
     url: str
     size: int
@@ -85,17 +98,15 @@ class UrlFile:
     def read_range(self, start: int, end: int) -> bytes:
         """Bytes start … end - 1. Raises Error when they do not come."""
         system, path = filesystem(self.url)
+        wanted = Range(start, end, self.size, self.mark)
         try:
-            data = bytes(system.cat_file(path, start=start, end=end))
+            return _again(lambda: fetch(system, path, wanted), f"{self}: bytes {start} to {end}")
         except Exception as error:  # of whatever library reads such URLs
             raise Error(f"{self}: bytes {start} to {end} did not arrive ({reason(error)}); {GO_ON}") from None
-        if len(data) != end - start:
-            raise Error(f"{self}: expected {end - start} bytes from {start}, got {len(data)}; {GO_ON}")
-        return data
 
     def check_unchanged(self) -> None:
-        found = url_file(self.url)
-        if found != self:
+        found = url_file(self.url, self.mark.partition(" ")[0])
+        if found.size != self.size or (self.mark and found.mark != self.mark):
             raise Error(
                 f"source {self}: the file changed since the plan was made, expected {self.size} bytes ({self.mark}), "
                 f"got {found.size} ({found.mark}); {_AGAIN}"
@@ -127,35 +138,45 @@ class HubFile:
     def read_range(self, start: int, end: int) -> bytes:
         """Bytes start … end - 1. Raises Error for a server that gives anything else.
 
-        huggingface_hub retries what a network does (429, 5xx, time-outs, resets, bodies cut short) with back-off.
-        What it does not check is checked here: that a range was honoured, and that the file is still the planned one.
+        huggingface_hub asks again where there is no connection or the server is busy (429, 5xx). What it does not check
+        is checked here, and asked for again: that it is this range, that all of it came, and that the file is the
+        planned one.
         """
-        from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff  # type: ignore[attr-defined]
-
-        url = hf_hub_url(self.repo, self.name, repo_type="dataset", revision=self.revision)
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}"}
         try:
-            response = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-            hf_raise_for_status(response)
+            wanted = Range(start, end, self.size)
+            return _again(lambda: self._fetch(wanted), f"{self}: bytes {start} to {end}", (WrongRange,))
         except Exception as error:  # the HTTP client's own: huggingface_hub changes clients between versions
             raise Error(f"{self}: bytes {start} to {end} did not arrive ({reason(error)}); {GO_ON}") from None
-        self._check(response, start, end)
-        return response.content
 
-    def _check(self, response: Any, start: int, end: int) -> None:
-        first = (response.history or [response])[0]  # the Hub's own answer, before it sends us to its storage
-        etag = (first.headers.get("X-Linked-Etag") or first.headers.get("ETag") or "").removeprefix("W/").strip('"')
-        if etag and etag != self.etag:
-            raise Error(f"{self}: the file changed under its commit (ETag {self.etag} → {etag}); plan again")
-        if response.status_code != 206 or len(response.content) != end - start:
-            raise Error(
-                f"{self}: expected {end - start} bytes from {start} (status 206), got {len(response.content)} "
-                f"(status {response.status_code}): the server or a proxy ignores byte ranges"
-            )
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        if total not in ("", "*", str(self.size)):
-            raise Error(f"{self}: expected a file of {self.size} bytes, the server has {total}; plan again")
+    def _fetch(self, wanted: Range) -> bytes:
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            hf_raise_for_status,
+            http_stream_backoff,
+        )
+
+        url = hf_hub_url(self.repo, self.name, repo_type="dataset", revision=self.revision)
+        headers = {**build_hf_headers(), **wanted.headers}
+        broken: Exception | None = None
+        with http_stream_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as answer:
+            try:  # what is raised in here must not reach http_stream_backoff, which would ask again for itself
+                hf_raise_for_status(answer)
+                first = (answer.history or [answer])[0]  # the Hub's own, before it sends us to its storage
+                etag = plain_etag(first.headers.get("X-Linked-Etag") or first.headers.get("ETag"))
+                if etag and etag != self.etag:
+                    raise WrongRange(f"the file changed under its commit (ETag {self.etag} → {etag})")
+                wanted.check_answer(answer.status_code, answer.headers)
+            except Exception as error:
+                broken = error
+            else:
+                try:
+                    data = answer.read()
+                except Exception as error:
+                    broken = WrongRange(f"its body broke off: {reason(error)}")
+        if broken:
+            raise broken
+        return wanted.checked(data)
 
 
 Location = LocalFile | UrlFile | HubFile
@@ -211,8 +232,26 @@ def local_file(path: Path) -> LocalFile:
     return LocalFile(str(path), stat.st_size, stat.st_mtime_ns)
 
 
-def url_file(url: str) -> UrlFile:
-    """A URL's file as it is now. Raises Error when there is none, or nothing to read such URLs."""
+def _again(ask: Callable[[], Answer], what: str, passing: tuple[type[Exception], ...] = (Exception,)) -> Answer:
+    """What is asked for, asked again with growing pauses where another try may give it."""
+    for pause in PAUSES:
+        try:
+            return ask()
+        except passing as error:  # of whatever library
+            status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+            is_final = isinstance(error, (FileNotFoundError, PermissionError, Error, ImportError, NotImplementedError))
+            if is_final or (isinstance(status, int) and status < 500 and status not in (408, 429)):
+                raise
+            _LOG.warning("%s did not arrive (%s), asking again in %g s", what, reason(error), pause)
+        time.sleep(pause)
+    return ask()
+
+
+def url_file(url: str, mark: str = "") -> UrlFile:
+    """A URL's file as it is now. Raises Error when there is none, or nothing to read such URLs.
+
+    mark: by which of its marks it shall be known; the first that it has if not given.
+    """
     system, path = filesystem(url)
     try:
         system.invalidate_cache()
@@ -221,7 +260,8 @@ def url_file(url: str) -> UrlFile:
         raise Error(f"{url}: expected a file to read ({reason(error)})") from None
     if info.get("type") == "directory" or info.get("size") is None:
         raise Error(f"{url}: expected a file of known size, got {'a directory' if 'type' in info else 'none'}")
-    return UrlFile(url, int(info["size"]), next((f"{k} {info[k]}" for k in _CHANGE_MARKS if info.get(k)), ""))
+    marks = (mark,) if mark else _CHANGE_MARKS
+    return UrlFile(url, int(info["size"]), next((f"{k} {info[k]}" for k in marks if info.get(k)), ""))
 
 
 def located(record: dict[str, Any]) -> Location:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -43,6 +44,14 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
         return int(tensor.item())
 
+    def gather(self, value: Any) -> list[Any]:
+        """Each rank's value, by rank: all ranks get the same list."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
@@ -54,7 +63,7 @@ def join_world(device: str) -> Iterator[World]:
 
     device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1" or "mps". Raises Error when it is absent.
     """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = _place()
     here = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if here.type == "cuda":
         torch.cuda.set_device(here)
@@ -65,6 +74,31 @@ def join_world(device: str) -> Iterator[World]:
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def _place() -> tuple[int, int]:
+    """(rank, world size) as the environment says; alone where it says nothing."""
+    names = ["RANK", "WORLD_SIZE"]
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        names += ["MASTER_ADDR", "MASTER_PORT"]
+    given = [name for name in names if name in os.environ]
+    if "RANK" not in given and len(names) == 2:
+        return 0, 1
+    if given != names:
+        missing = " and ".join(name for name in names if name not in given)
+        raise Error(
+            f"environment: expected {missing} beside {' and '.join(given)}; let torchrun set them, or unset all of them"
+        )
+    try:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except ValueError:
+        rank = world_size = -1
+    if not 0 <= rank < world_size:
+        raise Error(
+            "environment: expected a RANK from 0 to WORLD_SIZE - 1, got "
+            f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']}"
+        )
+    return rank, world_size
 
 
 def _init_process_group(backend: str) -> None:

@@ -257,7 +257,9 @@ def url_file(url: str, mark: str = "") -> UrlFile:
         system.invalidate_cache()
         info = system.info(path)
     except Exception as error:  # of whatever library reads such URLs
-        raise Error(f"{url}: expected a file to read ({reason(error)})") from None
+        # fsspec says "not found" of whatever fails; why is in its cause.
+        why = "not found" if isinstance(error, FileNotFoundError) and not error.__cause__ else None
+        raise Error(f"{url}: expected a file to read ({why or reason(error.__cause__ or error)})") from None
     if info.get("type") == "directory" or info.get("size") is None:
         raise Error(f"{url}: expected a file of known size, got {'a directory' if 'type' in info else 'none'}")
     marks = (mark,) if mark else _CHANGE_MARKS

@@ -15,7 +15,8 @@ import zstandard
 from making import texts_of
 
 from gpt2wds.dataset.directory import Dataset
-from gpt2wds.locations import HubFile, LocalFile, UrlFile, located
+from gpt2wds.errors import Error
+from gpt2wds.locations import HubFile, LocalFile, UrlFile, located, url_file
 
 pytest.importorskip("moto", reason="needs an S3 server: moto[s3], flask, flask-cors, s3fs")
 pytest.importorskip("s3fs", reason="needs the extra 's3'")
@@ -135,3 +136,16 @@ def test_a_location_comes_back_from_its_record():
         HubFile("o/n", "sha", "a.parquet", 5, "tag"),
     ):
         assert located(json.loads(json.dumps(location.record()))) == location
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://127.0.0.1:9/a.jsonl", "Connect call failed"),
+        ("memory://nothing.jsonl", "not found"),
+        ("nosuch://a.jsonl", "Protocol not known"),
+    ],
+)
+def test_a_url_that_cannot_be_read_says_why(url: str, why: str) -> None:
+    with pytest.raises(Error, match=why):
+        url_file(url)

@@ -205,7 +205,7 @@ def test_training_goes_on_exactly_when_a_node_is_lost(
     said = log.read_text()
     assert process.returncode == 0, said
     begun = said.split("gpt2wds 0.1.0")[1:]
-    assert len(begun) == 2 and "2 rank(s)" in begun[0] and "1 rank(s)" in begun[1], said
+    assert len(begun) == 2 and "2 ranks" in begun[0] and "1 rank" in begun[1], said
     last = max(int(found.split(":")[0]) for found in begun[0].split("step ")[1:] if ": saved" in found.splitlines()[0])
     assert last < 24 and f"resuming from {tmp_path}/run/checkpoints/step-{last:07d}\n" in begun[1], said
     assert rows(tmp_path / "run")[:, 0].tolist() == list(range(25))

@@ -82,8 +82,20 @@ class ProgressLine:
 
     def __init__(self, label: str, total: float | None, unit: str, done: float = 0):
         self._label, self._total, self._unit = label, total, unit
+        form = "{desc}: {n:,.0f}{unit}, {rate_fmt}{postfix}"
+        if total is not None:
+            form = "{desc}: {bar:10} {n:,.0f} of {total:,.0f}{unit}, {remaining} left, {rate_fmt}{postfix}"
         self._bar = tqdm(
-            initial=done, total=total, desc=label, unit=unit, unit_scale=True, file=sys.stderr, disable=None
+            initial=done,
+            total=total,
+            desc=label,
+            unit=unit,
+            unit_scale=True,  # of the rate alone
+            bar_format=form,
+            leave=False,  # a last line says how it ended
+            dynamic_ncols=True,  # longer lines are cut, never folded
+            file=sys.stderr,
+            disable=None,
         )
         self._before, self._done, self._start, self._said = done, done, time.monotonic(), time.monotonic()
 
@@ -102,8 +114,7 @@ class ProgressLine:
 
     def close(self, note: str = "") -> None:
         self._bar.close()
-        if self._bar.disable:
-            self._say(note)
+        self._say(note)
 
     def _say(self, note: str) -> None:
         self._said = time.monotonic()
@@ -119,6 +130,14 @@ class ProgressLine:
             file=sys.stderr,
             flush=True,
         )
+
+
+def counted(number: int, noun: str) -> str:
+    """
+    >>> counted(1, "document"), counted(12_000, "document")
+    ('1 document', '12,000 documents')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def print_json(value: Any) -> None:

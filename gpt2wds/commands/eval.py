@@ -24,7 +24,7 @@ from ..model import GPT2
 from ..tokenizer import load_tokenizer
 from ..train import report
 from ..train.weights import load_weights
-from .common import Commands, ProgressLine, print_json
+from .common import Commands, ProgressLine, counted, print_json
 from .models import find_weights, step_of
 
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
@@ -114,12 +114,13 @@ def _score(model: GPT2, questions: Questions, world: World, dtype: str) -> np.nd
 
 
 def _print_scores(result: dict[str, Any]) -> None:
-    kind = f"{result['name']}, {result['mode']} mode, {result['examples']:,} examples"
+    kind = f"{result['name']}, {result['mode']} mode, {counted(result['examples'], 'example')}"
     print(f"{_heading(result)}: {kind}, chance {1 / ENDINGS}")
     for score in multiple_choice.SCORES:
         print(f"  {score:20} {result[score]:.4f}{_error(result[f'{score}_stderr'])}")
     if result["truncated"]:
-        print(f"  {result['truncated']:,} endings had a context longer than the model's positions, cut on the left")
+        endings = counted(result["truncated"], "ending")
+        print(f"  {endings} had a context longer than the model's positions, cut on the left")
 
 
 def _error(standard_error: float | None) -> str:
@@ -140,6 +141,8 @@ def loss_command(model: str, data: str, split: str, limit: int | None, as_json: 
         gpt2, step = _load(model, world)
         dataset = Dataset(data)
         seq_len = gpt2.config.n_positions
+        if limit is not None and limit < seq_len:
+            raise Error(f"--limit: expected at least one context of the model, {seq_len:,} tokens, got {limit:,}")
         batches = validation_sequences(
             dataset,
             split=split,

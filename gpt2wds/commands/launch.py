@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,18 +22,16 @@ from ..evaluate.questions import Questions, load_questions
 from ..evaluate.text import generate, validation_loss
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
 from ..tokenizer import Tokenizer, load_tokenizer
-from ..train.checkpoint import State, load_state, newest_sound_checkpoint
 from ..train.cost import flops_per_token, peak_flops
 from ..train.hf_tokenizer import tokenizer_files
 from ..train.loop import Evaluate, Trainer
 from ..train.rundir import RunDirectory
 from ..train.signals import Signals
 from ..train.update import Update
-from ..train.weights import load_weights
 from .common import ProgressLine
-from .models import find_weights
 from .overview import device_name, forecast, introduce, run_facts
 from .settings import Config, refuse_other_mathematics
+from .start import Start, find_start, refuse_on_all_ranks, refuse_other_starts
 
 EVALUATION_SEQUENCES = 16  # of one forward pass over validation text, at most
 
@@ -46,38 +45,55 @@ class Assembly:
     run: RunDirectory
     dataset: Dataset
     batches: StepBatches
-    model: GPT2
     update: Update
     evaluate: Evaluate
-    state: State
-    checkpoint: Path | None  # what the run continues from
+    start: Start
 
 
 def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> int:
     """Begin the run, or go on with it; returns the signal that stopped it, or 0."""
     torch.set_float32_matmul_precision("high" if settings.train.dtype == "bfloat16" else "highest")
-    assembly = assemble(settings, world)
-    if dry_run:
-        settings = assembly.settings  # with what "auto" is here
-        introduce(settings, assembly.dataset, assembly.model, assembly.batches, world, assembly.run.say)
-        forecast(settings, assembly.model, assembly.batches, world, assembly.run.say)
-        if assembly.checkpoint is not None:
-            step, last = assembly.state.step, settings.train.max_steps
-            assembly.run.say(
-                f"this run exists: it would continue from {assembly.checkpoint}, step {step:,} of {last:,}"
-            )
-        return 0
-    return train(assembly, signals)
+    tensorboard = settings.run.tensorboard and world.is_main
+    run = RunDirectory(settings.run.dir, is_main=world.is_main, tensorboard=tensorboard)
+    if not dry_run:
+        with _held(run, world):
+            return train(assemble(settings, world, run), signals)
+    assembly = assemble(settings, world, run)
+    settings = assembly.settings  # with what "auto" is here
+    start = assembly.start
+    introduce(settings, assembly.dataset, start.model, assembly.batches, world, run.say)
+    forecast(settings, start.model, assembly.batches, world, run.say)
+    if start.checkpoint is not None:
+        step, last = start.state.step, settings.train.max_steps
+        run.say(f"this run exists: it would continue from {start.checkpoint}, step {step:,} of {last:,}")
+    return 0
 
 
-def assemble(settings: Config, world: World) -> Assembly:
+@contextmanager
+def _held(run: RunDirectory, world: World) -> Iterator[None]:
+    """Have the run directory for this world alone. Where another has it, all ranks end, and the first says why."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks != "1" and "RANK" not in os.environ:
+        run.say(
+            f"WARNING: Slurm started {tasks} tasks without torchrun: each of them trains alone. For one run over all "
+            "GPUs start one task on each node, torchrun, as examples/slurm/train.sbatch does"
+        )
+    with ExitStack() as stack:
+        problem = ""
+        try:
+            stack.enter_context(run.held())
+        except Error as error:
+            problem = str(error)
+        refuse_on_all_ranks(world.gather(problem)[0], world)
+        yield
+
+
+def assemble(settings: Config, world: World, run: RunDirectory) -> Assembly:
     """Settings and a world → a run, fresh or as its newest sound checkpoint left it.
 
     Raises Error where settings, data, model and run directory do not fit.
     """
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, dtype=_dtype(settings, world)))
-    tensorboard = settings.run.tensorboard and world.is_main
-    run = RunDirectory(settings.run.dir, is_main=world.is_main, tensorboard=tensorboard)
     dataset = Dataset(settings.data.path)
     refuse_other_mathematics(run, settings)
     batches = StepBatches(
@@ -89,36 +105,29 @@ def assemble(settings: Config, world: World) -> Assembly:
         world_size=world.world_size,
         num_workers=settings.data.num_workers,
     )
-    state = State()
-    tensors: dict[str, torch.Tensor] = {}
-    checkpoint = newest_sound_checkpoint(run.checkpoints, run.say)
-    if checkpoint is not None:
-        state, tensors = load_state(checkpoint)
-        try:
-            batches.load_state_dict(state.batches or {})
-        except Error as error:
-            raise Error(f"{checkpoint}, data.path = {settings.data.path}: {error}, or choose another run.dir") from None
-    model = (_fresh_model(settings) if checkpoint is None else load_weights(checkpoint)).to(world.device)
+    start = find_start(settings, run, batches)
+    refuse_other_starts(start, settings, world)
+    model = start.model.to(world.device)
     update = Update(model, settings.train, world, sequences_per_step=settings.sequences_per_step, say=run.say)
-    update.load_optimizer_tensors(tensors)
+    update.load_optimizer_tensors(start.moments)
     evaluate = _evaluation(settings, dataset, model.config, world, run.say)
-    return Assembly(settings, world, run, dataset, batches, model, update, evaluate, state, checkpoint)
+    return Assembly(settings, world, run, dataset, batches, update, evaluate, start)
 
 
 def train(assembly: Assembly, signals: Signals) -> int:
     """Train to the end; returns the signal that stopped it, or 0."""
-    settings, world, run, model = assembly.settings, assembly.world, assembly.run, assembly.model
+    settings, world, run, start = assembly.settings, assembly.world, assembly.run, assembly.start
+    model, state = start.model, start.state
     # Only now, when all of it is known to be possible: a mistake corrected is no other run. And once every rank has
     # compared what was there.
     world.barrier()
     run.claim(dump_config(settings))
     introduce(settings, assembly.dataset, model, assembly.batches, world, run.say)
-    state = assembly.state
-    if assembly.checkpoint is not None:
+    if start.checkpoint is not None:
         if state.step == settings.train.max_steps and any(row["step"] == state.step for row in run.read_metrics()):
             run.say(f"already finished: {run.path}")
             return 0
-        run.say(f"resuming from {assembly.checkpoint}")
+        run.say(f"resuming from {start.checkpoint}")
     run.write_facts(run_facts(settings, assembly.dataset, model, world))
     peak = peak_flops(device_name(world), settings.train.dtype)
     progress = ProgressLine("training", settings.train.max_steps, " steps", done=state.step)
@@ -138,32 +147,6 @@ def train(assembly: Assembly, signals: Signals) -> int:
     if not stopped_by:
         run.say(f"finished: {run.path}")
     return stopped_by
-
-
-def _fresh_model(settings: Config) -> GPT2:
-    """The model a run begins with: random, or the weights of model.init_from, which a resumed run does not need."""
-    origin = settings.model.init_from
-    if not origin:
-        shape = GPT2Config(*settings.model.shape, n_positions=settings.data.seq_len)
-        return GPT2(shape, seed=settings.run.seed)
-    model = load_weights(find_weights(origin))
-    c = model.config
-    if settings.model.asked_shape not in (None, (c.n_layer, c.n_head, c.n_embd)):
-        raise Error(
-            f"model: expected the shape of model.init_from, {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, "
-            f"got {settings.model.asked_shape}; leave model.size, n_layer, n_head and n_embd out"
-        )
-    if model.config.n_positions < settings.data.seq_len:
-        raise Error(
-            f"data.seq_len: expected at most the {model.config.n_positions} positions of {origin}, "
-            f"got {settings.data.seq_len}"
-        )
-    if model.config.vocab_size < VOCAB_SIZE:
-        raise Error(
-            f"model.init_from: expected a vocabulary of {VOCAB_SIZE} tokens, which the data have, {origin} has "
-            f"{model.config.vocab_size}; give a model of GPT-2's vocabulary"
-        )
-    return model
 
 
 def _tokenizer_files(config: GPT2Config, say: Callable[[str], None]) -> dict[str, bytes]:

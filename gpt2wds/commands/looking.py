@@ -17,7 +17,7 @@ from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS
 from ..dataset.verify import verify_dataset, verify_shard
 from ..errors import Error
 from ..tokenizer import load_tokenizer
-from .common import ProgressLine, print_json
+from .common import ProgressLine, counted, print_json
 
 COUNTS = ("documents", "tokens", "text_bytes", "blocks", "bytes")
 SOURCES_SHOWN = 20  # of a split; --json has them all
@@ -28,11 +28,10 @@ def totals(dataset: Dataset) -> str:
     parts = []
     for split in SPLITS:
         if dataset.shards(split):
-            count, noun = len(dataset.shards(split)), "examples" if dataset.kind == MULTIPLE_CHOICE else "documents"
-            parts.append(
-                f"{split} {count} shard{'s' if count != 1 else ''}, {dataset.total(split, 'documents'):,} {noun}, "
-                f"{dataset.total(split, 'tokens'):,} tokens"
-            )
+            documents = "example" if dataset.kind == MULTIPLE_CHOICE else "document"
+            shards = counted(len(dataset.shards(split)), "shard")
+            amounts = [counted(dataset.total(split, f"{noun}s"), noun) for noun in ("document", "token")]
+            parts.append(f"{split} {shards}, {amounts[0].replace('document', documents)}, {amounts[1]}")
     return f"{dataset.corpus}: {'; '.join(parts)}"
 
 
@@ -107,7 +106,7 @@ def info_command(directory: str, as_json: bool) -> None:
         if len(rows) > SOURCES_SHOWN:
             print(f"{split:8}{'':24}  … and {len(rows) - SOURCES_SHOWN:,} more")
     for reason, count in facts["skipped"].items():
-        print(f"skipped {count:,} documents: {reason}")
+        print(f"skipped {counted(count, 'document')}: {reason}")
 
 
 @click.command("verify")
@@ -130,7 +129,7 @@ def verify_command(directory: str, workers: int | None) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        raise Error(f"{directory}: {len(problems)} problem{'s' if len(problems) > 1 else ''} found, named above")
+        raise Error(f"{directory}: {counted(len(problems), 'problem')} found, named above")
     print(f"{directory}: all right, {totals(dataset)}")
 
 
@@ -170,13 +169,13 @@ def export_command(directory: str, out: Path, file_format: str) -> None:
     progress = ProgressLine("exporting", sum(dataset.total(split, "tokens") for split in SPLITS), " tokens")
     written = export_dataset(dataset, out, file_format, progress.update)
     progress.close()
-    print(f"{out}: {len(written)} file{'s' if len(written) != 1 else ''}, {totals(dataset)}")
+    print(f"{out}: {counted(len(written), 'file')}, {totals(dataset)}")
 
 
 def _amount(row: dict[str, Any]) -> str:
     """A source's documents, or where they are not known one by one, what its spans count."""
     number, noun = (row["count"], row["unit"]) if row["documents"] is None else (row["documents"], "document")
-    return f"{number:,} {noun}{'s' if number != 1 else ''}"
+    return counted(number, noun)
 
 
 def _records(dataset: Dataset, split: str) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from ..evaluate.text import unigram_entropy
 from ..model import GPT2
 from ..train.cost import activation_bytes, flops_per_token, training_bytes
 from ..train.update import micro_batch_shape
+from .common import counted
 from .settings import Config
 
 
@@ -24,14 +25,19 @@ def introduce(
 ) -> None:
     """Hardware, sizes, steps, and what of the data is left out."""
     steps, tokens = settings.train.max_steps, settings.train.tokens_per_step
-    say(f"gpt2wds {__version__}, torch {torch.__version__}, {device_name(world)}, {world.world_size} rank(s)")
+    say(f"gpt2wds {__version__}, torch {torch.__version__}, {device_name(world)}, {counted(world.world_size, 'rank')}")
     c = model.config
-    say(f"model: {model.parameter_count():,} parameters, {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels")
+    say(
+        f"model: {model.parameter_count():,} parameters, {counted(c.n_layer, 'layer')}, "
+        f"{counted(c.n_head, 'head')}, {c.n_embd:,} channels"
+    )
     say(f"data: {dataset.corpus}, {dataset.total('train', 'tokens'):,} training tokens, dataset_id {dataset.id}")
     say(
         f"steps: {steps:,} of {tokens:,} tokens, {steps / batches.steps_per_epoch:.2f} epochs of "
-        f"{batches.steps_per_epoch:,} steps; left out of an epoch: {batches.left_out:,} sequences that fill no step, "
-        f"{batches.trailing_tokens:,} tokens at shards' ends that fill no sequence"
+        f"{counted(batches.steps_per_epoch, 'step')}; left out of an epoch: "
+        f"{counted(batches.left_out, 'sequence')} (fewer than a step) and "
+        f"{counted(batches.trailing_tokens, 'token')} at "
+        "shards' ends (fewer than a sequence)"
     )
     say(
         f"precision: {settings.train.dtype}; attention: {attention_kernel(settings, model, world)}; "
@@ -47,8 +53,9 @@ def forecast(settings: Config, model: GPT2, batches: StepBatches, world: World, 
         slots = even_share(total, rank, ranks)
         starts = [slots.start * batches.steps_per_epoch + step for step in range(min(3, settings.train.max_steps))]
         say(
-            f"rank {rank}: slots {slots.start:,} to {slots.stop - 1:,} of {total:,}, {parts} micro-steps of at most "
-            f"{size} sequences; its first steps begin at positions {', '.join(f'{s:,}' for s in starts)} of "
+            f"rank {rank}: slots {slots.start:,} to {slots.stop - 1:,} of {total:,}, "
+            f"{counted(parts, 'micro-step')} of at most {counted(size, 'sequence')}; "
+            f"its first steps begin at positions {', '.join(f'{s:,}' for s in starts)} of "
             f"{batches.sequences:,}"
         )
     # Whether the head's logits exist as a whole: on a CPU they do not.
@@ -59,10 +66,9 @@ def forecast(settings: Config, model: GPT2, batches: StepBatches, world: World, 
         f"memory of each rank, estimated: {(weights + activations) / 1e9:,.1f} GB, of which {weights / 1e9:,.1f} for "
         f"weights, gradients and optimizer, {activations / 1e9:,.1f} for a micro-step (less when compiled)"
     )
-    say(
-        f"computation: {flops_per_token(model, settings.data.seq_len) * settings.train.tokens_per_step / 1e12:,.1f} "
-        "teraflops a step (6 N + 12 L H Q T per token, PaLM's appendix B)"
-    )
+    flops = flops_per_token(model, settings.data.seq_len) * settings.train.tokens_per_step
+    amount = f"{flops / 1e12:,.1f} teraflops" if flops > 1e12 else f"{flops / 1e9:,.3f} gigaflops"
+    say(f"computation: {amount} a step (6 N + 12 L H Q T per token, PaLM's appendix B)")
 
 
 def checkpoint_bytes(model: GPT2, optimizer: str) -> int:
@@ -116,5 +122,5 @@ def device_name(world: World) -> str:
         info = Path("/proc/cpuinfo")
         lines = info.read_text().splitlines() if info.exists() else []
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        return f"CPU {names[0] if names else ''}, {torch.get_num_threads()} threads"
+        return f"CPU {names[0] if names else ''}, {counted(torch.get_num_threads(), 'thread')}"
     return world.device.type

@@ -22,7 +22,7 @@ from ..corpus.plan import Plan, Task, read_plan
 from ..corpus.ray_executor import OnRay
 from ..dataset.directory import Dataset
 from ..errors import Error
-from .common import Commands, ProgressLine
+from .common import Commands, ProgressLine, counted
 from .looking import cat_command, export_command, info_command, skipped, totals, verify_command
 
 
@@ -215,7 +215,7 @@ def _make(
     first, step = task_slice
     if step > 1 and missing:
         done = len(plan.tasks) - len(missing)
-        print(f"{out}: slice {first}/{step} is done, {done} of {len(plan.tasks)} shards are there")
+        print(f"{out}: slice {first}/{step} is done, {done} of {counted(len(plan.tasks), 'shard')} are there")
         return
     _finish(out, plan)
 
@@ -225,7 +225,7 @@ def _finish(out: Path, plan: Plan) -> None:
     print(f"{out}: {totals(dataset)}")
     for reason, places in skipped(dataset).items():
         named = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
-        print(f"  {len(places):,} documents skipped: {reason} ({named})")
+        print(f"  {counted(len(places), 'document')} skipped: {reason} ({named})")
 
 
 class _Progress:
@@ -238,7 +238,7 @@ class _Progress:
     def start(self, plan: Plan, todo: Sequence[Task], there: int) -> None:
         self._todo, self._there = len(todo), there
         if there:
-            print(f"{self._out}: going on, {there} of {there + len(todo)} shards are there", file=sys.stderr)
+            print(f"{self._out}: going on, {there} of {counted(there + len(todo), 'shard')} are there", file=sys.stderr)
         spans = [span for task in todo for span in task.spans]
         counts = [span.count for span in spans if plan.sources[span.source].unit == "row"]
         is_known = len(counts) == len(spans) and None not in counts
@@ -260,7 +260,7 @@ class _Progress:
             # Known by shards alone; where documents are counted, the line says itself what is left.
             left = f", {timedelta(seconds=round(seconds * (self._todo - self._done) / self._done))} left"
         rate = f"{self._tokens:,} tokens at {self._tokens / seconds:,.0f}/s"
-        return f"{rate}, {self._there + self._done} of {self._there + self._todo} shards{left}"
+        return f"{rate}, {self._there + self._done} of {counted(self._there + self._todo, 'shard')}{left}"
 
 
 for _command in (info_command, verify_command, cat_command, export_command):

@@ -9,7 +9,7 @@ import click
 
 from .. import __version__
 from ..config import load_config
-from ..train.signals import Signals
+from ..train.signals import Signals, end_with_launcher
 from .common import one_line_errors
 
 _KEYS = {"device": "run.device", "seed": "run.seed", "seq_len": "data.seq_len"}
@@ -30,6 +30,7 @@ def main(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     nanoGPT's way leaves the position embeddings out of N.
     """
     signals = Signals()
+    end_with_launcher()
     # Noted before torch is imported, which takes seconds: a SIGUSR1 in that time must not kill, nor be lost.
     with one_line_errors(_with_keys), signals.noting(signal.SIGUSR1):
         from ..distributed import join_world

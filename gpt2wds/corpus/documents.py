@@ -101,15 +101,6 @@ def decoded(data: bytes | None) -> Document:
         return Skipped(f"not UTF-8 (byte {error.start} of the document)")
 
 
-def check_delivered(location: Location, unit: str, first: int, planned: int | None, delivered: int) -> None:
-    """What a reader calls at the end of a run: raises Error where it gave more or less than was planned."""
-    if planned not in (None, delivered):
-        raise Error(
-            f"source {location}: expected {planned:,} {unit}s from {first:,} on as planned, got {max(0, delivered):,}; "
-            "the file is damaged or another: restore it, or plan again in an empty directory"
-        )
-
-
 def refuse_other_content(location: Location, head: bytes) -> None:
     """Raise Error for a file whose first bytes say that it is not UTF-8 text: each document would be wrong, or none."""
     for mark, found in _MARKS.items():
@@ -117,6 +108,15 @@ def refuse_other_content(location: Location, head: bytes) -> None:
             raise Error(f"{location}: expected UTF-8 text, got what looks like {found}")
     if 4 * head[:64].count(0) >= len(head[:64]) > 0:  # of ASCII every second byte is 0 in UTF-16
         raise Error(f"{location}: expected UTF-8 text, got what looks like {_UTF_16}")
+
+
+def check_delivered(location: Location, unit: str, first: int, planned: int | None, delivered: int) -> None:
+    """What a reader calls at the end of a run: raises Error where it gave more or less than was planned."""
+    if planned not in (None, delivered):
+        raise Error(
+            f"source {location}: expected {planned:,} {unit}s from {first:,} on as planned, got {max(0, delivered):,}; "
+            "the file is damaged or another: restore it, or plan again in an empty directory"
+        )
 
 
 def no_column(location: Location, wanted: str, names: list[str]) -> Error:

@@ -194,7 +194,9 @@ def finish(out: Path, plan: Plan) -> Dataset:
     manifest, indices = summed_up(out, plan)
     wanted = "train" if plan.kind == TOKENS else "val"
     if not any(entry.documents for entry in manifest.shards[wanted]):
-        reasons = sorted({why for split in SPLITS for entry in manifest.shards[split] for why in entry.skipped})
+        reasons = sorted(
+            {reason for entries in manifest.shards.values() for entry in entries for reason in entry.skipped}
+        )
         named = ", ".join(source.name for source in plan.sources[:3]) + (", …" if len(plan.sources) > 3 else "")
         raise Error(
             f"corpus {named}: expected at least one document for {wanted}, got none ({', '.join(reasons)}); "

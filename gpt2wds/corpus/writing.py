@@ -177,15 +177,17 @@ def _write_examples(
         key = shards.block_key(task.shard, number - 1)
         text = json.dumps(example, ensure_ascii=False).encode()
         frame += shards.tar_member(f"{key}.json", text)
+        example_tokens = 0
         for mode in prompts.MODES:
             prompt = prompts.prompt_tokens(example, mode, tokenizer)
             frame += shards.tar_member(f"{key}.{mode}.npy", shards.npy_bytes(prompt))
             digest.update(prompt.tobytes())
-            frame_tokens += len(prompt)
-            tokens += len(prompt)
+            example_tokens += len(prompt)
+        tokens += example_tokens
+        frame_tokens += example_tokens
         frame_examples += 1
         content.text_bytes += len(text)
-        report(1, 0)
+        report(1, example_tokens)
         # One frame for a small set: a frame of a single example would compress far worse.
         if len(frame) >= EXAMPLES_FRAME_BYTES:
             close_frame()

@@ -107,7 +107,7 @@ class StepBatches(IterableDataset):
                 raise Error(f"expected version {STATE_VERSION}, got {version}; update gpt2wds")
             for name, own in (("dataset_id", self.dataset.id), ("seed", self.seed), ("seq_len", self.seq_len)):
                 if state.get(name) != own:
-                    raise Error(f"expected {name} {own}, got {state.get(name)}; give the one it was saved with")
+                    raise Error(f"it was saved with {name} {state.get(name)}, here it is {own}; give that one again")
             taken = _checked_taken(member(state, "taken", list), self.sequences)
             self._position = Position(member(state, "epoch", int), taken)
         except Error as error:

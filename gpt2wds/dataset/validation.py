@@ -31,10 +31,13 @@ def validation_sequences(
     tokens = dataset.blocks[split]["tokens"].astype(np.int64)
     per_block = np.maximum(tokens - 1, 0) // seq_len
     total = min(int(per_block.sum()), max_tokens // seq_len)
+    held = dataset.total(split, "tokens")
+    if not held:
+        raise Error(f"dataset {dataset.path}: expected text for {split}, got none; take another split or dataset")
     if not total:
+        got = f"{held:,}, of which max_tokens = {max_tokens:,} are used" if max_tokens < held else f"{held:,}"
         raise Error(
-            f"dataset {dataset.path}: expected a {split} text of more than seq_len = {seq_len} tokens, got "
-            f"{dataset.total(split, 'tokens')} tokens of which max_tokens = {max_tokens} are used"
+            f"dataset {dataset.path}: expected a {split} text of more than seq_len = {seq_len:,} tokens, got {got}"
         )
     dealt = even_share(math.ceil(total / batch_sequences), rank, world_size)
     mine = range(dealt.start * batch_sequences, min(dealt.stop * batch_sequences, total))

@@ -75,7 +75,7 @@ def save_checkpoint(
     warning. Raises OSError when the new one cannot be written (disk full); then no part of it is left and the older
     ones stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # never what is above it: that is a run which is gone
     final = folder / f"step-{state.step:07d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     _clear(folder)
@@ -139,6 +139,11 @@ def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path |
 def load_state(path: Path) -> tuple[State, dict[str, torch.Tensor]]:
     """A checkpoint's state, and its optimizer's tensors by name."""
     return State.from_json((path / STATE).read_text()), load_file(path / OPTIMIZER)
+
+
+def state_hash(path: Path) -> str:
+    """SHA-256 of a sound checkpoint: of its list of the hashes of its files."""
+    return _sha256(path / SUMS)
 
 
 def _remove(old: Path, warn: Callable[[str], None]) -> None:

@@ -26,6 +26,7 @@ from .signals import Agreement, Signals
 from .update import Pending, Row, Update
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+LARGEST_WEIGHT = 1e18  # float32 ends at the square of what is larger
 SYNC_STEPS = 10  # losses are fetched from the device once in so many steps
 
 Evaluate = Callable[[GPT2], dict[str, Any]]  # a model → metrics such as {"val_loss": 5.1}
@@ -93,7 +94,7 @@ class Trainer:
                     return self.signals.stop
                 if evaluate:
                     row = {**row, **self.evaluate(self.update.shared.whole_model())}
-                    self.run.say(f"step {step}: {_describe(row)}")
+                    self.run.say(f"step {step}: {_describe(row) or 'nothing to measure'}")
                 if evaluate or save or step == first > 0:
                     self._log(row)
                     self._clock = time.perf_counter()
@@ -118,14 +119,16 @@ class Trainer:
             for p, loss, norm in zip(pending, losses, norms, strict=True)
         ]
         if self.update.train.on_nan == "stop":
-            _refuse_not_finite(rows)
+            self._refuse_not_finite(rows)
         self.progress(len(rows), _describe(rows[-1]))
         self._clock = time.perf_counter()
         return rows
 
     def _save(self, step: int, row: Row) -> None:
         model, tensors = self.update.shared.whole_model(), self.update.optimizer_tensors()
+        self._refuse_lost_weights(step, model, tensors)
         if self._world.is_main:
+            self.run.check()
             state = State(step, row, self.batches.state_dict())
             try:
                 path = save_checkpoint(
@@ -147,6 +150,34 @@ class Trainer:
                 self._is_unsaved = False
                 self.run.say(f"step {step}: saved {path}")
         self._world.barrier()
+
+    def _refuse_not_finite(self, rows: list[Row]) -> None:
+        for row in rows:
+            if not (math.isfinite(row["train_loss"]) and math.isfinite(row["grad_norm"])):
+                # Fetched before a checkpoint is written, so none has seen this step.
+                raise Error(
+                    f"step {row['step']}: expected a finite loss and gradient, got {row['train_loss']} and "
+                    f'{row["grad_norm"]}; {self._way_back()}; or pass over such steps with train.on_nan = "skip"'
+                )
+
+    def _way_back(self) -> str:
+        """What to do about numbers that are not finite."""
+        return 'nothing was saved since the last checkpoint: lower train.learning_rate, or use train.dtype = "float32"'
+
+    def _refuse_lost_weights(self, step: int, model: GPT2, moments: Mapping[str, torch.Tensor]) -> None:
+        """Losses are checked before their update; what that update made of the weights is seen only here."""
+        weights = dict(model.named_parameters())
+        ranges = [torch.stack(torch.aminmax(t.detach())).float().cpu() for t in (*weights.values(), *moments.values())]
+        problem = ""
+        for name, (low, high) in zip((*weights, *moments), torch.stack(ranges).tolist(), strict=True):
+            largest = LARGEST_WEIGHT if name in weights else math.inf
+            if not -largest < low <= high < largest:
+                problem = problem or f"{name} goes from {low:g} to {high:g}"
+        if problems := list(filter(None, self._world.gather(problem))):
+            raise Error(
+                f"step {step}: expected weights and moments that are finite, below {LARGEST_WEIGHT:g}, but "
+                f"{problems[0]}; {self._way_back()}"
+            )
 
     def _refuse_unsaved(self, step: int) -> None:
         if self._is_unsaved:
@@ -177,23 +208,14 @@ class Trainer:
             raise Error(f"out of memory with micro-batches of {size} sequence(s): {remedy}") from None
 
 
-def _refuse_not_finite(rows: list[Row]) -> None:
-    for row in rows:
-        if not (math.isfinite(row["train_loss"]) and math.isfinite(row["grad_norm"])):
-            # Fetched before a checkpoint is written, so none has seen this step.
-            raise Error(
-                f"step {row['step']}: expected a finite loss and gradient, got {row['train_loss']} and "
-                f"{row['grad_norm']}; nothing was saved since the last checkpoint: lower train.learning_rate, use "
-                'train.dtype = "float32", or pass over such steps with train.on_nan = "skip"'
-            )
-
-
 def _describe(row: Row) -> str:
     forms = {
         "train_loss": "loss {:.4f}",
         "val_loss": "validation loss {:.4f}",
         "hella_acc": "accuracy {:.4f}",
         "grad_norm": "norm {:.2f}",
+        "learning_rate": "rate {:.2e}",
+        "seconds": "{:.3g} s",
         "tokens_per_second": "{:,.0f} tokens/s",
         "mfu": "MFU {:.1%}",
     }

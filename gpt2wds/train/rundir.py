@@ -7,6 +7,7 @@
     metrics.jsonl   the same and more, one JSON object per step
     checkpoints/    see checkpoint.py
     tensorboard/    the numbers of metrics.jsonl once more, where asked for
+    lock-1          who writes now; gone when it has ended. See lock.py
 
 `log.txt` holds nothing that differs between two identical runs: no clock, no rates.
 """
@@ -14,12 +15,17 @@
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from tqdm import tqdm
 
 from .. import files
 from ..errors import Error
+from .lock import Lock
 
 LOG_HEADER = "# step train_loss val_loss hella_acc\n"
 
@@ -47,12 +53,33 @@ class RunDirectory:
         self.log = self.path / "log.txt"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self._lock = Lock(self.path, self.say)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have the directory for this run alone. Raises Error where another process writes to it."""
+        if not self._is_main:
+            yield
+            return
+        self._lock.take()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def check(self) -> None:
+        """Raise Error where the directory of a claimed run is gone, or not this process's any more."""
+        if self._is_main and self._unlogged is None:
+            if not self.config.exists():
+                raise self._gone()
+            self._lock.check()
 
     def claim(self, config: str) -> None:
         """Make the directory this run's, with its configuration; what is said from now on is kept in gpt.log."""
         if not self._is_main:
             return
         self.path.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
         files.replace(self.config, config)
         said, self._unlogged = self._unlogged or [], None
         for text in said:
@@ -62,15 +89,30 @@ class RunDirectory:
         """Print a line, and keep it in gpt.log once the run is claimed."""
         if not self._is_main:
             return
-        print(text, flush=True)
+        tqdm.write(text)  # above a progress bar, where there is one
+        sys.stdout.flush()
         if self._unlogged is None:
             self._keep(text)
         else:
             self._unlogged.append(text)
 
     def _keep(self, text: str) -> None:
-        with self.printed.open("a", encoding="utf-8") as file:
+        with self._appending(self.printed) as file:
             file.write(text + "\n")
+
+    @contextmanager
+    def _appending(self, path: Path) -> Iterator[TextIO]:
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                yield file
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._gone() from None
+
+    def _gone(self) -> Error:
+        return Error(
+            f"{self.path}: the run directory is gone, removed or moved while it was trained in, and is not made anew; "
+            "bring it back, then the same command goes on from its newest checkpoint"
+        )
 
     def rewind(self, step: int) -> None:
         """Drop all rows after `step` (and half-written ones): a resumed run writes them again.
@@ -99,10 +141,10 @@ class RunDirectory:
             return
         columns = [metrics.get(name) for name in ("train_loss", "val_loss", "hella_acc")]
         row = " ".join(map(_word, columns))
-        with self.log.open("a", encoding="utf-8") as f:
-            f.write(f"{metrics['step']} {row}\n")
-        with self.metrics.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(_without_nan(metrics), ensure_ascii=False) + "\n")
+        with self._appending(self.log) as file:
+            file.write(f"{metrics['step']} {row}\n")
+        with self._appending(self.metrics) as file:
+            file.write(json.dumps(_without_nan(metrics), ensure_ascii=False) + "\n")
         if self._board is not None:
             for name, value in metrics.items():
                 if isinstance(value, int | float) and name != "step":

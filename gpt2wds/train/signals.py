@@ -1,6 +1,8 @@
 """What the outside asks of a run: SIGTERM, SIGINT and SIGHUP save and stop, SIGUSR1 saves. Imports nothing slow."""
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +45,24 @@ class Signals:
             self.stop = number
             # Who asks twice does not want to wait.
             signal.signal(number, self._old[number])
+
+
+def end_with_launcher(seconds: float = 1.0, grace: float = 30.0) -> None:
+    """Where torchrun started this process: SIGTERM to itself when torchrun is gone, SIGKILL `grace` seconds later.
+
+    That is what torchrun does when it ends in order. Killed, it would leave its ranks training.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(grace)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 class Ranks(Protocol):

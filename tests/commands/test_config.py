@@ -265,7 +265,7 @@ def test_a_dry_run_writes_nothing(plays: Dataset, tmp_path: Path) -> None:
     said = result.output
     assert "steps: 2 of 256 tokens" in said
     assert "model: 1,622,016 parameters" in said
-    assert "rank 0: slots 0 to 7 of 8, 1 micro-steps of at most 8 sequences; its first steps begin at positions" in said
+    assert "rank 0: slots 0 to 7 of 8, 1 micro-step of at most 8 sequences; its first steps begin at positions" in said
     assert "memory of each rank, estimated: 0.0 GB" in said
     assert "attention: flash_attention" in said or "attention: math" in said
     assert not (tmp_path / "run").exists()

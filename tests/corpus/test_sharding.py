@@ -419,9 +419,9 @@ def test_every_odd_document_has_its_place_or_its_reason(tmp_path, run):
     out = tmp_path / "out"
     code, said, _ = run("files", source, "--val-docs", 0, "--workers", 1, "--out", out)
     assert code == 0
-    assert "1 documents skipped: no text (train-00000 #1)" in said
-    assert "1 documents skipped: text is a int, no string (train-00000 #2)" in said
-    assert "1 documents skipped: empty text (train-00000 #3)" in said
+    assert "1 document skipped: no text (train-00000 #1)" in said
+    assert "1 document skipped: text is a int, no string (train-00000 #2)" in said
+    assert "1 document skipped: empty text (train-00000 #3)" in said
     dataset = Dataset(out)
     tokens = [int(t) for part in dataset.iterate_tokens("train", 0) for t in part]
     assert tokens.count(50256) == 5  # boundaries alone: the marker inside a text is plain text

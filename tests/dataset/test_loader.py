@@ -209,12 +209,12 @@ def test_a_state_without_a_version_is_the_first_versions(plays: Dataset) -> None
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"dataset_id": "ab" * 16}, "expected dataset_id {id}, got abab"),
-        ({"seed": 1338}, "expected seed 1337, got 1338; give the one it was saved with"),
-        ({"seq_len": 2048}, "expected seq_len 4096, got 2048"),
+        ({"dataset_id": "ab" * 16}, "saved with dataset_id abab"),
+        ({"seed": 1338}, "it was saved with seed 1338, here it is 1337; give that one again"),
+        ({"seq_len": 2048}, "saved with seq_len 2048, here it is 4096"),
         ({"version": 2}, "expected version 1, got 2; update gpt2wds"),
         ({"version": "1"}, "'version': expected a count"),
-        ({"dataset_id": None}, "got None"),
+        ({"dataset_id": None}, "dataset_id None, here it is {id}"),
         ({"epoch": -1}, "'epoch': expected a count, got -1"),
         ({"epoch": 10**30}, "'epoch': expected a count"),
         ({"taken": {}}, "'taken': expected a list"),
@@ -240,7 +240,7 @@ def test_nonsense_is_no_state(plays: Dataset) -> None:
     for nonsense in (None, [], 7, "state"):
         with pytest.raises(Error, match=r"^state: expected what state_dict\(\) gave, got "):
             load(plays).load_state_dict(nonsense)
-    with pytest.raises(Error, match="expected dataset_id .*, got None"):
+    with pytest.raises(Error, match="dataset_id None, here it is"):
         load(plays).load_state_dict({})
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from runs import PROGRAMS, arguments, finish, in_process, program, rows, start, steps_of, wait_for
 
 from gpt2wds.dataset.directory import Dataset
+from gpt2wds.distributed import join_world
 from gpt2wds.train.checkpoint import list_checkpoints
 
 
@@ -96,3 +98,67 @@ def test_a_run_of_two_ranks_with_long_steps_stops_at_once_and_goes_on_with_one(
     said = finish(start(run, plays))
     assert f"step-{int(stopped):07d}" in said
     np.testing.assert_allclose(rows(run), rows(whole), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"RANK": "0"}, "expected WORLD_SIZE beside RANK; let torchrun set them, or unset all of them"),
+        ({"WORLD_SIZE": "2"}, "expected RANK and MASTER_ADDR and MASTER_PORT beside WORLD_SIZE"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x"}, "expected MASTER_PORT beside RANK and WORLD_SIZE and"),
+        ({"RANK": "1", "WORLD_SIZE": "1"}, "expected a RANK from 0 to WORLD_SIZE - 1, got RANK=1 and WORLD_SIZE=1"),
+        ({"RANK": "x", "WORLD_SIZE": "1"}, "expected a RANK from 0 to WORLD_SIZE - 1, got RANK=x and WORLD_SIZE=1"),
+    ],
+)
+def test_half_a_world_is_refused(
+    plays: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], message: str
+) -> None:
+    """Else each process would take itself for the only one, and all would write into one directory."""
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    code, said = in_process(tmp_path / "run", plays)
+    assert code == 1
+    assert said.startswith(f"error: environment: {message}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_world_of_one_may_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in ({}, {"WORLD_SIZE": "1"}, {"RANK": "0", "WORLD_SIZE": "1"}):
+        with monkeypatch.context() as patch:
+            for name, value in given.items():
+                patch.setenv(name, value)
+            with join_world("cpu") as world:
+                assert (world.rank, world.world_size, world.gather("a")) == (0, 1, ["a"])
+
+
+@pytest.mark.slow
+def test_ranks_that_would_start_from_different_states_do_not(plays: Dataset, pair: Path, tmp_path: Path) -> None:
+    """As with an old view of a shared directory, or a copy that was damaged on one host."""
+    run = tmp_path / "run"
+    program_of_rank = tmp_path / "of_rank.sh"
+    program_of_rank.write_text('exec "$@" run.dir="$RUN$RANK" $(eval echo \\$OF_RANK_$RANK)\n')
+    launcher = [str(PROGRAMS / "torchrun"), "--standalone", "--nproc-per-node=2", "--no-python", "sh"]
+    command = [str(PROGRAMS / "gpt2wds-train"), *arguments(run, plays, "train.micro_batch_sequences=2")]
+
+    def attempt(of_rank_1: str = "") -> str:
+        changes = {"RUN": str(run), "OF_RANK_1": of_rank_1, "OF_RANK_0": ""}
+        said = finish(program([*launcher, str(program_of_rank), *command], **changes), 1)
+        (error,) = re.findall("^error: (.*)", said, re.MULTILINE)
+        return error
+
+    for rank in (0, 1):
+        shutil.copytree(pair, tmp_path / f"run{rank}")
+    expected = "ranks have different configurations: rank 0 → rank 1: eval.every_steps: 5 → 6; give all"
+    assert attempt("eval.every_steps=6").startswith(expected)
+    newest = tmp_path / "run1" / "checkpoints" / "step-0000012"
+    with (newest / "state.json").open("a") as file:
+        file.write(" ")
+    other = r"ranks would start from different states: rank 0 from step 12 \(\w{12}\), rank 1 from step "
+    assert re.match(other + "8 ", attempt())  # the newest is damaged there
+    names = [path.name for path in newest.iterdir() if path.name != "SHA256SUMS"]
+    sums = subprocess.run(["sha256sum", *names], cwd=newest, capture_output=True, text=True, check=True).stdout
+    (newest / "SHA256SUMS").write_text(sums)
+    assert re.match(other + "12 ", attempt())
+    shutil.rmtree(newest.parent)
+    assert re.match(other + r"0 \(a new model\)", attempt())
+    assert (tmp_path / "run0" / "log.txt").read_text() == (pair / "log.txt").read_text()

@@ -1,6 +1,7 @@
 """Training: the same numbers as a plain loop, whatever interrupts it and however many ranks share it."""
 
 import json
+import math
 import random
 import re
 import shutil
@@ -21,6 +22,7 @@ from runs import PROGRAMS, arguments, finish, in_process, program, rows, start, 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.train.checkpoint import State, list_checkpoints, save_checkpoint
+from gpt2wds.train.optim import Optimizers
 from gpt2wds.train.rundir import RunDirectory
 
 
@@ -213,7 +215,9 @@ def test_another_dataset_is_refused(plays: Dataset, whole: Path, tmp_path: Path)
     other = shard_plays(tmp_path / "other", docs_per_shard=1, limit_docs=2, val_docs=1)
     code, said = in_process(tmp_path / "run", other)
     assert code == 1
-    assert f"data.path = {other.path}: state: expected dataset_id {other.id}, got {plays.id}; give the one" in said
+    assert (
+        f"data.path = {other.path}: state: it was saved with dataset_id {plays.id}, here it is {other.id}; give" in said
+    )
     # The same data in another place are the same data.
     shutil.copytree(plays.path, tmp_path / "copy")
     code, _ = in_process(tmp_path / "run", Dataset(tmp_path / "copy"))
@@ -316,6 +320,41 @@ def test_a_loss_that_is_no_number_stops_the_run(plays: Dataset, tmp_path: Path) 
     assert "step 2: expected a finite loss and gradient, got nan and nan" in said
     assert "lower train.learning_rate" in said
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weights_lost_in_the_last_update_are_not_saved(
+    plays: Dataset, tmp_path: Path, on_nan: str, optimizer: str
+) -> None:
+    """The loss before it was finite, and no step after it tells."""
+    lost = ["train.max_steps=1", "train.warmup_steps=0", "train.learning_rate=1e30", "train.muon_learning_rate=1e30"]
+    settings = [*lost, f"train.on_nan={on_nan}", f"train.optimizer={optimizer}"]
+    code, said = in_process(tmp_path / "run", plays, *settings)
+    assert code == 1
+    assert re.search(r"error: step 1: expected weights .* finite, below 1e\+18, but \S+ goes from -\S+ to \S+;", said)
+    assert "finished" not in said
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("place", ["weight", "moment"])
+def test_one_number_that_is_lost_is_found(
+    plays: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, place: str
+) -> None:
+    plain = Optimizers.step
+
+    def step(self: Optimizers, factor: float) -> None:
+        plain(self, factor)
+        parameter = self.all[0].param_groups[0]["params"][0]
+        tensor = parameter if place == "weight" else self.all[0].state[parameter]["exp_avg_sq"]
+        with torch.no_grad():
+            tensor.view(-1)[7] = value
+
+    monkeypatch.setattr(Optimizers, "step", step)
+    code, said = in_process(tmp_path / "run", plays, "train.max_steps=1", "train.warmup_steps=1")
+    kept = place == "moment" and value == 1e30  # large, and still a number
+    assert (code, "expected weights and moments that are finite" in said) == ((0, False) if kept else (1, True)), said
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import in_process
+from runs import finish, in_process, start, wait_for
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.errors import Error
@@ -87,3 +87,31 @@ def test_damaged_facts_are_named(tmp_path: Path) -> None:
     run.facts_path.write_bytes(b'{"a": \xff}')
     with pytest.raises(Error, match=r"run\.json: expected JSON \(.*\); remove it, training writes it again"):
         run.read_facts()
+
+
+def test_a_run_directory_that_vanishes_is_not_made_anew(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(Error, match=r"run: the run directory is gone, removed or moved"), run.held():
+        run.claim("[run]\n")
+        run.append({"step": 0})
+        run.path.rename(tmp_path / "moved")
+        for act in (run.check, lambda: run.append({"step": 1}), lambda: run.say("x")):
+            with pytest.raises(Error, match="the run directory is gone"):
+                act()
+        run.path.mkdir()
+        run.check()  # a new one has no config.toml
+    assert not (tmp_path / "run").exists()  # empty, it went when the run ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["checkpoint.every_steps=3", "checkpoint.on_error=continue"])
+def test_a_run_whose_directory_vanishes_ends_with_one_line(plays: Dataset, tmp_path: Path, setting: str) -> None:
+    """At its next save or row; it went on, in a new directory without config.toml, and ended "finished"."""
+    run = tmp_path / "run"
+    process = start(run, plays, "train.max_steps=100000", setting)
+    wait_for(process, "step 5:")
+    run.rename(tmp_path / "moved")
+    said = finish(process, 1)
+    assert said.strip().splitlines()[-1].startswith(f"error: {run}: the run directory is gone, removed or moved")
+    assert "Traceback" not in said
+    assert not run.exists()

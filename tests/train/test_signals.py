@@ -1,5 +1,6 @@
 """What the outside asks of a run."""
 
+import json
 import os
 import re
 import signal
@@ -99,6 +100,24 @@ def test_a_signal_to_the_whole_process_group_saves_with_loader_workers(
         os.killpg(process.pid, 0)  # no worker is left
     finish(start(run, plays, *workers))
     np.testing.assert_array_equal(rows(run), rows(whole))
+
+
+@pytest.mark.slow
+def test_ranks_save_and_end_when_their_launcher_was_killed(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    """SIGKILL to torchrun, which hands nothing on."""
+    run = tmp_path / "run"
+    process = start(run, plays, "checkpoint.every_steps=1000", "train.max_steps=100000", ranks=2)
+    wait_for(process, "step 0: validation loss")
+    writer = json.loads((run / "lock-1").read_text())["pid"]
+    process.kill()
+    said, _ = process.communicate(timeout=60)  # until the last rank has closed its output
+    (stopped,) = re.findall(r"step (\d+): stopped by SIGTERM", said)
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == [f"step-{int(stopped):07d}"]
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.kill(writer, 0)
+            time.sleep(0.1)
+    assert not list(run.glob("lock-*"))
 
 
 @pytest.mark.slow

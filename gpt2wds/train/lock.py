@@ -1,0 +1,184 @@
+"""One writer for a run directory, also where hosts share it.
+
+    lock-1    JSON: host, process and start of the writer; touched every few seconds while it lives
+
+Who wants to write creates the file of the next number, and may write if all others there are of the dead. Dead is a
+process of this host that has ended; a file that was copied with its directory; and, where this host cannot tell, a
+file that nobody touched for a minute of this host's own time. There is no fcntl in it, which NFS may lack.
+"""
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..errors import Error
+
+BEAT_SECONDS = 10.0  # between touches
+SILENT_SECONDS = 60.0  # without a touch, after which a writer that cannot be asked for counts as dead
+
+
+class Lock:
+    """The right to write into a directory, from `take` until `release`. One process of a run takes it, for all."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None] = print):
+        self.folder, self._say = folder, say
+        self._text = ""
+        self._path = folder
+        self._made: list[Path] = []
+        self._released = threading.Event()
+
+    def take(self) -> None:
+        """Have the directory, which is made where it is not there. Raises Error where another process writes to it."""
+        self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._text = json.dumps(_own_record(self.folder), indent=1) + "\n"
+        found: dict[Path, str] = {}
+        while True:
+            for path, text in (found := self._locks()).items():
+                if self._lives(path, text):
+                    raise Error(self._in_use(text))
+            self._path = self.folder / f"lock-{max(map(_number, found), default=0) + 1}"
+            # NFS may deny what it has done: what is there decides.
+            if files.create(self._path, self._text) or self._locks().get(self._path) == self._text:
+                break
+        others = {path: text for path, text in self._locks().items() if path != self._path}
+        if not others.items() <= found.items():
+            self._path.unlink(missing_ok=True)
+            raise Error(self._in_use(next(text for path, text in others.items() if found.get(path) != text)))
+        for path in others:
+            path.unlink(missing_ok=True)
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def check(self) -> None:
+        """Raise Error where another process has taken the directory, because this one stood still for long."""
+        found = self._locks()
+        if self._text and found != {self._path: self._text}:
+            others = [text for text in found.values() if text != self._text]
+            if others:
+                raise Error(self._in_use(others[0]))
+            files.create(self._path, self._text)  # somebody removed the file, and took nothing
+
+    def release(self) -> None:
+        """Let others write. Directories that `take` made go too, where nothing came into them."""
+        self._released.set()
+        if self._text and self._locks().get(self._path) == self._text:
+            self._path.unlink(missing_ok=True)
+        self._text = ""
+        for path in self._made:
+            with suppress(OSError):
+                path.rmdir()
+
+    def _locks(self) -> dict[Path, str]:
+        found = {}
+        for path in sorted(self.folder.glob("lock-*")):
+            if _number(path):
+                with suppress(FileNotFoundError):
+                    found[path] = path.read_text(encoding="utf-8", errors="replace")
+        return found
+
+    def _beat(self) -> None:
+        while not self._released.wait(BEAT_SECONDS):
+            with suppress(OSError):
+                os.utime(self._path)
+
+    def _lives(self, path: Path, text: str) -> bool:
+        record = _read(text)
+        if record.get("kernel") == _kernel():
+            with suppress(OSError):
+                original = Path(record["folder"], path.name)
+                if not original.samefile(path):
+                    return False  # this is a copy
+            return _runs(record["pid"], record["process"])
+        self._say(f"{self.folder}: {_who(record)} has written to it; waiting to see whether it still lives")
+        touched = _touched(path)
+        end = time.monotonic() + SILENT_SECONDS
+        while time.monotonic() < end:
+            time.sleep(min(1.0, SILENT_SECONDS / 10))
+            if (now := _touched(path)) != touched:
+                return now is not None
+        return False
+
+    def _in_use(self, text: str) -> str:
+        record = _read(text)
+        return (
+            f"{self.folder}: in use by {_who(record)}; wait for it or stop it (kill {record.get('pid', 'its process')}"
+            " there), then the same command goes on, or choose another run.dir"
+        )
+
+
+def _own_record(folder: Path) -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": datetime.now(UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC"),
+        "process": _process_start(os.getpid()),
+        "kernel": _kernel(),
+        "folder": str(folder.resolve()),
+        "token": secrets.token_hex(8),
+    }
+
+
+def _read(text: str) -> dict[str, Any]:
+    """The record of a lock; of one that is damaged only what can be said of anybody."""
+    with suppress(ValueError, RecursionError, TypeError, KeyError):
+        record = json.loads(text)
+        names = ("host", "since", "process", "kernel", "folder")
+        if type(record["pid"]) is int and all(isinstance(record[name], str) for name in names):
+            return record
+    return {}
+
+
+def _who(record: dict[str, Any]) -> str:
+    if not record:
+        return "an unknown process"
+    return f"process {record['pid']} on {record['host']}, since {record['since']}"
+
+
+def _number(path: Path) -> int:
+    digits = path.name.removeprefix("lock-")
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _touched(path: Path) -> int | None:
+    """When a file was last touched, by its file system's clock; opened, because NFS then asks its server."""
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _kernel() -> str:
+    """Which processes can be seen from here: those of this boot of this machine, and of this container."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return socket.gethostname()
+
+
+def _process_start(pid: int) -> str:
+    """When a process began, in the kernel's ticks: numbers of processes are used again. "" where that is unknown."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "ended" if state in "ZX" else fields[18]
+
+
+def _runs(pid: int, process: str) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is there, and another user's
+    return _process_start(pid) in ("", process)

@@ -13,10 +13,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import Error
+
 LOCK_SECONDS = 10  # a name is given in milliseconds: who takes longer was killed
 # What link() says where a file system, or a FUSE mount, has no hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
 TEMPORARY = ".*.tmp"  # matches what killed processes leave
+
+
+def local_path(path: str | Path) -> Path:
+    """A path of this machine. Raises Error for a URL, which would become a directory called "s3:"."""
+    if "://" in str(path):
+        raise Error(f"expected a path of this machine, got the URL {path}; give a local directory")
+    return Path(path)
 
 
 def temporary_name(final: Path) -> Path:

@@ -11,26 +11,23 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
-
-import fsspec
+from typing import Any, BinaryIO, cast
 
 from .errors import Error, reason
 from .ranges import Range, WrongRange, fetch, plain_etag
+from .stores import GO_ON, ask, fresh
 
 SMALLEST_REQUEST = 1 << 16
 PACKAGE = "package:"
 PAUSES = (0.5, 1, 2, 4)  # seconds before a range that came wrong is asked for again
 # What tells a changed file in various file systems' info, the content's own mark before a time.
-_CHANGE_MARKS = (
+CHANGE_MARKS = (
     *("ETag", "etag", "e_tag", "blob_id", "sha", "md5Hash", "md5", "Content-MD5", "Digest", "CRC"),
     *("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "modificationTime", "modify", "date_time"),
     "created",
 )
 _LOG = logging.getLogger(__name__)
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -97,12 +94,11 @@ class UrlFile:
 
     def read_range(self, start: int, end: int) -> bytes:
         """Bytes start … end - 1. Raises Error when they do not come."""
-        system, path = filesystem(self.url)
-        wanted = Range(start, end, self.size, self.mark)
+        what, wanted = f"bytes {start} to {end}", Range(start, end, self.size, self.mark)
         try:
-            return _again(lambda: fetch(system, path, wanted), f"{self}: bytes {start} to {end}")
-        except Exception as error:  # of whatever library reads such URLs
-            raise Error(f"{self}: bytes {start} to {end} did not arrive ({reason(error)}); {GO_ON}") from None
+            return ask(self.url, lambda system, path: fetch(system, path, wanted), what=what)
+        except FileNotFoundError as error:
+            raise Error(f"{self}: {what} did not arrive ({reason(error)}); {GO_ON}") from None
 
     def check_unchanged(self) -> None:
         found = url_file(self.url, self.mark.partition(" ")[0])
@@ -142,11 +138,16 @@ class HubFile:
         is checked here, and asked for again: that it is this range, that all of it came, and that the file is the
         planned one.
         """
-        try:
-            wanted = Range(start, end, self.size)
-            return _again(lambda: self._fetch(wanted), f"{self}: bytes {start} to {end}", (WrongRange,))
-        except Exception as error:  # the HTTP client's own: huggingface_hub changes clients between versions
-            raise Error(f"{self}: bytes {start} to {end} did not arrive ({reason(error)}); {GO_ON}") from None
+        what, wanted = f"{self}: bytes {start} to {end}", Range(start, end, self.size)
+        for pause in (*PAUSES, None):
+            try:
+                return self._fetch(wanted)
+            except Exception as error:  # the HTTP client's own: huggingface_hub changes clients between versions
+                if pause is None or not isinstance(error, WrongRange):
+                    raise Error(f"{what} did not arrive ({reason(error)}); {GO_ON}") from None
+                _LOG.warning("%s did not arrive (%s), asking again in %g s", what, reason(error), pause)
+                time.sleep(pause)
+        raise AssertionError
 
     def _fetch(self, wanted: Range) -> bytes:
         from huggingface_hub import constants, hf_hub_url
@@ -232,37 +233,20 @@ def local_file(path: Path) -> LocalFile:
     return LocalFile(str(path), stat.st_size, stat.st_mtime_ns)
 
 
-def _again(ask: Callable[[], Answer], what: str, passing: tuple[type[Exception], ...] = (Exception,)) -> Answer:
-    """What is asked for, asked again with growing pauses where another try may give it."""
-    for pause in PAUSES:
-        try:
-            return ask()
-        except passing as error:  # of whatever library
-            status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-            is_final = isinstance(error, (FileNotFoundError, PermissionError, Error, ImportError, NotImplementedError))
-            if is_final or (isinstance(status, int) and status < 500 and status not in (408, 429)):
-                raise
-            _LOG.warning("%s did not arrive (%s), asking again in %g s", what, reason(error), pause)
-        time.sleep(pause)
-    return ask()
-
-
 def url_file(url: str, mark: str = "") -> UrlFile:
     """A URL's file as it is now. Raises Error when there is none, or nothing to read such URLs.
 
     mark: by which of its marks it shall be known; the first that it has if not given.
     """
-    system, path = filesystem(url)
     try:
-        system.invalidate_cache()
-        info = system.info(path)
-    except Exception as error:  # of whatever library reads such URLs
+        info = ask(url, lambda system, path: fresh(system).info(path))
+    except FileNotFoundError as error:
         # fsspec says "not found" of whatever fails; why is in its cause.
-        why = "not found" if isinstance(error, FileNotFoundError) and not error.__cause__ else None
-        raise Error(f"{url}: expected a file to read ({why or reason(error.__cause__ or error)})") from None
+        why = reason(error.__cause__) if error.__cause__ else "not found"
+        raise Error(f"{url}: expected a file to read ({why})") from None
     if info.get("type") == "directory" or info.get("size") is None:
         raise Error(f"{url}: expected a file of known size, got {'a directory' if 'type' in info else 'none'}")
-    marks = (mark,) if mark else _CHANGE_MARKS
+    marks = (mark,) if mark else CHANGE_MARKS
     return UrlFile(url, int(info["size"]), next((f"{k} {info[k]}" for k in marks if info.get(k)), ""))
 
 
@@ -275,15 +259,6 @@ def located(record: dict[str, Any]) -> Location:
     return LocalFile(record["path"], record["size"], record.get("mtime_ns"))
 
 
-@lru_cache(maxsize=8)
-def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """fsspec's file system for a URL, and the URL's path there."""
-    try:
-        return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise Error(f"{url}: expected a URL that fsspec can read ({reason(error)})") from None
-
-
 def package_folder(package: str) -> Path | None:
     """Where an installed package's files are. Found, not imported: only its data is wanted."""
     if not package.isidentifier():
@@ -293,5 +268,4 @@ def package_folder(package: str) -> Path | None:
     return Path(locations[0]) if locations else None
 
 
-GO_ON = "the same command goes on"
 _AGAIN = "put it back, or plan again in an empty directory"

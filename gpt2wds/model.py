@@ -4,6 +4,7 @@ Parameter names are OpenAI's. Shapes in comments: B sequences, T positions, C = 
 """
 
 import math
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -176,15 +177,42 @@ class GPT2(nn.Module):
     def load_hf_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take weights in Hugging Face layout, with or without the prefix `transformer.`."""
         state = {name.removeprefix("transformer."): value for name, value in state.items()}
+        check_hf_shapes(state, self.config)
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                if name not in state:
-                    raise Error(f"weights: expected a GPT-2 tensor {name!r}, which the file does not have")
                 value = state[name].T if _is_projection(name) else state[name]
-                target = parameter[: self.config.vocab_size] if name == "wte.weight" else parameter
-                if value.shape != target.shape:
-                    raise Error(f"weights: {name} must be {tuple(target.shape)}, got {tuple(value.shape)}")
-                target.copy_(value)
+                (parameter[: self.config.vocab_size] if name == "wte.weight" else parameter).copy_(value)
+
+
+def check_hf_shapes(state: Mapping[str, Tensor], config: GPT2Config) -> None:
+    """Hold tensors in Hugging Face layout, without `transformer.`, to the shape of a model that need not exist yet.
+
+    Raises Error for the first that is missing or has another shape; a model of a billion layers is refused at once.
+    """
+    for name, shape in _hf_shapes(config):
+        if name not in state:
+            raise Error(f"weights: expected a GPT-2 tensor {name!r}, which the file does not have")
+        if state[name].shape != shape:
+            raise Error(f"weights: {name} must be {shape}, got {tuple(state[name].shape)}")
+
+
+def _hf_shapes(config: GPT2Config) -> Iterator[tuple[str, tuple[int, ...]]]:
+    C = config.n_embd
+    yield "wte.weight", (config.vocab_size, C)
+    yield "wpe.weight", (config.n_positions, C)
+    for layer in range(config.n_layer):
+        for name in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"):
+            yield f"h.{layer}.{name}", (C,)
+        for name, outputs, inputs in (
+            ("attn.c_attn", 3 * C, C),
+            ("attn.c_proj", C, C),
+            ("mlp.c_fc", 4 * C, C),
+            ("mlp.c_proj", C, 4 * C),
+        ):
+            yield f"h.{layer}.{name}.weight", (inputs, outputs)
+            yield f"h.{layer}.{name}.bias", (outputs,)
+    yield "ln_f.weight", (C,)
+    yield "ln_f.bias", (C,)
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:

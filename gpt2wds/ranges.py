@@ -8,6 +8,8 @@ from typing import Any
 import fsspec
 from fsspec.asyn import sync
 
+from .errors import reason
+
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -86,7 +88,11 @@ async def _over_http(system: Any, path: str, wanted: Range) -> bytes:
             raise FileNotFoundError(path)
         answer.raise_for_status()
         wanted.check_answer(answer.status, answer.headers)
-        return wanted.checked(await answer.read())
+        try:
+            data = await answer.read()
+        except Exception as error:  # of the HTTP client
+            raise WrongRange(f"its body broke off: {reason(error)}") from None
+        return wanted.checked(data)
 
 
 def _from_s3(system: Any, path: str, wanted: Range) -> bytes:
@@ -96,6 +102,10 @@ def _from_s3(system: Any, path: str, wanted: Range) -> bytes:
     try:
         headers = {"Content-Range": answer.get("ContentRange"), "ETag": answer.get("ETag")}
         wanted.check_answer(answer["ResponseMetadata"]["HTTPStatusCode"], headers)
-        return wanted.checked(sync(system.loop, answer["Body"].read))
+        try:
+            data = sync(system.loop, answer["Body"].read)
+        except Exception as error:  # of the HTTP client
+            raise WrongRange(f"its body broke off: {reason(error)}") from None
+        return wanted.checked(data)
     finally:
         answer["Body"].close()

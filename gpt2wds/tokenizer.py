@@ -29,8 +29,8 @@ VOCABULARY_SHA256 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
 
-# Runs of what Unicode calls white space (Python's \s has four control characters more), shorter than tiktoken's limit.
-_LONG_SPACES = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]{500000,}")
+# What Unicode calls white space; Python's \s has four control characters more.
+_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 
 
 class Tokenizer:
@@ -76,7 +76,7 @@ class Tokenizer:
             # A panic in tiktoken's Rust code arrives as a BaseException of its own class.
             if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
                 raise
-            pieces = _split_at_long_spaces(text)
+            pieces = split_at_long_spaces(text)
             if len(pieces) == 1:
                 raise Error(f"tiktoken cannot encode the text ({str(error)[:100]!r})") from None
             return np.concatenate([self.reference_ids(piece) for piece in pieces])
@@ -160,13 +160,17 @@ def probe(character: str) -> str:
     return f" {character}'s {character}1\n"
 
 
-def _split_at_long_spaces(text: str) -> list[str]:
-    """The text in pieces whose ids, joined, are the text's, cut within runs of spaces that are too long for tiktoken.
+def split_at_long_spaces(text: str, longest: int = 500_000) -> list[str]:
+    """The text in pieces whose ids, joined, are the text's, cut within runs of `longest` spaces and more.
 
     Of such a run before anything else GPT-2's pattern takes all but the last character as one piece (`\\s+(?!\\S)`),
     by going back from the run's end, for which tiktoken keeps a limit of a million. At a text's end it needs not.
+
+    >>> split_at_long_spaces("a    b  ", 3)
+    ['a   ', ' b  ']
     """
-    cuts = [run.end() - 1 for run in _LONG_SPACES.finditer(text) if run.end() < len(text)]
+    runs = re.finditer(f"{_SPACE}{{{longest},}}", text)
+    cuts = [run.end() - 1 for run in runs if run.end() < len(text)]
     return [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
 
 

@@ -1,7 +1,9 @@
-"""Datasets that several tests use; made once per session."""
+"""Datasets that several tests use; those that no test changes are made once per session."""
+
+from pathlib import Path
 
 import pytest
-from making import shard_choices, shard_plays
+from making import shard_choices, shard_plays, shard_small, texts, write_jsonl
 
 from gpt2wds.dataset.directory import Dataset
 
@@ -16,3 +18,16 @@ def plays(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def choices(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The packaged sample of multiple-choice examples. Read it, do not change it."""
     return shard_choices(tmp_path_factory.mktemp("choices") / "data")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Twelve documents."""
+    return write_jsonl(tmp_path / "source.jsonl", texts(12))
+
+
+@pytest.fixture
+def small(source: Path, tmp_path: Path) -> Path:
+    """A dataset of them, one validation shard and three training shards: the test's own."""
+    shard_small(tmp_path / "small", source)
+    return tmp_path / "small"

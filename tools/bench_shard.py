@@ -41,6 +41,7 @@ from gpt2wds.corpus.cutting import Cut
 from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.fast_tokenizer import prove
+from gpt2wds.folder import Folder
 from gpt2wds.locations import package_folder
 from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
 
@@ -247,8 +248,8 @@ def stages(paths: list[Path]) -> None:
     """Profile one task in this process and print the share of each stage."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        plan = sharding.make_plan(out, Files(tuple(map(str, paths))), Cut(val_docs=0))
-        run = TaskRunner(out, plan, prove(load_tokenizer()))
+        plan = sharding.make_plan(Folder(out), Files(tuple(map(str, paths))), Cut(val_docs=0))
+        run = TaskRunner(Folder(out), plan, prove(load_tokenizer()))
         tokens = 0
 
         def count(_: int, new: int) -> None:

@@ -8,6 +8,7 @@ schedule of one rank's slots.
     python tools/simulate_scale.py --shards 1500 --world-size 8
 """
 
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -53,7 +54,9 @@ def make(folder: Path, count: int) -> None:
     np.save(folder / "val.blocks.npy", rows[:0])
     both: dict[str, tuple[ShardEntry, ...]] = {"train": entries, "val": ()}
     identity = load_tokenizer().identity()
-    manifest = Manifest(TOKENS, dataset_id(both), CorpusName("synthetic", "none"), identity, {}, {}, both)
+    hashes = {split: hashlib.sha256((folder / f"{split}.blocks.npy").read_bytes()).hexdigest() for split in both}
+    corpus = CorpusName("synthetic", "none")
+    manifest = Manifest(TOKENS, dataset_id(both), corpus, identity, {}, {}, both, hashes)
     (folder / "manifest.json").write_text(manifest.to_json())
 
 

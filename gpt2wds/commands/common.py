@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import click
 from tqdm import tqdm
 
+from .. import files
 from ..errors import Error, reason
+from ..folder import Folder
 
 _REMEDIES = {
     errno.ENOSPC: "; make room, then the same command goes on",
@@ -75,6 +78,27 @@ def _os_error(error: OSError) -> str:
     remedy = _REMEDIES.get(error.errno or 0, "")
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     return f"{' → '.join(names)}{': ' if names else ''}{reason(error)}{remedy}"
+
+
+class LocalPath(click.ParamType):
+    """A path of this machine: a URL would become a directory called "s3:"."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        try:
+            return files.local_path(value)
+        except Error as error:  # click would need three lines
+            raise Error(f"{param.opts[0] if param else self.name}: {error}") from None
+
+
+class Directory(click.ParamType):
+    """A directory of this machine, or a URL that fsspec reads."""
+
+    name = "directory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Folder:
+        return Folder(value)
 
 
 class ProgressLine:

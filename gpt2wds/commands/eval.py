@@ -24,7 +24,7 @@ from ..model import GPT2
 from ..tokenizer import load_tokenizer
 from ..train import report
 from ..train.weights import load_weights
-from .common import Commands, ProgressLine, counted, print_json
+from .common import Commands, LocalPath, ProgressLine, counted, print_json
 from .models import find_weights, step_of
 
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
@@ -43,7 +43,7 @@ def main() -> None:
 @click.option("--data", required=True, help="Dataset directory made by gpt2wds-shard hellaswag.")
 @click.option("--mode", type=click.Choice(MODES), default="completion", show_default=True, help="How prompts are made.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many examples.")
-@click.option("--per-example", type=click.Path(path_type=Path), help="Write one JSON object per example here.")
+@click.option("--per-example", type=LocalPath(), help="Write one JSON object per example here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @DEVICE
 @DTYPE
@@ -230,8 +230,8 @@ def sample_command(
 
 
 @main.command(name="report")
-@click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="HTML file to write; RUN_DIR/report.html if not given.")
+@click.argument("run_dir", type=LocalPath())
+@click.option("--out", type=LocalPath(), help="HTML file to write; RUN_DIR/report.html if not given.")
 def report_command(run_dir: Path, out: Path | None) -> None:
     """One self-contained HTML page with a run's curves, scores, samples and configuration."""
     print(report.write_report(run_dir, out))

@@ -17,7 +17,7 @@ from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS
 from ..dataset.verify import verify_dataset, verify_shard
 from ..errors import Error
 from ..tokenizer import load_tokenizer
-from .common import ProgressLine, counted, print_json
+from .common import LocalPath, ProgressLine, counted, print_json
 
 COUNTS = ("documents", "tokens", "text_bytes", "blocks", "bytes")
 SOURCES_SHOWN = 20  # of a split; --json has them all
@@ -153,9 +153,7 @@ def cat_command(directory: str, split: str | None, docs: int | None, as_json: bo
 
 @click.command("export")
 @DIRECTORY
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Directory for the .bin files, no others in it."
-)
+@click.option("--out", required=True, type=LocalPath(), help="Directory for the .bin files, no others in it.")
 @click.option(
     "--format",
     "file_format",

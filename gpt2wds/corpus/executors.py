@@ -12,10 +12,10 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import Error
+from ..folder import Folder
 
 Run = Callable[[Any, Callable[[int, int], None]], None]  # task, progress → done
 MakeRun = Callable[[], Run]  # called where tasks will run: what it needs to know of that machine, it asks there
@@ -25,7 +25,7 @@ Report = Callable[[int, int, bool], None]  # documents, tokens, whether a task i
 class Executor(Protocol):
     """Where tasks run."""
 
-    def run_tasks(self, chains: Iterable[list[Any]], make_run: MakeRun, report: Report, *, out: Path) -> None:
+    def run_tasks(self, chains: Iterable[list[Any]], make_run: MakeRun, report: Report, *, out: Folder) -> None:
         """Run all tasks, those of one chain in order and in one process; their results go to the directory `out`.
 
         Raises what a task raised, or Error when its worker was killed; what runs elsewhere is stopped then.
@@ -38,7 +38,7 @@ class Processes:
 
     workers: int | None = None
 
-    def run_tasks(self, chains: Iterable[list[Any]], make_run: MakeRun, report: Report, *, out: Path) -> None:
+    def run_tasks(self, chains: Iterable[list[Any]], make_run: MakeRun, report: Report, *, out: Folder) -> None:
         run_tasks(chains, make_run(), report, workers=self.workers or os.cpu_count() or 1)
 
 

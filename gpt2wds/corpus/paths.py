@@ -8,7 +8,8 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from ..errors import Error, reason
-from ..locations import filesystem
+from ..folder import Folder
+from ..stores import filesystem
 from .readers import BY_SUFFIX, suffix_of
 
 LOG = logging.getLogger(__name__)
@@ -72,3 +73,12 @@ def _some(found: list[str], pattern: str) -> list[str]:
     if not found:
         raise Error(f"files: expected at least one file, got the pattern {pattern!r}, which matches none")
     return found
+
+
+def kept_in(folder: Folder, corpus: str) -> Path:
+    """A dataset's directory, to keep a download that every worker and every later call reads. Raises Error at a URL."""
+    if not folder.is_local:
+        raise Error(
+            f"{corpus}: expected a local copy, to make a dataset at a URL, got none; give it with --source FILE"
+        )
+    return Path(folder.path)

@@ -4,16 +4,13 @@ A plan names the sources, cuts them into tasks, each of which becomes one shard,
 content. Like the receipts of its tasks (receipts.py) it ends with a check, a hash of all else that is in it.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from .. import files
 from ..dataset.manifest import (
     MAX_COUNT,
     MULTIPLE_CHOICE,
@@ -25,10 +22,11 @@ from ..dataset.manifest import (
     others,
 )
 from ..errors import Error
+from ..folder import Folder
+from ..strict_json import CHECK, checked, load_json, refuse_damage
 from .sources import Source
 
 PLAN = "plan.json"
-CHECK = "check"
 _KNOWN = (
     "request",
     "tokenizer",
@@ -160,44 +158,29 @@ class Plan:
         )
 
 
-def _check_of(record: Record) -> str:
-    """SHA-256 of a JSON object but for its check, however that is laid out: keys sorted, no blanks, ASCII alone."""
-    text = json.dumps(others(record, CHECK), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def checked(record: Record) -> Record:
-    """A JSON object with its check."""
-    return {**record, CHECK: _check_of(record)}
-
-
 def parsed(text: str) -> tuple[Record, str]:
     """A JSON object and its check, "" where an earlier version wrote none. Raises Error for one that was damaged."""
-    try:
-        record = json.loads(text)
-        if not isinstance(record, dict):
-            raise Error(f"expected a JSON object, got a {type(record).__name__}")
-        if CHECK in record and record[CHECK] != _check_of(record):
-            raise Error("it is not as it was written: its check does not fit")
-    except Error:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise Error(f"it is no JSON ({error})") from None
+    record = load_json(text)
+    if not isinstance(record, dict):
+        raise Error(f"expected a JSON object, got a {type(record).__name__}")
+    refuse_damage(record)
     return record, record.get(CHECK, "")
 
 
-def read_plan(out: Path) -> Plan:
+def read_plan(out: Folder) -> Plan:
     """The plan of a dataset directory in the making. Raises Error when there is none, or a damaged one."""
     try:
-        return Plan.from_json((out / PLAN).read_text(encoding="utf-8"))
+        text = out.read(PLAN)
     except FileNotFoundError:
         raise Error(f"{out}: expected a directory that a gpt2wds-shard command has begun, got none ({PLAN})") from None
+    try:
+        return Plan.from_json(text.decode("utf-8"))
     except (Error, UnicodeDecodeError) as error:
-        raise Error(f"{out / PLAN}: the plan is damaged ({error}); restore it, or plan again elsewhere") from None
+        raise Error(f"{out}/{PLAN}: the plan is damaged ({error}); restore it, or plan again elsewhere") from None
 
 
-def write_plan(out: Path, plan: Plan) -> Plan:
+def write_plan(out: Folder, plan: Plan) -> Plan:
     """Write a plan unless one is there, and read it back: of two that start together both follow the one that won."""
-    out.mkdir(parents=True, exist_ok=True)
-    files.create(out / PLAN, plan.to_json())
+    out.make()
+    out.create_text(PLAN, plan.to_json())
     return read_plan(out)

@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import __version__, files
 from ..errors import Error, reason
+from ..folder import Folder
 from .executors import MakeRun, Report, Run, WorkerBug, as_message
 from .ray_cluster import connected
 
@@ -41,7 +42,7 @@ class OnRay:
     address: str | None = None
     at_once: int | None = None
 
-    def run_tasks(self, chains: Iterable[list[Any]], make_run: MakeRun, report: Report, *, out: Path) -> None:
+    def run_tasks(self, chains: Iterable[list[Any]], make_run: MakeRun, report: Report, *, out: Folder) -> None:
         """See executors.Executor. Raises Error also when Ray is not installed or the cluster cannot be reached."""
         with connected(self.address, self.at_once), _marked(out) as mark:
             # The chains wait here, not in Ray, which would hold them all in memory.
@@ -80,7 +81,7 @@ class _Node:
     """What a node needs to run tasks of this run."""
 
     make_run: MakeRun
-    out: Path
+    out: Folder
     mark: str
     version: str = __version__
     key: str = field(default_factory=secrets.token_hex)
@@ -91,7 +92,7 @@ class _Node:
         if self.version != __version__:
             raise Error(f"node {host}: expected gpt2wds {self.version}, as where the command runs, got {__version__}")
         # Who finishes the dataset removes the mark with other temporary files.
-        if not ((self.out / self.mark).exists() or (self.out / "manifest.json").exists()):
+        if not (self.out.exists(self.mark) or self.out.exists("manifest.json")):
             raise Error(
                 f"node {host}: expected to see {self.out} as the machine does where the command runs, got another or "
                 "no directory; choose an --out that all nodes share (a network file system)"
@@ -247,11 +248,11 @@ def _cannot_load(error: Exception) -> Error:
 
 
 @contextlib.contextmanager
-def _marked(out: Path) -> Iterator[str]:
+def _marked(out: Folder) -> Iterator[str]:
     """The name of a file that is in `out` for the time of the run: a node that sees it sees the same directory."""
-    mark = files.temporary_name(out / "shared")
-    mark.touch()
+    mark = files.temporary_name(Path("shared")).name
+    out.create_text(mark, "")
     try:
-        yield mark.name
+        yield mark
     finally:
-        mark.unlink(missing_ok=True)
+        out.remove(mark)

@@ -1,17 +1,23 @@
 """Receipts: what the finished tasks of a plan made, one file each; all of them together are indices and manifest."""
 
 import base64
+import hashlib
 import io
 import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ..dataset.manifest import SPLITS, Manifest, ShardEntry, dataset_id, member
 from ..dataset.shards import BLOCK_ROW
 from ..errors import Error
-from .plan import Plan, Task, checked, parsed
+from ..folder import Folder
+from ..strict_json import checked
+from .plan import Plan, Task, parsed
+
+READ_AT_ONCE = 32  # receipts of a URL: most of it is waiting
 
 
 @dataclass(frozen=True)
@@ -58,31 +64,49 @@ class Receipt:
         )
 
 
-def receipt_path(out: Path, task: Task) -> Path:
-    return out / "receipts" / f"{task.shard}.json"
+def receipt_name(task: Task) -> str:
+    return f"receipts/{task.shard}.json"
 
 
-def read_receipt(out: Path, plan: Plan, task: Task) -> Receipt | None:
+def read_receipt(out: Folder, plan: Plan, task: Task) -> Receipt | None:
     """A task's receipt; None when there is none, or one that is not this plan's of this task as it was written."""
     try:
-        receipt = Receipt.from_json(receipt_path(out, task).read_text(encoding="utf-8"))
-    except (FileNotFoundError, Error, UnicodeDecodeError):
+        text = out.read(receipt_name(task))
+    except FileNotFoundError:
+        return None
+    try:
+        receipt = Receipt.from_json(text.decode("utf-8"))
+    except (Error, UnicodeDecodeError):
         return None
     return receipt if receipt.is_of(plan, task) else None
 
 
-def summed_up(out: Path, plan: Plan) -> tuple[Manifest, dict[str, bytes]]:
+def read_receipts(out: Folder, plan: Plan, tasks: Sequence[Task]) -> Iterator[Receipt | None]:
+    """The receipts of tasks, in their order. At a URL those that are there are read many at a time."""
+    if out.is_local:
+        yield from (read_receipt(out, plan, task) for task in tasks)
+        return
+    there = out.sizes("receipts")
+
+    def read(task: Task) -> Receipt | None:
+        return read_receipt(out, plan, task) if f"{task.shard}.json" in there else None
+
+    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
+        yield from threads.map(read, tasks)
+
+
+def summed_up(out: Folder, plan: Plan) -> tuple[Manifest, dict[str, bytes]]:
     """What the receipts of all tasks make: the manifest, and each split's index. Raises Error when one is missing."""
     entries: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
     rows: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype=BLOCK_ROW)] for split in SPLITS}
-    for task in plan.tasks:
-        receipt = read_receipt(out, plan, task)
+    for task, receipt in zip(plan.tasks, read_receipts(out, plan, plan.tasks), strict=True):
         if receipt is None:
             raise Error(f"{out}: {task.shard} is missing; give the command that makes it again")
         receipt.rows["shard"] = len(entries[task.split])
         entries[task.split].append(receipt.shard)
         rows[task.split].append(receipt.rows)
     shards_of = {split: tuple(entries[split]) for split in SPLITS}
+    indices = {split: _npy(np.concatenate(rows[split])) for split in SPLITS}
     manifest = Manifest(
         kind=plan.kind,
         dataset_id=dataset_id(shards_of),
@@ -91,8 +115,9 @@ def summed_up(out: Path, plan: Plan) -> tuple[Manifest, dict[str, bytes]]:
         parameters={name: value for name, value in plan.request.items() if value is not None},
         versions=plan.versions,
         shards=shards_of,
+        blocks_sha256={split: hashlib.sha256(index).hexdigest() for split, index in indices.items()},
     )
-    return manifest, {split: _npy(np.concatenate(rows[split])) for split in SPLITS}
+    return manifest, indices
 
 
 def _npy(rows: np.ndarray) -> bytes:

@@ -8,6 +8,7 @@ name and linked to its final one; its receipt follows. What has a receipt of thi
 import dataclasses
 import logging
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -17,13 +18,14 @@ from ..dataset import shards
 from ..dataset.directory import Dataset
 from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, LaterFormat, Manifest
 from ..errors import Error
+from ..folder import Folder
 from ..tokenizer import load_tokenizer
 from . import cutting
 from .corpora import Corpus, Files, Request, record
 from .cutting import Cut
 from .executors import Executor, Processes
 from .plan import PLAN, Plan, Span, Task, read_plan, write_plan
-from .receipts import read_receipt, receipt_path, summed_up
+from .receipts import read_receipts, receipt_name, summed_up
 from .writing import TaskRunner, text_hash
 
 _LOG = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def make_dataset(
     >>> dataset.total("train", "tokens")  # doctest: +SKIP
     1718838
     """
-    folder = Path(out)
+    folder = Folder(out)
     plan = make_plan(folder, request, cut or Cut())
     if not is_finished(folder, plan):
         run_missing(folder, plan, executor or Processes(workers), progress=progress)
@@ -76,13 +78,13 @@ def make_dataset(
     return Dataset(folder)
 
 
-def make_plan(out: Path, request: Request, cut: Cut | None = None) -> Plan:
+def make_plan(out: Folder, request: Request, cut: Cut | None = None) -> Plan:
     """The plan of a dataset: the one in `out` if there is one, else a new one, written there.
 
     Raises Error when `request` or `cut` is not what the plan that is there was made for.
     """
     asked = record(request) | (dataclasses.asdict(cut) if cut else {})
-    is_new = not (out / PLAN).exists()
+    is_new = not out.exists(PLAN)
     if is_new:
         _refuse_other_datasets(out)
         corpus = request.resolve(out)
@@ -109,30 +111,31 @@ def make_plan(out: Path, request: Request, cut: Cut | None = None) -> Plan:
     return plan
 
 
-def missing_tasks(out: Path, plan: Plan) -> list[Task]:
+def missing_tasks(out: Folder, plan: Plan) -> list[Task]:
     """Tasks without a receipt of this plan, or whose shard is not there with its receipt's size."""
-    return [task for task in plan.tasks if not _is_done(out, plan, task)]
+    return _missing(out, plan, plan.tasks)
 
 
-def is_finished(out: Path, plan: Plan) -> bool:
+def is_finished(out: Folder, plan: Plan) -> bool:
     """Whether nothing is left to do: the shards are there, and indices and manifest say what their receipts do."""
     names = ("manifest.json", *(f"{split}.blocks.npy" for split in SPLITS))
-    if not all((out / name).exists() for name in names) or missing_tasks(out, plan):
+    if not all(out.exists(name) for name in names) or missing_tasks(out, plan):
         return False
     manifest, indices = summed_up(out, plan)
     try:
-        found = Manifest.from_json((out / "manifest.json").read_bytes())
+        found = Manifest.from_json(out.read("manifest.json"))
     except LaterFormat:
         return True  # Dataset says so
     except Error:
         return False
-    if dataclasses.replace(found, extras={}) != manifest:
+    hashes = found.blocks_sha256 or manifest.blocks_sha256  # earlier versions wrote none
+    if dataclasses.replace(found, extras={}, blocks_sha256=hashes) != manifest:
         return False
-    return all((out / f"{split}.blocks.npy").read_bytes() == index for split, index in indices.items())
+    return all(out.read(f"{split}.blocks.npy") == index for split, index in indices.items())
 
 
 def run_missing(
-    out: Path,
+    out: Folder,
     plan: Plan,
     executor: Executor | None = None,
     *,
@@ -144,7 +147,7 @@ def run_missing(
     first, step = task_slice
     mine = set(plan.tasks[first::step])
     todo = [task for task in missing_tasks(out, plan) if task in mine]
-    discard_damaged(out, todo)
+    discard_damaged(out, plan, todo)
     progress.start(plan, todo, len(mine) - len(todo))
     if todo:
         make_runner = partial(_runner, out.absolute(), plan)
@@ -152,26 +155,28 @@ def run_missing(
     return missing_tasks(out, plan)
 
 
-def _runner(out: Path, plan: Plan) -> TaskRunner:
+def _runner(out: Folder, plan: Plan) -> TaskRunner:
     """Called on the machine that will run tasks. Raises Error where its tokenizer is not the plan's."""
     _refuse_other_tokenizer(out, plan)
     return TaskRunner(out, plan, fast_tokenizer.prove(load_tokenizer()) if plan.kind == TOKENS else None)
 
 
-def discard_damaged(out: Path, todo: Sequence[Task]) -> None:
+def discard_damaged(out: Folder, plan: Plan, todo: Sequence[Task]) -> None:
     """Remove what is left of tasks that will be run again: a damaged shard must not be taken for one that another
     process committed first, and a finished dataset is not finished while one of its shards is missing."""
-    if todo and (out / "manifest.json").exists():
-        (out / "manifest.json").unlink(missing_ok=True)
-    begun = [task for task in todo if receipt_path(out, task).exists()]
-    if begun:
-        named = ", ".join(map(str, begun[:3])) + (", …" if len(begun) > 3 else "")
+    if todo:
+        out.remove("manifest.json")
+    receipts = out.sizes("receipts")
+    begun = [task for task in todo if f"{task.shard}.json" in receipts]
+    damaged = _missing(out, plan, begun)  # the others were done by another process in the meantime
+    if damaged:
+        named = ", ".join(map(str, damaged[:3])) + (", …" if len(damaged) > 3 else "")
         _LOG.warning(
             "%s: made again, because shard or receipt is not as it was written, or another plan's: %s", out, named
         )
-    for task in begun:
-        (out / f"{task.shard}.tar.zst").unlink(missing_ok=True)
-        receipt_path(out, task).unlink(missing_ok=True)
+    for task in damaged:
+        out.remove(f"{task.shard}.tar.zst")
+        out.remove(receipt_name(task))
 
 
 def chains(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
@@ -189,7 +194,7 @@ def chains(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
     return grouped
 
 
-def finish(out: Path, plan: Plan) -> Dataset:
+def finish(out: Folder, plan: Plan) -> Dataset:
     """Indices, then the manifest, then no temporary files. Raises Error when a task is missing."""
     manifest, indices = summed_up(out, plan)
     wanted = "train" if plan.kind == TOKENS else "val"
@@ -203,17 +208,18 @@ def finish(out: Path, plan: Plan) -> Dataset:
             "make it anew in an empty directory with other options or sources"
         )
     for split, index in indices.items():
-        with files.replacing(out / f"{split}.blocks.npy") as file:
-            file.write(index)
-    files.replace(out / "manifest.json", manifest.to_json())
+        out.replace(f"{split}.blocks.npy", index)
+    out.replace("manifest.json", manifest.to_json().encode("utf-8"))
     remove_strays(out)
     return Dataset(out)
 
 
-def remove_strays(out: Path) -> None:
+def remove_strays(out: Folder) -> None:
     """Temporary files that killed processes left; only called when nothing is left to do."""
-    for stray in [*out.glob(files.TEMPORARY), *(out / "receipts").glob(files.TEMPORARY)]:
-        stray.rmdir() if stray.is_dir() else stray.unlink(missing_ok=True)
+    for below in ("", "receipts/"):
+        for name in out.sizes(below.rstrip("/")):
+            if fnmatch(name, files.TEMPORARY):
+                out.remove(below + name)
 
 
 def _tasks(corpus: Corpus, cut: Cut) -> list[Task]:
@@ -233,7 +239,7 @@ def _tasks(corpus: Corpus, cut: Cut) -> list[Task]:
 def _validation_texts(plan: Plan) -> tuple[str, ...]:
     if plan.kind != TOKENS:
         return ()
-    runner = TaskRunner(Path(), plan, None)
+    runner = TaskRunner(Folder("."), plan, None)
     held = (task for task in plan.tasks if task.split == "val")
     texts = (text for task in held for text in runner.documents(task))
     found = sorted({text_hash(text) for text in texts if isinstance(text, str)})
@@ -241,23 +247,22 @@ def _validation_texts(plan: Plan) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_done(out: Path, plan: Plan, task: Task) -> bool:
-    receipt = read_receipt(out, plan, task)
-    if receipt is None:
-        return False
-    shard = out / receipt.shard.file
-    return shard.exists() and shard.stat().st_size == receipt.shard.bytes
+def _missing(out: Folder, plan: Plan, tasks: Sequence[Task]) -> list[Task]:
+    told = [receipt.shard if receipt else None for receipt in read_receipts(out, plan, tasks)]
+    there = out.sizes()  # asked last: a shard is there before its receipt is
+    pairs = zip(tasks, told, strict=True)
+    return [task for task, shard in pairs if shard is None or there.get(shard.file) != shard.bytes]
 
 
-def _refuse_other_datasets(out: Path) -> None:
-    if (out / "manifest.json").exists():
+def _refuse_other_datasets(out: Folder) -> None:
+    if out.exists("manifest.json"):
         raise Error(f"{out}: expected a directory of this command's own, got a dataset without its {PLAN}")
-    if any(out.glob("receipts/*.json")):
+    if any(name.endswith(".json") for name in out.sizes("receipts")):
         # They are another plan's: taken for this one's, documents would be lost or doubled.
         raise Error(f"{out}: expected an empty directory, got shards without their {PLAN}; choose another --out")
 
 
-def _refuse_other_tokenizer(out: Path, plan: Plan) -> None:
+def _refuse_other_tokenizer(out: Folder, plan: Plan) -> None:
     for name, value in load_tokenizer().identity().items():
         if value != plan.tokenizer.get(name):
             raise Error(
@@ -266,7 +271,7 @@ def _refuse_other_tokenizer(out: Path, plan: Plan) -> None:
             )
 
 
-def _refuse_other_request(out: Path, plan: Plan, asked: dict[str, object]) -> None:
+def _refuse_other_request(out: Folder, plan: Plan, asked: dict[str, object]) -> None:
     for name, value in asked.items():
         planned = plan.request.get(name)
         if value == planned:

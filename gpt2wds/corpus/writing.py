@@ -4,20 +4,19 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from .. import files
 from ..dataset import prompts, shards
 from ..dataset.manifest import MULTIPLE_CHOICE, ShardEntry, SourceSpan
 from ..errors import EngineError, Error
 from ..fast_tokenizer import with_engine
+from ..folder import Folder
 from ..tokenizer import Tokenizer, load_tokenizer
 from .documents import Document, OpenSource, Skipped, check_delivered
 from .plan import Plan, Span, Task
-from .receipts import Receipt, receipt_path
+from .receipts import Receipt, receipt_name
 
 EXAMPLES_FRAME_BYTES = 1 << 24  # a frame of examples is closed when it has so many
 COPY_OF_VALIDATION = "copy of a validation document"
@@ -43,24 +42,19 @@ class TaskRunner:
     read once. differing: characters on which the proven fast engine differs from tiktoken, None for no fast engine.
     """
 
-    def __init__(self, out: Path, plan: Plan, differing: str | None):
+    def __init__(self, out: Folder, plan: Plan, differing: str | None):
         self._out, self._plan, self._differing = out, plan, differing
         self._tokenizer: Tokenizer | None = None
         self._open: tuple[int, OpenSource] | None = None
 
     def __call__(self, task: Task, report: Report) -> None:
         """Documents of one task → one committed shard with its receipt."""
-        final = self._out / f"{task.shard}.tar.zst"
-        temporary = files.temporary_name(final)
-        content = Content()
-        with files.synced(temporary) as file:
-            summary = self._write(file, task, content, report)
-        if not files.commit(temporary, final):
-            summary = _adopt(final, summary)
-        path = receipt_path(self._out, task)
-        path.parent.mkdir(exist_ok=True)
+        name, content = f"{task.shard}.tar.zst", Content()
+        summary, is_first = self._out.create(name, lambda file: self._write(file, task, content, report))
+        if not is_first:
+            summary = _adopt(self._out, name, summary)
         receipt = Receipt(self._entry(task, content, summary), summary.rows, self._plan.check)
-        files.create(path, receipt.to_json())
+        self._out.create_text(receipt_name(task), receipt.to_json())
 
     def documents(self, task: Task, taken: list[int] | None = None) -> Iterator[Any]:
         """The documents of a task, in order; `taken` gets the number of each span's once that is read.
@@ -195,10 +189,10 @@ def _write_examples(
     return writer.finish(tokens_sha256=digest.hexdigest(), tokens=tokens, documents=number)
 
 
-def _adopt(final: Path, ours: shards.ShardSummary) -> shards.ShardSummary:
+def _adopt(out: Folder, name: str, ours: shards.ShardSummary) -> shards.ShardSummary:
     """Describe the shard that another process committed first: same tokens, perhaps another zstd's bytes."""
     try:
-        with final.open("rb") as file:
+        with out.open(name) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest == ours.sha256:
                 return ours
@@ -209,10 +203,10 @@ def _adopt(final: Path, ours: shards.ShardSummary) -> shards.ShardSummary:
                 file.seek(int(row["offset"]))
                 shards.decompress_frame(file.read(int(row["length"])), row, None)
     except Error as error:
-        raise Error(f"{final}: {error}; delete the file and run again") from None
+        raise Error(f"{out}/{name}: {error}; delete the file and run again") from None
     rows = ours.rows.copy()
     rows["offset"], rows["length"] = frames["offset"], frames["length"]
-    return shards.ShardSummary(final.stat().st_size, digest, ours.tokens_sha256, ours.tokens, ours.documents, rows)
+    return shards.ShardSummary(out.size(name), digest, ours.tokens_sha256, ours.tokens, ours.documents, rows)
 
 
 def text_hash(text: str) -> str:

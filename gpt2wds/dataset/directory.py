@@ -9,6 +9,7 @@ The directory is local or any fsspec URL (s3://…, hf://…, https://…). Noth
 is read is held to index and manifest, and what is wrong is one line that says where.
 """
 
+import hashlib
 import io
 import mmap
 from collections.abc import Iterator, Sequence
@@ -20,12 +21,15 @@ import numpy as np
 
 from ..errors import Error, reason
 from ..folder import Folder
-from ..tokenizer import END_OF_TEXT
+from ..tokenizer import END_OF_TEXT, VOCABULARY_SHA256
 from . import members, prompts, shards
 from .manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, LaterFormat, Manifest, ShardEntry
 
 REBUILD = "run its gpt2wds-shard command again: only what is missing is made"
 REPAIR = f"delete the file and {REBUILD}"
+GPT2_VOCABULARY = VOCABULARY_SHA256["vocab.bpe"]
+MAX_MANIFEST_BYTES = 1 << 28  # twenty times that of 15,000 shards
+PIECE_BYTES = 1 << 23  # of a file, read at once
 LOOK = "look at the disk and at the file's permissions"
 
 
@@ -42,10 +46,11 @@ class Dataset:
     (1718838, array([50256,  1174, 40713], dtype=uint16))
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path | Folder):
         self.folder = Folder(path)
         self.path = self.folder.path
         self.manifest = self._manifest()
+        self._sound: dict[str, bool] = {}
         self.kind, self.id, self.corpus = self.manifest.kind, self.manifest.dataset_id, self.manifest.corpus.name
         self.blocks = {split: self._index(split) for split in SPLITS}
         self._first_block = {s: np.cumsum([0] + [entry.blocks for entry in self.shards(s)]) for s in SPLITS}
@@ -81,7 +86,7 @@ class Dataset:
             frame = self._read(where, entry.file, start, start + int(row["length"]))
         except (FileNotFoundError, NotADirectoryError):
             raise Error(f"{where}: the file is missing; {REBUILD}") from None
-        with self._naming(split, block):
+        with self._naming(split, block, by_index=True):
             expected = shards.token_frame_bytes(int(row["tokens"])) if self.kind == TOKENS else None
             content = shards.decompress_frame(frame, row, expected)
             found = list(members.read_members(content))
@@ -145,18 +150,42 @@ class Dataset:
         if self.kind != kind:
             raise Error(f"dataset {self.path}: expected {kind}, got {self.kind}")
 
+    def file_sha256(self, name: str, size: int) -> str:
+        """SHA-256 of the first `size` bytes of a file in the directory."""
+        digest = hashlib.sha256()
+        for start in range(0, size, PIECE_BYTES):
+            digest.update(self.folder.read(name, start, min(size, start + PIECE_BYTES)))
+        return digest.hexdigest()
+
     @contextmanager
-    def _naming(self, split: str, block: int) -> Iterator[None]:
-        """Say of damage where it is and what to do."""
+    def _naming(self, split: str, block: int, by_index: bool = False) -> Iterator[None]:
+        """Say of damage where it is and what to do; `by_index`: what was read may differ from the index alone."""
         try:
             yield
         except Error as error:
             entry, number = self.place(split, block)
-            raise Error(f"{self.path}/{entry.file} block {number}: {error}; {REPAIR}") from None
+            where = f"{self.path}/{entry.file} block {number}"
+            if by_index and not self.manifest.blocks_sha256 and self._is_sound(entry):
+                where = f"{self.path}/{split}.blocks.npy row {block}, of {entry.file} block {number}"
+            raise Error(f"{where}: {error}; {REPAIR}") from None
+
+    def _is_sound(self, entry: ShardEntry) -> bool:
+        """Whether a shard's every byte is what the manifest says. Asked once of each shard, for it reads all of it."""
+        if entry.file not in self._sound:
+            try:
+                fits = self.folder.size(entry.file) == entry.bytes
+                self._sound[entry.file] = fits and self.file_sha256(entry.file, entry.bytes) == entry.sha256
+            except (Error, OSError):
+                self._sound[entry.file] = False
+        return self._sound[entry.file]
 
     def _manifest(self) -> Manifest:
         where = f"dataset {self.path}"
         try:
+            with _no_damage(where, "manifest.json"):
+                too_large = self.folder.is_local and self.folder.size("manifest.json") > MAX_MANIFEST_BYTES
+            if too_large:
+                raise Error(f"{where}: expected at most {MAX_MANIFEST_BYTES:,} bytes in manifest.json; {REPAIR}")
             text = self._read(where, "manifest.json")
         except (FileNotFoundError, NotADirectoryError):
             if self.folder.exists("plan.json"):
@@ -166,15 +195,17 @@ class Dataset:
             raise Error(f"{where}: expected a finished dataset (manifest.json), got {found}") from None
         try:
             manifest = Manifest.from_json(text)
+            manifest.check_names()
         except LaterFormat as error:
             raise Error(f"{where}: {error}") from None
         except Error as error:
             raise Error(f"{where}: manifest.json is damaged: {error}; {REPAIR}") from None
         if manifest.kind not in (TOKENS, MULTIPLE_CHOICE):
             raise Error(f"{where}: expected {TOKENS} or {MULTIPLE_CHOICE}, got {manifest.kind[:80]!r}; update gpt2wds")
-        if manifest.tokenizer.get("name") != "gpt2":
-            name = repr(manifest.tokenizer.get("name"))[:80]
-            raise Error(f"{where}: expected tokens of the tokenizer 'gpt2', got {name}; make it with gpt2wds-shard")
+        name, vocabulary = manifest.tokenizer.get("name"), manifest.tokenizer.get("vocabulary_sha256", GPT2_VOCABULARY)
+        if name != "gpt2" or vocabulary != GPT2_VOCABULARY:
+            found = f"{repr(name)[:80]} with the vocabulary {repr(vocabulary)[:80]}"
+            raise Error(f"{where}: expected tokens of the tokenizer 'gpt2', got {found}; make it with gpt2wds-shard")
         return manifest
 
     def _index(self, split: str) -> np.ndarray:
@@ -186,6 +217,9 @@ class Dataset:
         try:
             index = members.npy_row(data)
             check_index(index, self.shards(split), self.kind)
+            said = self.manifest.blocks_sha256.get(split)
+            if said is not None and hashlib.sha256(data).hexdigest() != said:
+                raise Error("its SHA-256 is not the manifest's")
         except Error as error:
             raise Error(f"{where}: {name}: {error}; {REPAIR}") from None
         return index

@@ -8,7 +8,9 @@ order (order.py). Tar reading and grouping are WebDataset's own.
 
 import io
 import signal
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -24,6 +26,7 @@ from .order import EpochOrder, Position, Slots, even_share
 from .shards import BLOCK_TOKENS
 
 SAMPLE_MEMBER = "tokens.npy"
+AHEAD = 64  # blocks of a URL that are read at once, and held: 8 MB
 GRACE_SECONDS = 60  # that a worker process outlives a signal to stop
 STATE_VERSION = 1
 
@@ -194,11 +197,33 @@ class EpochSequences(IterableDataset):
         # In the order in which _steps will ask for them: by step, and within a step by slot.
         every = np.concatenate(visits)
         owner = np.repeat(np.arange(len(visits)), [len(v) for v in visits])
-        for i in np.lexsort((owner, every[:, 0])):
-            _, window, first, end = every[i].tolist()
-            for block in np.unique(order.window_sequences(window, first, end)[0]).tolist():
-                # Grouping keeps nothing of this but the URL, so the place travels there.
-                yield {"url": f"{block}", "stream": io.BytesIO(self._dataset.read_frame("train", block))}
+        places = (every[i].tolist() for i in np.lexsort((owner, every[:, 0])))
+        blocks = (
+            block
+            for _, window, first, end in places
+            for block in np.unique(order.window_sequences(window, first, end)[0]).tolist()
+        )
+        for block, frame in self._read(blocks):
+            # Grouping keeps nothing of this but the URL, so the place travels there.
+            yield {"url": f"{block}", "stream": io.BytesIO(frame)}
+
+    def _read(self, blocks: Iterator[int]) -> Iterator[tuple[int, bytes]]:
+        """Blocks with their frames. From a URL so many are asked for at once, ahead of need."""
+        if self._dataset.folder.is_local:
+            yield from ((block, self._dataset.read_frame("train", block)) for block in blocks)
+            return
+        threads = ThreadPoolExecutor(AHEAD)
+        asked = deque[tuple[int, Future[bytes]]]()
+        try:
+            for block in blocks:
+                asked.append((block, threads.submit(self._dataset.read_frame, "train", block)))
+                if len(asked) == AHEAD:
+                    first, frame = asked.popleft()
+                    yield first, frame.result()
+            for first, frame in asked:
+                yield first, frame.result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _steps(
         self, samples: Iterable[dict[str, Any]], order: EpochOrder, visits: list[np.ndarray], steps: int

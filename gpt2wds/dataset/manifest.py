@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from ..errors import Error, reason
+from ..errors import Error
+from ..strict_json import CHECK, checked, load_json, refuse_damage
 
 FORMAT_VERSION = "1.0"
 SPLITS = ("train", "val")
@@ -119,7 +120,10 @@ class CorpusName:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole of manifest.json. `shards` has the entries of each split, in order."""
+    """The whole of manifest.json. `shards` has the entries of each split, in order.
+
+    blocks_sha256: SHA-256 of each split's block index, empty where an older writer did not say.
+    """
 
     kind: str
     dataset_id: str
@@ -128,10 +132,12 @@ class Manifest:
     parameters: Record
     versions: Mapping[str, str]
     shards: Mapping[str, tuple[ShardEntry, ...]]
+    blocks_sha256: Mapping[str, str] = field(default_factory=dict)
     format_version: str = FORMAT_VERSION
     extras: Record = field(default_factory=dict)
 
     def to_json(self) -> str:
+        """The file's text, which ends with its check."""
         record = {
             "format_version": self.format_version,
             "kind": self.kind,
@@ -141,32 +147,45 @@ class Manifest:
             "parameters": self.parameters,
             "versions": dict(self.versions),
             "shards": {split: [entry.record() for entry in entries] for split, entries in self.shards.items()},
+            "blocks_sha256": dict(self.blocks_sha256),
         }
-        return json.dumps(record | self.extras, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(checked(record | self.extras), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
         """Raises Error that says what is wrong: no JSON, a later format, a member that is not as it must be."""
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise Error(f"it is no JSON ({reason(error)})") from None
+        record = load_json(text)
         version = member(record, "format_version", str)
         if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
             raise LaterFormat(f"expected format {FORMAT_VERSION}, got {version[:80]}; update gpt2wds")
+        refuse_damage(record)
+        if CHECK not in record and "blocks_sha256" in record:  # both came together
+            raise Error(f"{CHECK!r}: expected a check, got none")
         kept = member(record, "shards", dict)
-        known = ("format_version", "kind", "dataset_id", "corpus", "tokenizer", "parameters", "versions", "shards")
+        said = {"parameters": {}, "versions": {}, "blocks_sha256": {}, **record}
+        hashes = member(said, "blocks_sha256", dict)
         return cls(
             kind=member(record, "kind", str),
             dataset_id=member(record, "dataset_id", str),
             corpus=CorpusName.from_record(member(record, "corpus", dict)),
             tokenizer=member(record, "tokenizer", dict),
-            parameters=record.get("parameters") or {},
-            versions=record.get("versions") or {},
+            parameters=member(said, "parameters", dict),
+            versions=member(said, "versions", dict),
             shards={split: tuple(map(ShardEntry.from_record, member(kept, split, list))) for split in SPLITS},
+            blocks_sha256={split: member(hashes, split, str) for split in SPLITS if hashes},
             format_version=version,
-            extras=others(record, *known),
+            extras=others(record, *_KNOWN),
         )
+
+    def check_names(self) -> None:
+        """Hold the shards' names and the dataset_id to the shards. Raises Error."""
+        for split, entries in self.shards.items():
+            for number, entry in enumerate(entries):
+                if entry.file != f"{split}-{number:05d}.tar.zst":
+                    raise Error(f"expected {split}-{number:05d}.tar.zst, got {entry.file[:80]}")
+        expected = dataset_id(self.shards)
+        if self.dataset_id != expected:
+            raise Error(f"expected dataset_id {expected} for its shards, got {self.dataset_id[:80]}")
 
 
 def dataset_id(shards: Mapping[str, tuple[ShardEntry, ...]]) -> str:
@@ -190,6 +209,18 @@ def others(record: Record, *known: str) -> Record:
     return {name: value for name, value in record.items() if name not in known}
 
 
+_KNOWN = (
+    "format_version",
+    "kind",
+    "dataset_id",
+    "corpus",
+    "tokenizer",
+    "parameters",
+    "versions",
+    "shards",
+    "blocks_sha256",
+    CHECK,
+)
 _SHARD_FIELDS: dict[str, type] = {
     "file": str,
     "bytes": int,

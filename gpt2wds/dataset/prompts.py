@@ -18,18 +18,20 @@ from typing import Any
 import numpy as np
 
 from ..errors import Error
+from ..strict_json import load_json
 from ..tokenizer import END_OF_TEXT, Tokenizer
 from .members import npy_tokens
 
 MODES = ("completion", "lm-eval")
 ENDINGS = 4
+MAX_EXAMPLE_BYTES = 1 << 20  # of an example's JSON; HellaSwag's have 1 to 2 KB
 
 
 def read_examples(path: Path) -> Iterator[dict[str, Any]]:
     """Examples of a JSON-lines file in HellaSwag's schema. Raises Error that names the line."""
     count = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_EXAMPLE_BYTES + 1), b""), 1):
             if line.strip():
                 count += 1
                 yield checked_example(line, f"{path} line {number}")
@@ -92,9 +94,11 @@ def harness_text(text: str) -> str:
 
 def checked_example(line: bytes, where: str) -> dict[str, Any]:
     """An example's fields from its JSON. Raises Error, beginning with `where`, for what is not HellaSwag's schema."""
+    if len(line) > MAX_EXAMPLE_BYTES:
+        raise Error(f"{where}: expected an example of at most {MAX_EXAMPLE_BYTES:,} bytes, got more")
     try:
-        example = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):
+        example = load_json(line.decode("utf-8"))
+    except ValueError:
         start = line.strip()[:40].decode("utf-8", "backslashreplace")
         raise Error(f"{where}: expected a JSON object in HellaSwag's schema, got {start!r}") from None
     if isinstance(example, dict) and example.get("label") in ("0", "1", "2", "3"):

@@ -3,31 +3,46 @@
 Nothing is raised for damage, so that one call reports all of it.
 """
 
+import base64
 import hashlib
+from typing import Any
 
 import numpy as np
 
 from ..errors import Error, reason
+from ..strict_json import load_json
 from ..tokenizer import END_OF_TEXT
 from . import members
 from .directory import LOOK, REBUILD, REPAIR, Dataset
-from .manifest import MULTIPLE_CHOICE, SPLITS, ShardEntry, dataset_id
-
-PIECE_BYTES = 1 << 23  # of a file, read at once
+from .manifest import MULTIPLE_CHOICE, CorpusName, ShardEntry, member
+from .shards import BLOCK_ROW
 
 
 def verify_dataset(dataset: Dataset) -> list[str]:
-    """What the manifest says of all shards together: their names, and the dataset_id that follows from them."""
-    problems = []
-    for split in SPLITS:
-        for number, entry in enumerate(dataset.shards(split)):
-            expected = f"{split}-{number:05d}.tar.zst"
-            if entry.file != expected:
-                problems.append(f"manifest.json: expected {expected}, got {entry.file}; {REPAIR}")
-    expected = dataset_id(dataset.manifest.shards)
-    if dataset.id != expected:
-        problems.append(f"manifest.json: expected dataset_id {expected} for its shards, got {dataset.id}; {REPAIR}")
-    return problems
+    """What the plan says of the dataset as a whole, where it is still beside it, against the manifest.
+
+    The manifest itself, its names, its dataset_id and the indices were checked when the dataset was opened.
+    """
+    try:
+        plan = _record(dataset, "plan.json")
+        if plan is None:
+            return []
+        request = member(plan, "request", dict)
+        said = {
+            "kind": member(plan, "kind", str),
+            "corpus": CorpusName.from_record(member(plan, "corpus", dict)),
+            "tokenizer": member(plan, "tokenizer", dict),
+            "versions": member(plan, "versions", dict),
+            "parameters": {name: value for name, value in request.items() if value is not None},
+        }
+    except Error as error:
+        return [f"plan.json: {error}; restore it, or delete it: no reader needs it"]
+    return [
+        f"plan.json: {name!r}: expected {repr(getattr(dataset.manifest, name))[:80]}, as in manifest.json, "
+        f"got {repr(value)[:80]}; restore the one that was changed, or make the dataset again"
+        for name, value in said.items()
+        if value != getattr(dataset.manifest, name)
+    ]
 
 
 def verify_shard(dataset: Dataset, split: str, number: int) -> list[str]:
@@ -62,21 +77,48 @@ def verify_shard(dataset: Dataset, split: str, number: int) -> list[str]:
     for name, count in counts.items():
         if not problems and count != getattr(entry, name):
             problems.append(f"{entry.file}: expected {getattr(entry, name)} {name}, got {count}")
-    return problems
+    return problems + _verify_receipt(dataset, split, number)
 
 
 def _verify_file(dataset: Dataset, entry: ShardEntry, size: int) -> list[str]:
     if size != entry.bytes:
         return [f"{entry.file}: expected {entry.bytes} bytes, got {size}; {REPAIR}"]
-    digest = hashlib.sha256()
     try:
-        for start in range(0, size, PIECE_BYTES):
-            digest.update(dataset.folder.read(entry.file, start, min(size, start + PIECE_BYTES)))
+        found = dataset.file_sha256(entry.file, size)
     except (Error, OSError) as error:
         return [f"{entry.file}: {reason(error)}; {LOOK}"]
-    if digest.hexdigest() != entry.sha256:
-        return [f"{entry.file}: expected SHA-256 {entry.sha256}, got {digest.hexdigest()}; {REPAIR}"]
+    if found != entry.sha256:
+        return [f"{entry.file}: expected SHA-256 {entry.sha256}, got {found}; {REPAIR}"]
     return []
+
+
+def _verify_receipt(dataset: Dataset, split: str, number: int) -> list[str]:
+    """A shard's receipt, where it is still there, against manifest and index."""
+    entry, blocks = dataset.shards(split)[number], dataset.shard_blocks(split, number)
+    name = f"receipts/{entry.name}.json"
+    try:
+        receipt = _record(dataset, name)
+        if receipt is None:
+            return []
+        rows = dataset.blocks[split][blocks.start : blocks.stop][list(BLOCK_ROW.names or ())].astype(BLOCK_ROW)
+        rows["shard"] = 0
+        if ShardEntry.from_record(member(receipt, "shard", dict)) != entry:
+            raise Error("it tells of another shard than manifest.json")
+        if base64.b64encode(rows.tobytes()).decode() != member(receipt, "rows", str):
+            raise Error(f"it has other rows than {split}.blocks.npy")
+    except Error as error:
+        return [f"{name}: {error}; {REPAIR}"]
+    return []
+
+
+def _record(dataset: Dataset, name: str) -> Any:
+    """A JSON file of the directory; None where there is none. Raises Error for one that cannot be read."""
+    try:
+        return load_json(dataset.folder.read(name))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Error(f"{reason(error)}; {LOOK}") from None
 
 
 def _contents(dataset: Dataset, split: str, block: int) -> tuple[list[np.ndarray], int]:

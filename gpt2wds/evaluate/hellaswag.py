@@ -65,7 +65,7 @@ def ending_log_probabilities(
     check_vocabulary(model)
     log_p, owners = [torch.zeros(0, device=world.device)], [np.zeros(0, dtype=np.int64)]
     with inference(world.device, dtype):
-        for batch in _batches(questions.rows, world.device)[world.rank :: world.world_size]:
+        for batch in batches(questions.rows, world.device)[world.rank :: world.world_size]:
             log_p.append(_batch_log_probabilities(model, batch, world.device))
             owners += [row.owners for row in batch]
             progress(sum(len(np.unique(row.owners)) for row in batch))
@@ -156,24 +156,24 @@ def per_example(questions: Questions, sums: np.ndarray) -> list[dict[str, Any]]:
 
 def padding_share(questions: Questions, device: torch.device) -> float:
     """Share of padding in all that the forward passes read."""
-    read = sum(len(batch) * len(batch[-1].tokens) for batch in _batches(questions.rows, device))
+    read = sum(len(batch) * len(batch[-1].tokens) for batch in batches(questions.rows, device))
     return 1 - sum(len(row.tokens) for row in questions.rows) / read
 
 
-def _batches(rows: list[Packed], device: torch.device) -> list[list[Packed]]:
+def batches(rows: list[Packed], device: torch.device) -> list[list[Packed]]:
     """Rows in ascending length, in batches of at most BATCH_TOKENS tokens and PADDING_SHARE padding, or one row."""
     most = BATCH_TOKENS_CPU if device.type == "cpu" else BATCH_TOKENS
-    batches: list[list[Packed]] = []
+    found: list[list[Packed]] = []
     tokens = 0  # of the last batch, without padding
     for row in sorted(rows, key=lambda row: len(row.tokens)):
         tokens += len(row.tokens)
-        padded = (len(batches[-1]) + 1) * len(row.tokens) if batches else 0
-        if batches and padded <= most and padded - tokens <= PADDING_SHARE * padded:
-            batches[-1].append(row)
+        padded = (len(found[-1]) + 1) * len(row.tokens) if found else 0
+        if found and padded <= most and padded - tokens <= PADDING_SHARE * padded:
+            found[-1].append(row)
         else:
-            batches.append([row])
+            found.append([row])
             tokens = len(row.tokens)
-    return batches
+    return found
 
 
 def _batch_log_probabilities(model: GPT2, batch: list[Packed], device: torch.device) -> Tensor:

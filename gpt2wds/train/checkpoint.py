@@ -89,7 +89,7 @@ def save_checkpoint(
             (temporary / name).write_bytes(content)
         for name in (WEIGHTS, OPTIMIZER):  # safetensors makes them readable for their owner alone
             (temporary / name).chmod((temporary / STATE).stat().st_mode)
-        sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in (*NEEDED, *beside))
+        sums = "".join(f"{sha256_of(temporary / name)}  {name}\n" for name in (*NEEDED, *beside))
         (temporary / SUMS).write_text(sums)
         for path in (*temporary.iterdir(), temporary):
             sync(path)
@@ -143,7 +143,18 @@ def load_state(path: Path) -> tuple[State, dict[str, torch.Tensor]]:
 
 def state_hash(path: Path) -> str:
     """SHA-256 of a sound checkpoint: of its list of the hashes of its files."""
-    return _sha256(path / SUMS)
+    return sha256_of(path / SUMS)
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """What SHA256SUMS says of each file of a checkpoint. Raises OSError or ValueError where it cannot be read."""
+    lines = [line.partition("  ") for line in (path / SUMS).read_text().splitlines()]
+    return {name: digest for digest, _, name in lines}
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(old: Path, warn: Callable[[str], None]) -> None:
@@ -163,10 +174,9 @@ def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 def _damage(path: Path) -> str | None:
     try:
-        lines = [line.partition("  ") for line in (path / SUMS).read_text().splitlines()]
-        sums = {name: digest for digest, _, name in lines}
+        sums = read_sums(path)
         for name in NEEDED:
-            if sums.get(name) != _sha256(path / name):
+            if sums.get(name) != sha256_of(path / name):
                 return f"{name} is not what was written"
     except (OSError, ValueError) as error:
         return str(error)
@@ -176,8 +186,3 @@ def _damage(path: Path) -> str | None:
 def _clear(folder: Path) -> None:
     for stray in folder.glob(".step-*.tmp"):
         shutil.rmtree(stray, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

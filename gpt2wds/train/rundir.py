@@ -43,7 +43,10 @@ class RunDirectory:
                 "run.tensorboard: expected the package tensorboard, which is not installed; "
                 "pip install 'gpt2wds[tensorboard]', or leave it off"
             )
-        self.path = Path(path)
+        try:
+            self.path = files.local_path(path)
+        except Error as error:
+            raise Error(f"run.dir: {error}") from None
         self._is_main, self._wants_board = is_main, tensorboard
         self._board: Any = None
         self._unlogged: list[str] | None = []  # said before the run was claimed

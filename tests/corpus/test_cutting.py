@@ -1,31 +1,25 @@
 """Cutting a corpus into tasks: every document once, sizes as asked for, and a validation split that stays."""
 
 import dataclasses
-import gzip
-import json
-import os
-import shutil
 import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import shared_file
-from reading import read_all
+from making import texts, write_jsonl
+from reading import WRITE, read_all, write_gz, write_parquet, write_txt
 
-from gpt2wds.corpus import corpora, cutting, sharding
-from gpt2wds.corpus import text as text_module
-from gpt2wds.corpus.corpora import Corpus, Files, Plays, Shakespeare
+from gpt2wds.corpus import cutting, sharding
+from gpt2wds.corpus.corpora import Corpus, Files
 from gpt2wds.corpus.cutting import Cut, shares
-from gpt2wds.corpus.plan import Plan, Task
+from gpt2wds.corpus.plan import Task
 from gpt2wds.corpus.readers import BY_SUFFIX, suffix_of
 from gpt2wds.corpus.sources import Source
-from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.dataset.loader import StepBatches
+from gpt2wds.folder import Folder
 
 
 @dataclasses.dataclass
@@ -42,47 +36,7 @@ def planned(corpus: Corpus, cut: Cut) -> Planned:
 
 
 def files(paths: list[str], cut: Cut) -> Planned:
-    return planned(Files(tuple(paths)).resolve(Path()), cut)
-
-
-def texts(name: str, count: int) -> list[str]:
-    return [f"{name} {n} " + "word " * (n % 7) for n in range(count)]
-
-
-def write_jsonl(path: Path, documents: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    return path
-
-
-def write_parquet(path: Path, documents: list[str]) -> Path:
-    pq.write_table(pa.table({"text": pa.array(documents, pa.string())}), path, row_group_size=4)
-    return path
-
-
-def write_gz(path: Path, documents: list[str]) -> Path:
-    path.write_bytes(gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in documents).encode()))
-    return path
-
-
-def write_zst(path: Path, documents: list[str]) -> Path:
-    path.write_bytes(zstandard.compress("".join(json.dumps({"text": text}) + "\n" for text in documents).encode()))
-    return path
-
-
-def write_txt(path: Path, count: int) -> Path:
-    """A text of `count` documents: pieces that end at the first blank line after 64 KiB."""
-    piece = ("line\n" * (text_module.TEXT_PIECE_BYTES // 5 + 1))[: text_module.TEXT_PIECE_BYTES]
-    path.write_text("".join(f"{path.stem} {n} {piece}\n\n" for n in range(count)))
-    return path
-
-
-WRITE = {
-    "jsonl": lambda path, count: write_jsonl(path, texts(path.stem, count)),
-    "parquet": lambda path, count: write_parquet(path, texts(path.stem, count)),
-    "txt": write_txt,
-    "gz": lambda path, count: write_gz(path, texts(path.stem, count)),
-    "zst": lambda path, count: write_zst(path, texts(path.stem, count)),
-}
+    return planned(Files(tuple(paths)).resolve(Folder("no such directory")), cut)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +124,7 @@ def test_text_files_fill_shards_together(tmp_path):
 
 @pytest.mark.parametrize("limit", [1, 60, 61, 200, 1 << 20])
 def test_a_shard_of_jsonl_ends_at_the_first_document_after_bytes_per_shard(tmp_path, limit):
-    path = write_jsonl(tmp_path / "a.jsonl", texts("a", 40))
+    path = write_jsonl(tmp_path / "a.jsonl", texts(40, "a"))
     size = path.stat().st_size
     tasks = files([str(path)], Cut(val_docs=0, bytes_per_shard=limit)).tasks
     lines = {0, *(n + 1 for n, byte in enumerate(path.read_bytes()) if byte == 10)}
@@ -224,18 +178,6 @@ def test_validation_never_moves(tmp_path, kind):
         assert not set(expected) & set(flat(documents(corpus, "train")))
 
 
-def test_the_order_of_the_arguments_does_not_count(mixed):
-    one, other = files(mixed, Cut(val_docs=5)), files(mixed[::-1], Cut(val_docs=5))
-    assert (one.sources, one.tasks) == (other.sources, other.tasks)
-
-
-def test_names_are_sorted_bytewise(tmp_path):
-    names = ["a.jsonl", "B.jsonl", "é.jsonl", "z.jsonl", "a-.jsonl"]
-    paths = [str(write_jsonl(tmp_path / name, texts(name, 2))) for name in names]
-    found = [Path(source.name).name for source in files(paths, Cut()).sources]
-    assert found == ["B.jsonl", "a-.jsonl", "a.jsonl", "z.jsonl", "é.jsonl"]
-
-
 # Refused
 
 
@@ -246,134 +188,9 @@ def refused(*paths: Path, **cut: int) -> str:
     return str(caught.value)
 
 
-def test_a_file_given_twice_is_refused(tmp_path, monkeypatch):
-    path = write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
-    (tmp_path / "link.jsonl").symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    for again in (path, Path("a.jsonl"), tmp_path / "link.jsonl", tmp_path / ".." / tmp_path.name / "a.jsonl"):
-        assert "are the same file; give it once" in refused(path, again)
-
-
-def test_what_is_no_readable_file_is_refused(tmp_path):
-    good = write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
-    (tmp_path / "b.csv").write_text("text\none\n")
-    (tmp_path / "c.jsonl").mkdir()
-    (tmp_path / "d.jsonl").write_text("no json\n")
-    assert refused(good, tmp_path / "b.csv").startswith("files: expected .parquet, .jsonl, .ndjson, .json, .txt, .jso")
-    assert "b.csv" in refused(good, tmp_path / "b.csv")
-    assert refused(good, tmp_path / "nowhere.jsonl").endswith("nowhere.jsonl', which is missing")
-    assert refused(good, tmp_path / "c.jsonl").endswith("c.jsonl'/*.jsonl")
-    assert "d.jsonl: expected one JSON object per line" in refused(good, tmp_path / "d.jsonl")
-
-
 def test_a_limit_below_validation_is_refused(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", texts("a", 20))
+    path = write_jsonl(tmp_path / "a.jsonl", texts(20, "a"))
     assert "expected at least the 6 documents of validation, got 5" in refused(path, val_docs=6, limit_docs=5)
-
-
-def plan_files(out: Path, paths: list[Path], cut: Cut) -> Plan:
-    return sharding.make_plan(out, Files(tuple(map(str, paths))), cut)
-
-
-@pytest.mark.parametrize("content", ["", "\n\n"])
-def test_an_empty_corpus_is_refused(tmp_path, content):
-    (tmp_path / "a.txt").write_text("")
-    (tmp_path / "b.jsonl").write_text(content)
-    with pytest.raises(ValueError, match=r"a\.txt, .*b\.jsonl: expected at least one document, got none"):
-        plan_files(tmp_path / "out", [tmp_path / "a.txt", tmp_path / "b.jsonl"], Cut())
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("end", ["", "\n \n"])
-@pytest.mark.parametrize("cut", [Cut(val_docs=3), Cut(val_docs=9), Cut(val_docs=2, limit_docs=2)])
-def test_a_corpus_that_is_all_validation_is_refused(tmp_path, cut, end):
-    path = write_jsonl(tmp_path / "a.jsonl", texts("a", 3))
-    path.write_text(path.read_text() + end)
-    with pytest.raises(ValueError, match="all of its documents went to validation.*lower val_docs"):
-        plan_files(tmp_path / "out", [path], cut)
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt"])
-def test_a_source_that_changed_since_the_plan_is_refused(tmp_path, kind):
-    path = WRITE[kind](tmp_path / f"a.{kind}", 6)
-    plan = plan_files(tmp_path / "out", [path], Cut(val_docs=1, docs_per_shard=2))
-    run = TaskRunner(tmp_path / "out", plan, None)
-    stat = path.stat()
-    shutil.copyfile(WRITE[kind](tmp_path / f"b.{kind}", 6), path)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert path.stat().st_size == stat.st_size
-    with pytest.raises(ValueError, match=rf"a\.{kind}: the file changed since the plan was made"):
-        run(plan.tasks[1], lambda documents, tokens: None)
-    path.unlink()
-    with pytest.raises(ValueError, match=rf"a\.{kind}: the file is gone"):
-        run(plan.tasks[1], lambda documents, tokens: None)
-    assert list((tmp_path / "out").glob("*.tar.zst")) == []
-
-
-def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", texts("a", 6))
-    plan = plan_files(tmp_path / "out", [path], Cut(val_docs=0))
-    reading = TaskRunner(tmp_path / "out", plan, None).documents(plan.tasks[0])
-    next(reading)
-    write_jsonl(path, texts("a", 7))
-    with pytest.raises(ValueError, match="the file changed"):
-        list(reading)
-
-
-def test_tasks_that_begin_in_one_compressed_file_go_to_one_process_in_order(tmp_path):
-    for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.gz"):
-        WRITE[name.rpartition(".")[2]](tmp_path / name, 10)
-    paths = [tmp_path / name for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.gz")]
-    plan = plan_files(tmp_path / "out", paths, Cut(val_docs=0, docs_per_shard=4))
-    # Eight tasks: 0 to 2 begin in a, 2 goes on in b; 3 and 4 begin in b; 5 to 7 in c.
-    begins = [task.spans[0].source for task in plan.tasks]
-    assert begins == [0, 0, 0, 1, 1, 2, 2, 2]
-    names = [[task.number for task in chain] for chain in sharding.chains(plan, plan.tasks)]
-    assert names == [[0], [1], [2], [3, 4], [5, 6, 7]]
-    rest = [task for task in plan.tasks if task.number not in (0, 4)]
-    assert [[task.number for task in chain] for chain in sharding.chains(plan, rest)] == [[1], [2], [3], [5, 6, 7]]
-    empty = Task("train", 0, ())
-    assert sharding.chains(plan, [empty]) == [[empty]]
-
-
-# Shakespeare
-
-
-def test_tiny_shakespeare_has_documents_and_a_validation_split(tmp_path):
-    path = shared_file("tinyshakespeare.txt")
-    corpus = planned(Shakespeare(str(path)).resolve(tmp_path), Cut())
-    (val,), (train,) = documents(corpus, "val"), documents(corpus, "train")
-    assert (len(val), len(train)) == (1, 16)
-    assert "".join(val + train).encode() == path.read_bytes()
-    for text in [*val, *train[:-1]]:
-        assert text.endswith("\n\n") and text.encode().find(b"\n\n", text_module.TEXT_PIECE_BYTES) == len(text) - 2
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_another_text_is_not_taken_for_tiny_shakespeare(tmp_path):
-    path = tmp_path / "tinyshakespeare.txt"
-    path.write_text("To be")
-    # Where the download is kept, too.
-    for source in (str(path), "tiny"):
-        with pytest.raises(ValueError, match="expected SHA-256 86c4e6aa.*, got [0-9a-f]{64} for .*tinyshakespeare.txt"):
-            Shakespeare(source).resolve(tmp_path)
-    with pytest.raises(ValueError, match="expected tiny, plays or a path for source, got 'hamlet'"):
-        Shakespeare("hamlet").resolve(tmp_path)
-
-
-def test_tiny_shakespeare_without_a_network_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "TINY_SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
-    with pytest.raises(ValueError, match=r"got <urlopen error .*; give a local copy with --source FILE, or .* plays"):
-        Shakespeare("tiny").resolve(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_each_play_is_one_document(tmp_path):
-    corpus = planned(Plays().resolve(tmp_path), Cut(docs_per_shard=10))
-    assert [len(task) for task in documents(corpus, "val")] == [2]
-    assert [len(task) for task in documents(corpus, "train")] == [10, 10, 10, 6]
-    read = flat(documents(corpus))
-    assert [len(text.encode()) for text in read] == [source.location.size for source in corpus.sources]
 
 
 # Filled across sources
@@ -381,7 +198,7 @@ def test_each_play_is_one_document(tmp_path):
 
 @pytest.mark.parametrize("cut", [Cut(), Cut(bytes_per_shard=5_000_000)])
 def test_300_small_files_make_one_shard_of_each_split(tmp_path, cut):
-    paths = [str(write_jsonl(tmp_path / f"{n:03d}.jsonl", texts(str(n), 100))) for n in range(300)]
+    paths = [str(write_jsonl(tmp_path / f"{n:03d}.jsonl", texts(100, str(n)))) for n in range(300)]
     corpus = files(paths, cut)
     assert [task.shard for task in corpus.tasks] == ["val-00000", "train-00000"]
     assert len(flat(documents(corpus, "val"))) == 300  # 1 %, one of each
@@ -403,7 +220,7 @@ def test_20000_files_are_planned(tmp_path):
     for n in range(20_000):
         write_jsonl(tmp_path / f"{n:05d}.jsonl", [f"Document {n} {i} " + "word " * 30 for i in range(5)])
     start = time.perf_counter()
-    plan = sharding.make_plan(tmp_path / "out", Files((str(tmp_path / "*.jsonl"),)), Cut())
+    plan = sharding.make_plan(Folder(tmp_path / "out"), Files((str(tmp_path / "*.jsonl"),)), Cut())
     seconds = time.perf_counter() - start
     print(f"20,000 files planned in {seconds:.1f} s")
     assert len(plan.sources) == 20_000 and [task.shard for task in plan.tasks] == ["val-00000", "train-00000"]
@@ -432,7 +249,7 @@ def test_shares(counts, wanted, given):
 def test_val_docs_is_exactly_what_was_asked_for(mixed, data, wanted):
     """Whatever single files have, and however wrong their numbers were estimated."""
     paths = data.draw(st.lists(st.sampled_from(mixed), min_size=1, max_size=6, unique=True))
-    corpus = Files(tuple(paths)).resolve(Path())
+    corpus = Files(tuple(paths)).resolve(Folder("no such directory"))
     factors = data.draw(st.lists(st.sampled_from([0.2, 1, 3]), min_size=len(paths), max_size=len(paths)))
     sources = tuple(
         dataclasses.replace(
@@ -462,10 +279,10 @@ def held_out(corpus: Planned) -> dict[str, int]:
 
 def test_if_nothing_is_said_each_source_gives_its_share(tmp_path):
     paths = [
-        write_parquet(tmp_path / "web.parquet", texts("web", 5000)),
+        write_parquet(tmp_path / "web.parquet", texts(5000, "web")),
         write_txt(tmp_path / "py.txt", 11),
-        write_jsonl(tmp_path / "a.jsonl", texts("a", 300)),
-        write_gz(tmp_path / "b.jsonl.gz", texts("b", 120)),
+        write_jsonl(tmp_path / "a.jsonl", texts(300, "a")),
+        write_gz(tmp_path / "b.jsonl.gz", texts(120, "b")),
         write_jsonl(tmp_path / "one.jsonl", ["only one"]),
     ]
     corpus = files(list(map(str, paths)), Cut())
@@ -473,11 +290,11 @@ def test_if_nothing_is_said_each_source_gives_its_share(tmp_path):
 
 
 def test_one_percent_is_of_what_is_used(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", texts("a", 3000))
+    path = write_jsonl(tmp_path / "a.jsonl", texts(3000, "a"))
     for limit, expected in ((None, 30), (1000, 10), (50, 1)):
         assert len(flat(documents(files([str(path)], Cut(limit_docs=limit)), "val"))) == expected
 
 
 def test_of_many_sources_not_each_gives_one(tmp_path):
-    paths = [str(write_jsonl(tmp_path / f"{n}.jsonl", texts(str(n), 2))) for n in range(150)]
+    paths = [str(write_jsonl(tmp_path / f"{n}.jsonl", texts(2, str(n)))) for n in range(150)]
     assert len(flat(documents(files(paths, Cut()), "val"))) == 3

@@ -283,9 +283,10 @@ def test_400_files_behind_50_ms_are_planned_with_at_most_two_requests_each(tmp_p
         "from pathlib import Path\n"
         "from gpt2wds.corpus.corpora import HubDataset\n"
         "from gpt2wds.corpus.sharding import make_plan\n"
+        "from gpt2wds.folder import Folder\n"
         "from gpt2wds.corpus.cutting import Cut\n"
         "start = time.perf_counter()\n"
-        "plan = make_plan(Path(sys.argv[1]), HubDataset('owner/many'), Cut())\n"
+        "plan = make_plan(Folder(sys.argv[1]), HubDataset('owner/many'), Cut())\n"
         "print(len(plan.sources), sum(s.size.documents for s in plan.sources), time.perf_counter() - start)\n"
     )
     with LoopbackHub({"datasets/owner/many": folder}) as hub:

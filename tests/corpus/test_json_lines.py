@@ -2,23 +2,21 @@
 
 import base64
 import gzip
-import io
 import itertools
 import json
 import random
-import struct
 from pathlib import Path
 
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import check_byte_runs, check_runs, count, opened, read_all
+from reading import COMPRESS, check_byte_runs, check_runs, count, read_all
 
 from gpt2wds.corpus.documents import Skipped
 from gpt2wds.corpus.readers import BY_SUFFIX
 from gpt2wds.errors import Error
-from gpt2wds.locations import LocalFile, local_file
+from gpt2wds.locations import local_file
 
 JSONL, PARQUET, TEXT = BY_SUFFIX[".jsonl"], BY_SUFFIX[".parquet"], BY_SUFFIX[".txt"]
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -32,18 +30,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("readers")
 
 
-def zstd_frames(data: bytes) -> bytes:
-    """Two frames with a skippable one between them, as parallel compressors and seekable files have them."""
-    half, compress = len(data) // 2, zstandard.ZstdCompressor(write_checksum=True).compress
-    return compress(data[:half]) + struct.pack("<II", 0x184D2A50, 3) + b"abc" + compress(data[half:])
-
-
-def gzip_members(data: bytes) -> bytes:
-    half = len(data) // 2
-    return gzip.compress(data[:half]) + gzip.compress(data[half:])
-
-
-COMPRESSED = {".jsonl": bytes, ".jsonl.gz": gzip_members, ".jsonl.zst": zstd_frames}
+COMPRESSED = {f".jsonl{suffix}": COMPRESS[suffix] for suffix in ("", ".gz", ".zst")}
 NUMBERS = itertools.count()  # a new name each time, as a changed file would have another time of change
 
 
@@ -103,52 +90,6 @@ def test_documents_of_a_large_jsonl_file_are_estimated(tmp_path, suffix):
     ]
     path.write_bytes(COMPRESSED[suffix]("".join(lines).encode()))
     assert 2500 < count(BY_SUFFIX[suffix], path) < 3300
-
-
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
-def test_a_compressed_file_that_is_cut_short_or_damaged_is_no_shorter_file(tmp_path, suffix):
-    lines = [json.dumps({"text": f"{n} {random.Random(n).randbytes(40).hex()}"}) + "\n" for n in range(3000)]
-    data = COMPRESSED[suffix]("".join(lines).encode())
-    for number, damaged in enumerate((data[:-1], data[: len(data) // 3], data[:5000] + b"x" + data[5001:])):
-        path = tmp_path / f"{number}{suffix}"
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=rf"{number}{suffix}: it does not decompress to its end \("):
-            read_all(BY_SUFFIX[suffix], path)
-    path.write_bytes(data)
-    assert len(read_all(BY_SUFFIX[suffix], path)) == 3000
-
-
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
-def test_runs_of_a_compressed_file_in_order_cost_one_pass(tmp_path, suffix, monkeypatch):
-    path = tmp_path / f"a{suffix}"
-    lines = [
-        json.dumps({"text": base64.b64encode(random.Random(n).randbytes(7500)).decode()}) + "\n" for n in range(300)
-    ]
-    path.write_bytes(COMPRESSED[suffix]("".join(lines).encode()))
-    reads = []
-
-    class Counting(io.FileIO):
-        def readinto(self, buffer):
-            reads.append(super().readinto(buffer))
-            return reads[-1]
-
-    monkeypatch.setattr(LocalFile, "open", lambda self: io.BufferedReader(Counting(self.path)))
-    location = local_file(path)
-    for limits in ((30, None), (None, 250_000)):
-        source = opened(BY_SUFFIX[suffix], path)
-        reads.clear()
-        at, ends = 0, []
-        while run := source.cut(at, *limits):
-            ends.append((at, run.end))
-            at = run.end
-        assert len(ends) >= 9 and sum(reads) <= 1.1 * location.size
-        source = opened(BY_SUFFIX[suffix], path)
-        reads.clear()
-        found = [document for first, end in ends for document in source.read(first, end - first)]
-        assert sum(reads) <= 1.1 * location.size
-        assert found == [json.loads(line)["text"] for line in lines]
-        # Back to the beginning costs another pass, and gives the same.
-        assert list(source.read(0, len(lines[0]))) == found[:1]
 
 
 def test_a_jsonl_file_is_checked(tmp_path):

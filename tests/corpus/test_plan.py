@@ -15,9 +15,11 @@ from making import texts_of
 from gpt2wds.corpus import sharding
 from gpt2wds.corpus.corpora import Files
 from gpt2wds.corpus.cutting import Cut
-from gpt2wds.corpus.plan import Plan, checked, read_plan
+from gpt2wds.corpus.plan import Plan, read_plan
 from gpt2wds.corpus.receipts import Receipt, read_receipt
 from gpt2wds.errors import Error
+from gpt2wds.folder import Folder
+from gpt2wds.strict_json import checked
 
 CUT = Cut(val_docs=2, docs_per_shard=4)
 HOSTILE = ["", "[]", "{}", "null", "7", '"text"', "[" * 100_000, "\0", '{"check": []}', "9" * 5000]
@@ -83,10 +85,10 @@ def test_a_plan_without_any_of_its_members_is_one_line(small: Path) -> None:
         shutil.copy(small / "plan.json", small / "kept")
         edit(small / "plan.json", lambda record, name=name: record.pop(name), sign=name != "check")
         if name == "check":
-            assert read_plan(small).check == ""  # as earlier versions wrote it
+            assert read_plan(Folder(small)).check == ""  # as earlier versions wrote it
         else:
             with pytest.raises(Error, match=rf"the plan is damaged \('{name}': expected "):
-                read_plan(small)
+                read_plan(Folder(small))
         shutil.move(small / "kept", small / "plan.json")
 
 
@@ -103,14 +105,14 @@ def test_one_digit_of_a_count_that_was_edited_is_refused(small: Path, source: Pa
 def test_a_flipped_bit_is_found_wherever_it_is(small: Path, source: Path, name: str) -> None:
     chance, path = random.Random(4), small / name
     data, before, found = path.read_bytes(), contents(small), 0
-    plan = read_plan(small)
+    plan = read_plan(Folder(small))
     for place in chance.sample(range(len(data)), min(len(data), 400)):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :])
         try:
             if name == "plan.json":
-                same = dataclasses.replace(read_plan(small), check=plan.check) == plan
+                same = dataclasses.replace(read_plan(Folder(small)), check=plan.check) == plan
             else:
-                receipt, kept = read_receipt(small, plan, plan.tasks[2]), Receipt.from_json(data.decode())
+                receipt, kept = read_receipt(Folder(small), plan, plan.tasks[2]), Receipt.from_json(data.decode())
                 same = receipt is not None and receipt.to_json() == kept.to_json()
                 found += receipt is None
                 same = same or receipt is None
@@ -156,12 +158,12 @@ def test_a_flipped_bit_is_found_wherever_it_is(small: Path, source: Path, name: 
 def test_a_strangers_plan_is_held_to_its_form(small: Path, change: Callable[[dict], Any], said: str) -> None:
     edit(small / "plan.json", change, sign=True)
     with pytest.raises(Error, match="the plan is damaged") as refused:
-        read_plan(small)
+        read_plan(Folder(small))
     assert said in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_a_plan_comes_back_as_it_was_written(whole: Path) -> None:
-    plan = read_plan(whole)
+    plan = read_plan(Folder(whole))
     assert len(plan.check) == 64
     assert Plan.from_json(plan.to_json()) == plan
     assert plan.to_json() == (whole / "plan.json").read_text()
@@ -212,10 +214,10 @@ def test_the_task_of_a_receipt_that_is_not_its_own_is_done_again(
     if not is_finished:
         (small / "manifest.json").unlink()
     harm(small)
-    plan = read_plan(small)
-    assert [str(task) for task in sharding.missing_tasks(small, plan)] == ["train-00001"]
+    plan = read_plan(Folder(small))
+    assert [str(task) for task in sharding.missing_tasks(Folder(small), plan)] == ["train-00001"]
     with pytest.raises(Error, match="train-00001 is missing; give the command that makes it again"):
-        sharding.finish(small, plan)
+        sharding.finish(Folder(small), plan)
     make(small, source)
     assert contents(small) == before
     assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["train-00001"]
@@ -261,13 +263,13 @@ def test_halves_planned_before_and_after_a_source_grew_do_not_make_a_dataset(tmp
     texts = {one: documents(48), two: [*documents(7), "another", *documents(48)[7:], "one more"]}
     for number, out in enumerate((one, two)):
         write_lines(source, texts[out])
-        sharding.run_missing(out, sharding.make_plan(out, request, CUT), task_slice=(number, 2))
+        sharding.run_missing(Folder(out), sharding.make_plan(Folder(out), request, CUT), task_slice=(number, 2))
     for path in (*two.glob("*.zst"), *two.glob("receipts/*")):
         shutil.copy(path, one / path.relative_to(two))
-    plan = read_plan(one)
-    assert len(sharding.missing_tasks(one, plan)) == len(plan.tasks) // 2
+    plan = read_plan(Folder(one))
+    assert len(sharding.missing_tasks(Folder(one), plan)) == len(plan.tasks) // 2
     with pytest.raises(Error, match="is missing; give the command that makes it again"):
-        sharding.finish(one, plan)
+        sharding.finish(Folder(one), plan)
     shutil.copy(two / "plan.json", one / "plan.json")
     make(one, source)
     found = texts_of(one)
@@ -303,12 +305,12 @@ def test_a_directory_without_checks_goes_on(early: Path, source: Path, whole: Pa
 def test_a_directory_without_checks_refuses_what_can_be_seen(early: Path, source: Path) -> None:
     path = early / "receipts" / "train-00001.json"
     edit(path, lambda record: record["shard"]["spans"][0].update(first_byte=0))
-    assert len(sharding.missing_tasks(early, read_plan(early))) == 3
+    assert len(sharding.missing_tasks(Folder(early), read_plan(Folder(early)))) == 3
     make(early, source)
     assert texts_of(early) == documents(12)
     edit(early / "plan.json", lambda record: record.update(chfck="0" * 64))
     with pytest.raises(Error, match="the plan is damaged .'check': expected a check, got none"):
-        read_plan(early)
+        read_plan(Folder(early))
 
 
 # What a finished dataset says of itself
@@ -340,7 +342,7 @@ def test_so_are_its_shards_and_the_indices(small: Path, source: Path) -> None:
 
 
 def test_what_others_noted_in_a_manifest_stays(small: Path, source: Path) -> None:
-    edit(small / "manifest.json", lambda record: record.update(note="of another tool"))
+    edit(small / "manifest.json", lambda record: record.update(checked(record | {"note": "of another tool"})))
     before = contents(small)
     make(small, source)
     assert contents(small) == before

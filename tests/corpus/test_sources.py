@@ -24,6 +24,7 @@ from gpt2wds.corpus.sharding import make_plan
 from gpt2wds.corpus.sources import EXAMPLES, WHOLE, Source
 from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.errors import Error
+from gpt2wds.folder import Folder
 from gpt2wds.locations import local_file
 
 COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
@@ -111,12 +112,12 @@ def test_documents_that_lie_elsewhere_are_an_error(tmp_path: Path, reader: str) 
 def test_a_whole_file_of_another_number_of_documents_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
-    plan = make_plan(tmp_path / "out", Files((str(path),)), Cut(val_docs=0))
+    plan = make_plan(Folder(tmp_path / "out"), Files((str(path),)), Cut(val_docs=0))
     assert plan.tasks == (Task("train", 0, (Span(0, 0, 42),)),)
     path.write_text('{"text": "a"}\n{"text": "b", "c": "........."}'[:42].ljust(42))
     changed = replace(plan, sources=(replace(plan.sources[0], location=local_file(path)),))
     with pytest.raises(Error, match="expected 3 documents from 0 on as planned, got 2"):
-        run(changed, tmp_path / "out")
+        run(changed, Folder(tmp_path / "out"))
 
 
 def test_urls_without_a_mark_of_change_are_named_once_when_planning(
@@ -125,17 +126,17 @@ def test_urls_without_a_mark_of_change_are_named_once_when_planning(
     for name in ("a", "b", "c"):
         fsspec.filesystem("memory").pipe(f"/unmarked/{name}.jsonl", b'{"text": "a"}\n{"text": "b"}\n')
     request = Files(("memory://unmarked/*.jsonl",))
-    make_plan(tmp_path / "marked", request)
+    make_plan(Folder(tmp_path / "marked"), request)
     assert not caplog.records
-    monkeypatch.setattr("gpt2wds.locations._CHANGE_MARKS", ())
-    plan = make_plan(tmp_path / "out", request)
-    make_plan(tmp_path / "out", request)
+    monkeypatch.setattr("gpt2wds.locations.CHANGE_MARKS", ())
+    plan = make_plan(Folder(tmp_path / "out"), request)
+    make_plan(Folder(tmp_path / "out"), request)
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("source memory:///unmarked/a.jsonl and 2 more: its server tells neither an ETag nor a time")
-    run(plan, tmp_path / "out")
+    run(plan, Folder(tmp_path / "out"))
 
 
-def run(plan: Plan, out: Path) -> None:
-    runner = TaskRunner(out, plan, None)
+def run(plan: Plan, out: Folder) -> None:
+    runner = TaskRunner(Folder(out), plan, None)
     for task in plan.tasks:
         runner(task, lambda documents, tokens: None)

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import check_byte_runs, check_runs, count, opened, read_all
+from reading import COMPRESS, check_byte_runs, check_runs, count, opened, read_all
 
 from gpt2wds.corpus import text as text_module
 from gpt2wds.corpus.documents import Skipped
@@ -117,15 +117,11 @@ def test_without_blank_lines_pieces_end_at_a_line_or_a_character(tmp_path, monke
 
 @pytest.mark.parametrize("suffix", [".txt.gz", ".txt.zst", ".txt.xz", ".txt.bz2"])
 def test_a_compressed_text_is_cut_as_a_plain_one(tmp_path, suffix):
-    import bz2
-    import lzma
-
     paragraph = "A line with é.\nAnother one.\n\n"
     data = (paragraph * 20_000 + "no blank line here\n" * 100_000).encode()
-    compress = {".gz": gzip.compress, ".zst": zstandard.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
     plain, packed = tmp_path / "a.txt", tmp_path / f"a{suffix}"
     plain.write_bytes(data)
-    packed.write_bytes(compress[suffix.removeprefix(".txt")](data))
+    packed.write_bytes(COMPRESS[suffix.removeprefix(".txt")](data))
     assert read_all(BY_SUFFIX[suffix], packed) == read_all(TEXT, plain)
     assert count(BY_SUFFIX[suffix], packed) == count(TEXT, plain)
     check_runs(BY_SUFFIX[suffix], packed, "text", [3, 1, 4])

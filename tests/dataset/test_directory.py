@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import fsspec
@@ -24,6 +25,7 @@ from gpt2wds.dataset.manifest import dataset_id
 from gpt2wds.dataset.validation import validation_sequences
 from gpt2wds.dataset.verify import verify_dataset, verify_shard
 from gpt2wds.errors import Error
+from gpt2wds.strict_json import checked
 
 needs_zstd = pytest.mark.skipif(shutil.which("zstd") is None, reason="needs the command zstd")
 
@@ -136,12 +138,12 @@ def test_unknown_members_keys_and_columns_are_ignored(plays, copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest |= {"format_version": "1.7", "new": {}}
     manifest["shards"]["val"][0]["new"] = 1
-    (copy / "manifest.json").write_text(json.dumps(manifest))
     old = np.load(copy / "val.blocks.npy")
     new = np.zeros(len(old), dtype=[*shards.BLOCK_ROW.descr, ("new", "<u8")])
     for column in shards.BLOCK_ROW.names:
         new[column] = old[column]
     np.save(copy / "val.blocks.npy", new)
+    write_manifest(copy, manifest)
     np.testing.assert_array_equal(all_tokens(Dataset(copy), "val"), all_tokens(plays, "val"))
 
 
@@ -170,7 +172,7 @@ def test_an_unfinished_directory_is_refused(copy):
 
 def test_a_later_format_is_refused(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": "2.0"}))
+    write_manifest(copy, manifest | {"format_version": "2.0"})
     assert "expected format 1.0, got 2.0; update gpt2wds" in refused(copy)
 
 
@@ -317,11 +319,17 @@ def test_a_shard_in_anothers_place_is_found(copy):
     assert verify_shard(Dataset(copy), "train", 1)
 
 
+def write_manifest(copy: Path, manifest: dict[str, object]) -> None:
+    """A manifest of other content whose hashes fit, as someone's who means harm would."""
+    hashes = {split: sha256((copy / f"{split}.blocks.npy").read_bytes()).hexdigest() for split in ("train", "val")}
+    (copy / "manifest.json").write_text(json.dumps(checked({**manifest, "blocks_sha256": hashes})))
+
+
 def change_entry(copy: Path, **fields: object) -> None:
     """Write other things about the validation shard into the manifest."""
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["shards"]["val"][0] |= fields
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(copy, manifest)
 
 
 def test_a_wrong_size_or_hash_in_the_manifest_is_found(copy, plays):
@@ -332,16 +340,123 @@ def test_a_wrong_size_or_hash_in_the_manifest_is_found(copy, plays):
     ):
         shutil.copy(f"{plays.path}/manifest.json", copy)
         change_entry(copy, **{field: value})
-        (problem,) = verify_shard(Dataset(copy), "val", 0)
+        if field == "tokens_sha256":
+            assert "for its shards, got" in refused(copy)
+            continue
+        problem, receipt = verify_shard(Dataset(copy), "val", 0)
         assert problem.startswith("val-00000.tar.zst: ")
-        assert bool(verify_dataset(Dataset(copy))) == (field == "tokens_sha256")
+        assert receipt.startswith("receipts/val-00000.json: it tells of another shard than manifest.json")
 
 
 def test_the_dataset_id_follows_from_the_shards(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"dataset_id": "0" * 32}))
+    write_manifest(copy, manifest | {"dataset_id": "0" * 32})
+    assert f"expected dataset_id {manifest['dataset_id']} for its shards, got 000" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(dataset_id="0" * 32),
+        lambda m: m.update(kind="multiple-choice"),
+        lambda m: m["corpus"].update(revision="main"),
+        lambda m: m["tokenizer"].update(tiktoken="0.1"),
+        lambda m: m["parameters"].update(docs_per_shard=13),
+        lambda m: m["versions"].update(zstd="1.0"),
+        lambda m: m["blocks_sha256"].update(val="0" * 64),
+        lambda m: m["shards"]["val"][0].update(text_bytes=1),
+        lambda m: m["shards"]["val"][0].update(skipped={"empty": [0]}),
+        lambda m: m["shards"]["val"][0]["spans"][0].update(first_row=1),
+        lambda m: m.update(new=1),
+        lambda m: m.update(check=7),
+    ],
+)
+def test_every_member_of_the_manifest_is_held_to_its_hash(copy, change):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    change(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    assert "manifest.json is damaged: it is not as it was written: its check does not fit" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: m["corpus"].update(revision="main"), "plan.json: 'corpus': expected "),
+        (lambda m: m["tokenizer"].update(tiktoken="0.1"), "plan.json: 'tokenizer': expected "),
+        (lambda m: m["parameters"].update(docs_per_shard=13), "plan.json: 'parameters': expected "),
+        (lambda m: m["versions"].update(zstd="1.0"), "plan.json: 'versions': expected "),
+        (lambda m: m["shards"]["val"][0].update(text_bytes=1), "receipts/val-00000.json: it tells of another shard"),
+        (lambda m: m["shards"]["val"][0].update(skipped={"a": [0]}), "receipts/val-00000.json: it tells of another"),
+        (lambda m: m["shards"]["val"][0]["spans"][0].update(count=9), "receipts/val-00000.json: it tells of another"),
+    ],
+)
+def test_a_manifest_without_hashes_is_held_to_plan_and_receipts(copy, change, said):
+    manifest = json.loads((older(copy) / "manifest.json").read_text())
+    change(manifest)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
     (problem,) = verify(Dataset(copy))
-    assert problem.startswith(f"manifest.json: expected dataset_id {manifest['dataset_id']} for its shards, got 000")
+    assert problem.startswith(said)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "receipts/val-00000.json"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"shard": 1, "request": 1}'])
+def test_a_damaged_plan_or_receipt_is_found_and_hinders_no_reader(copy, name, content):
+    (copy / name).write_bytes(content)
+    dataset = Dataset(copy)
+    (problem,) = verify(dataset)
+    assert problem.startswith(f"{name}: ") and "\n" not in problem
+    assert len(dataset.read_tokens("val", 0)) == 65_537
+
+
+def test_a_directory_without_plan_and_receipts_is_all_right(copy):
+    (copy / "plan.json").unlink()
+    shutil.rmtree(copy / "receipts")
+    assert verify(Dataset(copy)) == []
+
+
+def older(copy: Path) -> Path:
+    """The dataset as it was before manifests had hashes of indices and of themselves."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["blocks_sha256"], manifest["check"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def test_a_check_that_was_lost_is_missed(copy):
+    text = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(text.replace('"check"', '"chfck"'))
+    assert "manifest.json is damaged: 'check': expected a check, got none" in refused(copy)
+    (copy / "manifest.json").write_text(json.dumps(json.loads(text), indent=7))  # the same in other words
+    assert verify(Dataset(copy)) == []
+
+
+def test_datasets_of_before_are_read_as_they_were(plays, copy):
+    dataset = Dataset(older(copy))
+    assert (dataset.id, verify(dataset)) == (plays.id, [])
+    np.testing.assert_array_equal(all_tokens(dataset, "val"), all_tokens(plays, "val"))
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+@pytest.mark.parametrize("column", ["offset", "length", "checksum", "documents"])
+def test_a_damaged_index_is_blamed_and_not_the_sound_shard(copy, column, is_older):
+    rows = np.load(copy / "val.blocks.npy")
+    rows[column] ^= np.array([1, 1], dtype=rows[column].dtype)  # sums of documents stay
+    if column == "documents":
+        rows[column] = np.load(copy / "val.blocks.npy")[column][::-1]
+    np.save(copy / "val.blocks.npy", rows)
+    if not is_older:
+        assert "val.blocks.npy: its SHA-256 is not the manifest's; delete the file" in refused(copy)
+        return
+    problems = verify(dataset := Dataset(older(copy)))
+    assert problems
+    if column == "documents":
+        assert any("block 0: expected" in problem and "documents, got" in problem for problem in problems)
+        return
+    with pytest.raises(
+        Error, match=r"/val\.blocks\.npy row 0, of val-00000\.tar\.zst block 0: [^\n]*; delete the file"
+    ):
+        dataset.read_tokens("val", 0)
+    assert all(problem.startswith(("val.blocks.npy row", "receipts/")) for problem in problems)
 
 
 @pytest.mark.parametrize("field", ["documents", "tokens"])
@@ -402,11 +517,36 @@ def test_a_manifest_without_bottom_is_refused(copy):
     assert "manifest.json is damaged: it is no JSON" in refused(copy)
 
 
+@pytest.mark.parametrize(
+    "value", ["[" * 100_000, "[" * 900 + "]" * 900, "1e999", "NaN", "1" + "0" * 5000, '{"a": ' * 66 + "1" + "}" * 66]
+)
+def test_what_could_not_be_shown_or_written_again_is_refused(copy, value):
+    text = (copy / "manifest.json").read_text()
+    for place in ('"parameters": {', '"corpus": {'):
+        (copy / "manifest.json").write_text(text.replace(place, f'{place}"new": {value}, '))
+        message = refused(copy)
+        assert "manifest.json is damaged: " in message and "check" not in message
+
+
+def test_a_manifest_of_forty_gigabytes_is_not_read(copy):
+    with (copy / "manifest.json").open("r+b") as file:
+        file.truncate(40 << 30)
+    assert "expected at most 268,435,456 bytes in manifest.json" in refused(copy)
+
+
+def test_an_index_of_forty_gigabytes_is_not_read(copy):
+    with (copy / "val.blocks.npy").open("r+b") as file:
+        file.truncate(40 << 30)
+    assert "val.blocks.npy: expected 2 numbers of 28 bytes, got 429496" in refused(copy)
+
+
 def test_what_is_not_gpt2s_is_refused(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": {"name": "o200k_base"}}))
+    write_manifest(copy, manifest | {"tokenizer": {"name": "o200k_base"}})
     assert "expected tokens of the tokenizer 'gpt2', got 'o200k_base'" in refused(copy)
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"kind": "pictures"}))
+    write_manifest(copy, manifest | {"tokenizer": manifest["tokenizer"] | {"vocabulary_sha256": "0" * 64}})
+    assert "expected tokens of the tokenizer 'gpt2', got 'gpt2' with the vocabulary '0000" in refused(copy)
+    write_manifest(copy, manifest | {"kind": "pictures"})
     assert "expected tokens or multiple-choice, got 'pictures'; update gpt2wds" in refused(copy)
 
 
@@ -490,13 +630,6 @@ def replace_block(copy: Path, content: bytes, tokens: int) -> Dataset:
     stated = manifest["shards"]["val"][0]["tokens"]
     change_entry(copy, bytes=len(frame) + len(data), tokens=stated + tokens - before)
     return Dataset(copy)
-
-
-def test_a_wrong_count_of_documents_in_the_index_is_found(copy):
-    rows = np.load(copy / "val.blocks.npy")
-    rows["documents"] = rows["documents"][::-1]
-    np.save(copy / "val.blocks.npy", rows)
-    assert any("documents, got" in problem for problem in verify_shard(Dataset(copy), "val", 0))
 
 
 def test_damaged_examples_are_found(choices, tmp_path):
@@ -597,6 +730,8 @@ def prompt(*tokens: int) -> bytes:
         (of_first(ctx=["a"]), "expected 'ctx' to be str"),
         (with_member("json", b"[" * 100_000), "expected a JSON object"),
         (with_member("json", b"\xff"), "expected a JSON object"),
+        (with_member("json", b"[" * 900 + b"]" * 900), "expected a JSON object"),
+        (with_member("json", b"[]," * 400_000), "expected an example of at most 1,048,576 bytes"),
         (with_member("completion.npy", b"no array"), "its npy header is damaged"),
         (with_member("lm-eval.npy", prompt(50256, 1, 50256, 2)), "a context and 4 endings in lm-eval.npy"),
         (with_member("lm-eval.npy", prompt(1, *[50256, 2] * 5)), "a context and 4 endings in lm-eval.npy"),

@@ -4,11 +4,13 @@ import io
 import json
 import shutil
 import tarfile
+import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import webdataset
@@ -17,6 +19,7 @@ from making import shard_files
 from test_order import reference_order, reference_steps
 from torch.utils.data import DataLoader, IterableDataset
 
+from gpt2wds.dataset import loader as loader_module
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.loader import EpochSequences, StepBatches
 from gpt2wds.dataset.order import Position
@@ -254,6 +257,31 @@ def test_torchs_dataloader_takes_it_without_workers(plays: Dataset) -> None:
     with pytest.raises(Error) as caught:
         next(iter(DataLoader(batches, batch_size=None, num_workers=2)))
     assert "give num_workers to StepBatches" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def at_a_url(dataset: Dataset) -> Dataset:
+    fsspec.filesystem("memory").put(f"{dataset.path}/", "/far/", recursive=True)
+    return Dataset("memory://far")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_dataset_at_a_url_gives_the_same_steps(plays: Dataset, num_workers: int) -> None:
+    options: dict[str, Any] = {"num_workers": num_workers, "sequences_per_step": 160}
+    got = first_steps(at_a_url(plays), 5, **options)
+    np.testing.assert_array_equal(np.stack(got), np.stack(first_steps(plays, 5, **options)))
+
+
+def test_blocks_of_a_url_are_read_many_at_once(plays: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    far = at_a_url(plays)
+    read, together = far.read_frame, threading.Barrier(8)
+
+    def read_frame(split: str, block: int) -> bytes:
+        together.wait(5)  # breaks unless eight are asked for at the same time
+        return read(split, block)
+
+    monkeypatch.setattr(far, "read_frame", read_frame)
+    monkeypatch.setattr(loader_module, "AHEAD", 8)
+    np.testing.assert_array_equal(first_steps(far, 1)[0], first_steps(plays, 1)[0])
 
 
 class Counting(Dataset):

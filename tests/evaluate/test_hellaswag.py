@@ -22,7 +22,7 @@ from gpt2wds.dataset.directory import Dataset
 from gpt2wds.distributed import World
 from gpt2wds.evaluate import hellaswag, inference
 from gpt2wds.evaluate.hellaswag import ending_log_probabilities, mcnemar, per_example, scores
-from gpt2wds.evaluate.questions import NORMS, Packed, Questions, load_questions
+from gpt2wds.evaluate.questions import NORMS, Questions, load_questions
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.tokenizer import load_tokenizer
 from gpt2wds.train.checkpoint import State, save_checkpoint
@@ -193,16 +193,8 @@ def test_batches_keep_to_their_budget(
 ) -> None:
     monkeypatch.setattr(hellaswag, "BATCH_TOKENS_CPU", budget)
     monkeypatch.setattr(hellaswag, "PADDING_SHARE", share)
-    lengths: list[list[int]] = []
-    inner = hellaswag._batch_log_probabilities
-
-    def watched(model: GPT2, batch: list[Packed], device: torch.device) -> torch.Tensor:
-        lengths.append([len(row.tokens) for row in batch])
-        return inner(model, batch, device)
-
-    monkeypatch.setattr(hellaswag, "_batch_log_probabilities", watched)
-    questions = load_questions(choices, "completion", 1024)
-    ending_log_probabilities(opinionated(), questions, ALONE, "float32")
+    questions, model = load_questions(choices, "completion", 1024), opinionated()
+    lengths = [[len(row.tokens) for row in batch] for batch in hellaswag.batches(questions.rows, ALONE.device)]
     padded = [len(batch) * max(batch) for batch in lengths]
     assert all(tokens <= budget for tokens in padded)
     assert all(1 - sum(batch) / tokens <= share for batch, tokens in zip(lengths, padded, strict=True))
@@ -210,6 +202,11 @@ def test_batches_keep_to_their_budget(
     read = sum(map(sum, lengths))
     assert read == sum(len(row.tokens) for row in questions.rows)
     assert hellaswag.padding_share(questions, ALONE.device) == pytest.approx(1 - read / sum(padded))
+    # They are what the model reads.
+    shapes = []
+    model.h[0].register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[:2]))
+    ending_log_probabilities(model, questions, ALONE, "float32")
+    assert shapes == [(len(batch), max(batch)) for batch in lengths]
 
 
 def run_ranks(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -240,7 +237,7 @@ def test_any_number_of_ranks_scores_as_one(choices: Dataset, model_path: Path, t
     assert json.loads(outputs[1])["examples"] == 36
     assert records[0] == records[1] == records[2]  # the log-probabilities too, to the last digit
     # There was work for each of them.
-    assert len(hellaswag._batches(load_questions(choices, "completion", 1024).rows, ALONE.device)) >= 3
+    assert len(hellaswag.batches(load_questions(choices, "completion", 1024).rows, ALONE.device)) >= 3
 
 
 def test_more_ranks_than_rows(choices: Dataset) -> None:

@@ -1,19 +1,17 @@
 """gpt2wds-shard stopped at any moment, in any way: the same command goes on and makes the same bytes."""
 
-import hashlib
 import itertools
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-
-COMMAND = Path(sys.executable).with_name("gpt2wds-shard")
+from making import tree
+from shard_command import COMMAND
 
 
 @pytest.fixture(scope="module")
@@ -41,27 +39,18 @@ def start(corpus: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen(command(corpus, out), start_new_session=True, text=True, **quiet)
 
 
-def contents(out: Path) -> dict[str, str]:
-    """SHA-256 of all that is there: strays would be seen, too."""
-    return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in out.rglob("*")
-        if path.is_file()
-    }
-
-
 @pytest.fixture(scope="module")
 def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The dataset made in one go by one process."""
     out = tmp_path_factory.mktemp("whole") / "out"
     subprocess.run(command(corpus, out, workers=1), check=True, capture_output=True)
-    return contents(out)
+    return tree(out)
 
 
 @pytest.mark.parametrize("workers", [2, 3, 5])
 def test_the_number_of_workers_changes_no_byte(corpus: Path, whole: dict[str, str], tmp_path: Path, workers: int):
     subprocess.run(command(corpus, tmp_path / "out", workers), check=True, capture_output=True)
-    assert contents(tmp_path / "out") == whole
+    assert tree(tmp_path / "out") == whole
 
 
 def receipts(out: Path) -> int:
@@ -89,7 +78,7 @@ def test_25_kills_at_random_moments_change_nothing(corpus: Path, whole: dict[str
                 stages.append(receipts(out))
         done = subprocess.run(command(corpus, out), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert contents(out) == whole
+        assert tree(out) == whole
         if kills == 25:
             break
     assert len(set(stages)) > 5, stages  # the moments were of different stages
@@ -111,7 +100,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(corpus: Path, whole: dict[st
             time.sleep(0.01)
     assert not (out / "manifest.json").exists()
     subprocess.run(command(corpus, out), check=True, capture_output=True)
-    assert contents(out) == whole
+    assert tree(out) == whole
 
 
 def test_nothing_is_left_behind_in_shared_memory_or_temporary_folders(corpus: Path, tmp_path: Path):
@@ -142,9 +131,36 @@ def test_slices_of_the_tasks_make_the_same_dataset_in_any_order(corpus: Path, wh
     assert not (out / "manifest.json").exists()
     last = run("--task-slice", "1/3")
     assert last.returncode == 0
-    assert contents(out) == whole
+    assert tree(out) == whole
     (out / "manifest.json").unlink()
     assert subprocess.run([COMMAND, "finish", out], capture_output=True).returncode == 0
-    assert contents(out) == whole
+    assert tree(out) == whole
     for wrong in ("3/3", "x", "1"):
         assert run("--task-slice", wrong).returncode == 2
+
+
+def check_becomes(out: Path, wanted: dict[str, str]) -> None:
+    """`out` is as wanted; workers whose parent was killed get some time to end their last task."""
+    until = time.monotonic() + 30
+    while tree(out) != wanted and time.monotonic() < until:
+        time.sleep(0.1)
+    assert tree(out) == wanted
+
+
+@pytest.mark.slow
+def test_workers_whose_parent_was_killed_do_no_harm(corpus: Path, whole: dict[str, str], tmp_path: Path):
+    out = tmp_path / "out"
+    process = start(corpus, out)
+    while process.poll() is None and receipts(out) < 3:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "manifest.json").exists()
+    assert start(corpus, out).wait() == 0
+    check_becomes(out, whole)
+
+
+def test_two_processes_at_once_make_one_dataset(corpus: Path, whole: dict[str, str], tmp_path: Path):
+    out = tmp_path / "out"
+    assert [process.wait() for process in (start(corpus, out), start(corpus, out))] == [0, 0]
+    check_becomes(out, whole)

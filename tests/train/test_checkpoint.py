@@ -90,6 +90,7 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     load_weights(path)
     # A pickle under the weights' name is refused as what it is not.
     (path / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    (path / "SHA256SUMS").unlink()
     with pytest.raises(ValueError, match=r"cannot read model\.safetensors"):
         load_weights(path)
 
@@ -223,6 +224,7 @@ def test_settings_that_our_model_does_not_compute(tmp_path: Path, setting: str, 
     (path,) = save(tmp_path, 1)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {setting: value}))
+    (path / "SHA256SUMS").unlink()
     with pytest.raises(ValueError, match=f"{setting}: expected {expected}, got {value!r}, which we do not compute"):
         load_weights(path)
     # The same function by its other name.
@@ -234,12 +236,13 @@ def test_models_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected config.json and model.safetensors in Hugging Face layout"):
         load_weights(tmp_path)
     (path,) = save(tmp_path, 1)
+    (path / "SHA256SUMS").unlink()
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     with pytest.raises(ValueError, match="expected a GPT-2, got model_type 'llama'"):
         load_weights(path)
     (path / "config.json").write_text(json.dumps({name: n for name, n in config.items() if name != "n_head"}))
-    with pytest.raises(ValueError, match=r"expected whole numbers in config\.json, got .*'n_head': None"):
+    with pytest.raises(ValueError, match=r"expected whole numbers from 1 on in config\.json, got .*'n_head': None"):
         load_weights(path)
     (path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"expected a GPT-2, got model_type \[\] in config\.json"):

@@ -112,7 +112,7 @@ def test_of_another_host_it_counts_whether_the_file_is_touched(
         with pytest.raises(Error, match=r"in use by process \d+ on far"):
             mine.take()
     else:
-        other._released.set()
+        other.release()  # no longer touched; the file, which is not its own now, stays
         mine.take()
         assert [path.name for path in tmp_path.iterdir()] == ["lock-2"]
     assert said and "process" in said[0] and "waiting to see whether it still lives" in said[0]
@@ -165,7 +165,7 @@ def test_of_many_threads_that_take_over_at_once_at_most_one_has_it(tmp_path: Pat
         assert len(taken) <= 1
         for mine in taken:
             change(tmp_path, process="1")  # as if killed
-            mine._released.set()
+            mine.release()
 
 
 def test_who_stood_still_for_long_and_lost_it_is_told(tmp_path: Path) -> None:

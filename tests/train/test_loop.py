@@ -92,7 +92,7 @@ MOMENTS: list[list[Any]] = [
     ["gpt2wds.train.update", "Update.__call__", 2],
     ["gpt2wds.train.checkpoint", "save_file", 1],
     ["gpt2wds.train.checkpoint", "save_file", 2],
-    ["gpt2wds.train.checkpoint", "_sha256", 3],
+    ["hashlib", "file_digest", 3],
     ["gpt2wds.train.checkpoint", "sync", 4],
     ["pathlib", "Path.rename", 1],
     # in a step

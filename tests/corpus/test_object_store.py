@@ -1,0 +1,231 @@
+"""Datasets that are made in an object store and read from it: moto's S3 server, over HTTP."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runs import CONFIG
+from stores import Fault, FaultyProxy, ObjectStore
+
+pytest.importorskip("moto", reason="needs an S3 server: moto[server]")
+pytest.importorskip("s3fs", reason="needs the extra 's3'")
+
+Tree = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectStore]:
+    with ObjectStore() as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of JSON lines: 12 training shards and one of validation."""
+    chance = random.Random(5)
+    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(2000)]
+    path = tmp_path_factory.mktemp("corpus") / "a.jsonl"
+    texts = [" ".join(chance.choices(words, k=120)) for _ in range(1300)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def arguments(corpus: Path, out: object, workers: int = 2) -> list[object]:
+    return ["files", corpus, "--val-docs", 100, "--docs-per-shard", 100, "--workers", workers, "--out", out]
+
+
+@pytest.fixture(scope="module")
+def whole(store: ObjectStore, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset made in a local directory."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    done = store.run("gpt2wds-shard", *arguments(corpus, out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def tree(folder: Path) -> Tree:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def remote(store: ObjectStore, corpus: Path) -> str:
+    """The dataset made in the store. Read it, do not change it."""
+    done = store.run("gpt2wds-shard", *arguments(corpus, store.url("remote")))
+    assert done.returncode == 0, done.stderr
+    assert "train 12 shards" in done.stdout and "Traceback" not in done.stderr
+    return store.url("remote")
+
+
+def test_what_is_made_in_a_store_is_what_is_made_here(store: ObjectStore, whole: Path, remote: str) -> None:
+    assert store.tree("remote") == tree(whole)
+
+
+def test_every_command_reads_it(store: ObjectStore, corpus: Path, whole: Path, remote: str, tmp_path: Path) -> None:
+    def said(*arguments: object) -> str:
+        done = store.run("gpt2wds-shard", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for command in (["info", "--json"], ["cat", "--docs", "3"]):
+        assert said(command[0], remote, *command[1:]) == said(command[0], whole, *command[1:])
+    assert "all right" in said("verify", remote)
+    assert "already there" in said(*arguments(corpus, remote))
+    assert said("finish", remote).startswith(f"{remote}: files: train 12 shards")
+    said("export", remote, "--format", "nanogpt", "--out", tmp_path / "a")
+    said("export", whole, "--format", "nanogpt", "--out", tmp_path / "b")
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_other_options_are_refused_there_as_here(store: ObjectStore, corpus: Path, remote: str) -> None:
+    done = store.run("gpt2wds-shard", *arguments(corpus, remote), "--limit-docs", 50)
+    assert done.returncode == 1 and "this command 50" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_nothing_is_left_in_temporary_folders(store: ObjectStore, corpus: Path, tmp_path: Path) -> None:
+    done = store.run("gpt2wds-shard", *arguments(corpus, store.url("neat")), TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert [path for path in tmp_path.rglob("*") if "data-gym-cache" not in path.parts] == []
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(store: ObjectStore, corpus: Path, whole: Path) -> None:
+    chance, stages = random.Random(7), []
+    for attempt in itertools.count():
+        name = f"killed-{attempt}"
+        url, ended = store.url(name), False
+        while len(stages) < 10 and not ended:
+            begin, after = len(store.names(f"{name}/receipts")), chance.choice([0, 1, 2, 4])
+            process = store.start("gpt2wds-shard", *arguments(corpus, url))
+            moment = time.monotonic() + chance.uniform(0, 6.0 if after == 0 else 0.3)
+            while process.poll() is None and (
+                time.monotonic() < moment or len(store.names(f"{name}/receipts")) < begin + after
+            ):
+                time.sleep(0.01)
+            ended = process.poll() is not None
+            if not ended:
+                os.killpg(process.pid, signal.SIGKILL)
+                stages.append(len(store.names(f"{name}/receipts")))
+            _, said = process.communicate()
+            assert process.returncode in (0, -signal.SIGKILL), said
+            # Whatever is visible is whole.
+            for there in store.names(name):
+                assert there in ("plan.json", "manifest.json") or store.get(f"{name}/{there}") == tree(whole)[there]
+        done = store.run("gpt2wds-shard", *arguments(corpus, url))
+        assert done.returncode == 0, done.stderr
+        assert store.tree(name) == tree(whole)
+        if len(stages) == 10:
+            break
+    assert len(set(stages)) > 3, stages  # the moments were of different stages
+
+
+@pytest.mark.slow
+def test_two_at_once_make_one_dataset(store: ObjectStore, corpus: Path, whole: Path) -> None:
+    both = [store.start("gpt2wds-shard", *arguments(corpus, store.url("both"))) for _ in range(2)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert store.tree("both") == tree(whole)
+
+
+def test_a_missing_and_a_damaged_shard_are_made_again(store: ObjectStore, corpus: Path, whole: Path) -> None:
+    for name, data in tree(whole).items():
+        store.put(f"damaged/{name}", data)
+    url = store.url("damaged")
+    store.client.delete_object(Bucket="corpus", Key="damaged/train-00003.tar.zst")
+    store.put("damaged/train-00005.tar.zst", b"half")
+    found = store.run("gpt2wds-shard", "verify", url)
+    assert found.returncode == 1 and "train-00003.tar.zst: the file is missing" in found.stdout
+    assert "train-00005.tar.zst: expected" in found.stdout
+    assert store.run("gpt2wds-shard", *arguments(corpus, url)).returncode == 0
+    assert store.tree("damaged") == tree(whole)
+
+
+def trained(store: ObjectStore, run: Path, data: object, *more: str, **environment: str) -> tuple[int, str]:
+    config = run.with_suffix(".toml")
+    config.write_text(CONFIG)
+    settings = [f"run.dir={run}", f"data.path={data}", "train.max_steps=2", "eval.every_steps=1", *more]
+    done = store.run("gpt2wds-train", config, *settings, OMP_NUM_THREADS="1", **environment)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_from_a_store_is_training_from_here(
+    store: ObjectStore, whole: Path, remote: str, tmp_path: Path, workers: int
+) -> None:
+    runs = []
+    for name, data in (("far", remote), ("near", whole)):
+        code, said = trained(store, tmp_path / name, data, f"data.num_workers={workers}")
+        assert code == 0, said
+        runs.append((tmp_path / name / "log.txt").read_text())
+    assert runs[0] == runs[1] and len(runs[0].splitlines()) > 2
+
+
+@pytest.mark.slow
+def test_a_shard_that_vanishes_in_mid_run_is_one_line(store: ObjectStore, whole: Path, tmp_path: Path) -> None:
+    for name, data in tree(whole).items():
+        if not name.startswith("train-000"):
+            store.put(f"vanishing/{name}", data)
+    for workers in (0, 2):
+        code, said = trained(store, tmp_path / f"run{workers}", store.url("vanishing"), f"data.num_workers={workers}")
+        errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert code == 1 and len(errors) == 1 and "the file is missing; run its gpt2wds-shard command" in errors[0]
+        assert "Traceback" not in said
+
+
+class Faults:
+    """A fault in the first so many requests whose path has a text in it; None: in all."""
+
+    def __init__(self, count: int | None, fault: Fault, about: str = ""):
+        self.left, self._fault, self._about = count, fault, about
+
+    def __call__(self, method: str, path: str) -> Fault | None:
+        if self._about not in path or self.left == 0:
+            return None
+        if self.left is not None:
+            self.left -= 1
+        return self._fault
+
+
+def test_a_store_that_is_away_for_a_while_is_asked_again(store: ObjectStore, corpus: Path, whole: Path) -> None:
+    faults = Faults(12, Fault(503, "ServiceUnavailable"), "train-00002.tar.zst")
+    with FaultyProxy(store, faults) as proxy:
+        arguments_ = arguments(corpus, store.url("busy"))
+        done = store.run("gpt2wds-shard", *arguments_, AWS_ENDPOINT_URL=proxy.endpoint)
+    assert done.returncode == 0, done.stderr
+    assert faults.left == 0 and "asking again in" in done.stderr
+    assert store.tree("busy") == tree(whole)
+
+
+def test_broken_connections_change_nothing(store: ObjectStore, corpus: Path, whole: Path) -> None:
+    chance = random.Random(3)
+    with FaultyProxy(store, lambda *_: Fault() if chance.random() < 0.1 else None) as proxy:
+        arguments_ = arguments(corpus, store.url("broken"))
+        done = store.run("gpt2wds-shard", *arguments_, AWS_ENDPOINT_URL=proxy.endpoint)
+    assert done.returncode == 0, done.stderr
+    assert store.tree("broken") == tree(whole)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(403, "AccessDenied"), "check your credentials and what they may do"),
+        (Fault(400, "ExpiredToken"), "check your credentials and what they may do"),
+    ],
+)
+def test_what_a_store_refuses_is_one_line(store: ObjectStore, corpus: Path, fault: Fault, said: str) -> None:
+    with FaultyProxy(store, Faults(None, fault)) as proxy:
+        for command in (arguments(corpus, store.url("refused")), ["info", store.url("refused")]):
+            done = store.run("gpt2wds-shard", *command, AWS_ENDPOINT_URL=proxy.endpoint)
+            assert done.returncode == 1 and said in done.stderr, done.stderr
+            assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: s3://corpus/refused/")
+
+
+def test_a_bucket_that_is_missing_is_one_line(store: ObjectStore, corpus: Path) -> None:
+    done = store.run("gpt2wds-shard", *arguments(corpus, "s3://nobodys/data"))
+    assert done.returncode == 1 and "bucket" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

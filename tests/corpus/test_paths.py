@@ -1,0 +1,88 @@
+"""Paths, URLs and patterns: which files they mean."""
+
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from gpt2wds.corpus.paths import expanded
+from gpt2wds.errors import Error
+
+NAMES = ["a.txt", "b.txt", "ab.txt", "c[1].txt", "{x,y}.txt", "deep/a.txt", "deep/er/b.txt"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("paths")
+    for name in NAMES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("a.txt", {"a.txt"}),
+        ("*.txt", {"a.txt", "b.txt", "ab.txt", "c[1].txt", "{x,y}.txt"}),
+        ("?.txt", {"a.txt", "b.txt"}),
+        ("[bc].txt", {"b.txt"}),
+        ("**/*.txt", set(NAMES)),
+        ("d*", None),  # a pattern means files
+        ("{a,b}.txt", {"a.txt", "b.txt"}),
+        ("{deep/,}a.txt", {"a.txt", "deep/a.txt"}),
+        ("{a,deep/*/b}.txt", {"a.txt", "deep/er/b.txt"}),
+        ("c[1].txt", {"c[1].txt"}),  # a file of that very name comes first
+        ("{x,y}.txt", {"{x,y}.txt"}),
+        ("{a.txt", None),
+        ("none*.txt", None),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_what_a_pattern_means(folder: Path, prefix: str, pattern: str, found: set[str] | None) -> None:
+    path = f"{prefix}{folder}/{pattern}"
+    if found is None:
+        with pytest.raises(Error, match=r"files: expected (at least one file|a file), got "):
+            expanded(path)
+    else:
+        assert sorted(expanded(path)) == sorted(str(folder / name) for name in found)
+
+
+def test_each_alternative_must_mean_something(folder: Path) -> None:
+    with pytest.raises(Error, match=r"expected a file, got '.*/z\.txt', which is missing"):
+        expanded(f"{folder}/{{a,z}}.txt")
+
+
+def test_a_directory_means_the_files_below_it_that_can_be_read(folder: Path, tmp_path: Path) -> None:
+    (folder / "deep" / ".hidden.txt").touch()
+    (folder / "deep" / "notes.md").touch()
+    assert sorted(expanded(f"{folder}/deep/")) == [f"{folder}/deep/a.txt", f"{folder}/deep/er/b.txt"]
+    with pytest.raises(Error, match=r"expected a directory with \.parquet, .*, which has none"):
+        expanded(str(tmp_path))
+
+
+def test_the_home_directory_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    assert expanded("~/a.txt") == [str(folder / "a.txt")]
+    assert sorted(expanded("~/{a,b}.txt")) == [str(folder / "a.txt"), str(folder / "b.txt")]
+    assert sorted(expanded("~/deep/*.txt")) == [str(folder / "deep" / "a.txt")]
+
+
+def test_urls_are_patterns_but_for_what_they_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    for name in ("a.jsonl", "b.jsonl", "deep/c.jsonl", "d.txt"):
+        memory.pipe(f"/paths/{name}", b"{}")
+    try:
+        assert expanded("memory://paths/*.jsonl") == ["memory:///paths/a.jsonl", "memory:///paths/b.jsonl"]
+        assert len(expanded("memory://paths/**/*.jsonl")) == 3
+        assert len(expanded("memory://paths/[ab].jsonl")) == 2
+        assert expanded("memory://paths/{a,d}.jsonl") == ["memory://paths/a.jsonl", "memory://paths/d.jsonl"]
+        with pytest.raises(Error, match="which matches none"):
+            expanded("memory://paths/*.parquet")
+    finally:
+        memory.rm("/paths", recursive=True)
+    # A query may hold any character, and whether there is such a file nobody has asked.
+    for url in ("https://host/a.jsonl?token=*[x]", "s3://bucket/a.parquet", "https://host/a.jsonl?version=2"):
+        assert expanded(url) == [url]
+    with pytest.raises(Error, match="nosuch://x/.*expected a URL that fsspec can read"):
+        expanded("nosuch://x/*.jsonl")

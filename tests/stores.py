@@ -1,0 +1,153 @@
+"""An S3 server on the loopback address, in a process of its own, and what commands need to find it."""
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+BUCKET = "corpus"
+KEPT = {"Content-Type", "Content-Length", "Content-Range", "ETag", "Last-Modified", "Accept-Ranges"}
+BIN = Path(sys.executable).parent
+_SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+class ObjectStore:
+    """moto's S3 server with an empty bucket. `client` is boto3's, beside the code that is tested."""
+
+    def __init__(self) -> None:
+        import boto3
+
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert self._server.stdout is not None
+        self.port = int(self._server.stdout.readline())
+        self.environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+        self.client: Any = boto3.client("s3", endpoint_url=self.environment["AWS_ENDPOINT_URL"], **keys)
+        self.client.create_bucket(Bucket=BUCKET)
+
+    def __enter__(self) -> "ObjectStore":
+        return self
+
+    def __exit__(self, _: type | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self._server.kill()
+        self._server.communicate()
+
+    def url(self, name: str) -> str:
+        return f"s3://{BUCKET}/{name}"
+
+    def put(self, name: str, data: bytes) -> str:
+        self.client.put_object(Bucket=BUCKET, Key=name, Body=data)
+        return self.url(name)
+
+    def get(self, name: str) -> bytes:
+        return self.client.get_object(Bucket=BUCKET, Key=name)["Body"].read()
+
+    def names(self, below: str) -> list[str]:
+        """All objects below a name, without it; also more than a thousand."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{below}/")
+        return [found["Key"].removeprefix(f"{below}/") for page in pages for found in page.get("Contents", [])]
+
+    def tree(self, below: str) -> dict[str, bytes]:
+        return {name: self.get(f"{below}/{name}") for name in self.names(below)}
+
+    def start(self, command: str, *arguments: object, **more: str) -> subprocess.Popen:
+        """One of our commands, in a process group of its own, that finds this server."""
+        environment = {**os.environ, **self.environment, **more}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(
+            [str(BIN / command), *map(str, arguments)], env=environment, start_new_session=True, text=True, **pipes
+        )
+
+    def run(self, command: str, *arguments: object, **more: str) -> subprocess.CompletedProcess:
+        process = self.start(command, *arguments, **more)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a proxy answers in the store's place: a status with S3's code for it; a broken connection without."""
+
+    status: int = 0
+    code: str = ""
+
+
+class FaultyProxy:
+    """Stands before an object store: `fault(method, path)` says what goes wrong, None for nothing. Counts requests."""
+
+    def __init__(self, store: ObjectStore, fault: Callable[[str, str], Fault | None]):
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def pass_on(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                proxy.requests.append((self.command, self.path))
+                fault = proxy.fault(self.command, self.path)
+                if fault is None:
+                    connection = HTTPConnection("127.0.0.1", store.port, timeout=60)
+                    connection.request(self.command, self.path, body, dict(self.headers))
+                    answer = connection.getresponse()
+                    data = answer.read()
+                    self.answer(answer.status, [h for h in answer.getheaders() if h[0] in KEPT], data)
+                    connection.close()
+                elif fault.status:
+                    text = f"<Error><Code>{fault.code}</Code><Message>told to say {fault.code}</Message></Error>"
+                    self.answer(fault.status, [("Content-Type", "application/xml")], text.encode())
+                else:
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()  # a reset
+
+            def answer(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
+                self.send_response(status)
+                length = dict(headers).get("Content-Length", str(len(data)))
+                for name, value in headers:
+                    if name != "Content-Length":
+                        self.send_header(name, value)
+                self.send_header("Content-Length", length)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(data)
+
+            do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = pass_on
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.fault = fault
+        self.requests: list[tuple[str, str]] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> "FaultyProxy":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -1,0 +1,133 @@
+"""Files that are whole or not there: who comes first, what a reader sees meanwhile, and what a failure leaves."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2wds import files
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_first_who_creates_a_file_wins(tmp_path: Path) -> None:
+    assert files.create(tmp_path / "a", "first é")
+    assert not files.create(tmp_path / "a", "second")
+    assert (tmp_path / "a").read_text("utf-8") == "first é"
+    assert names(tmp_path) == ["a"]
+
+
+def test_committing_what_another_took_for_a_stray(tmp_path: Path) -> None:
+    temporary, final = files.temporary_name(tmp_path / "a"), tmp_path / "a"
+    with pytest.raises(FileNotFoundError):
+        files.commit(temporary, final)
+    final.write_text("the other's")
+    assert not files.commit(temporary, final)
+    assert final.read_text() == "the other's"
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    final = tmp_path / "a"
+    final.write_text("old")
+    with files.replacing(final) as file:
+        file.write(b"new")
+        file.flush()
+        assert final.read_text() == "old"
+    assert final.read_text() == "new"
+    files.replace(final, "newer")
+    assert final.read_text() == "newer" and names(tmp_path) == ["a"]
+
+
+def test_what_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(KeyError), files.replacing(tmp_path / "a") as file:
+        file.write(b"half")
+        raise KeyError
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("fsync", "link"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(os, name, no_space)
+            files.create(tmp_path / "b", "text")
+    assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
+
+
+def test_a_replacement_that_another_took_for_a_stray(tmp_path: Path) -> None:
+    def replaced_without_its_temporary_file(text: str) -> None:
+        with files.replacing(tmp_path / "a") as file:
+            file.write(text.encode())
+            next(tmp_path.glob(files.TEMPORARY)).unlink()
+
+    with pytest.raises(FileNotFoundError):
+        replaced_without_its_temporary_file("lost")
+    (tmp_path / "a").write_text("the other's")
+    replaced_without_its_temporary_file("the same")
+    assert (tmp_path / "a").read_text() == "the other's"
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    old = os.umask(0o027)
+    yield
+    os.umask(old)
+
+
+def create(path: Path) -> None:
+    files.create(path, "text")
+
+
+def replace(path: Path) -> None:
+    files.replace(path, "text")
+
+
+def synced(path: Path) -> None:
+    with files.synced(path) as file:
+        file.write(b"text")
+
+
+@pytest.mark.parametrize("make", [create, replace, synced])
+def test_modes_follow_the_umask(tmp_path: Path, umask: None, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "a")
+    assert oct((tmp_path / "a").stat().st_mode & 0o777) == "0o640"
+
+
+@pytest.mark.parametrize("make", [create, replace])
+def test_content_is_on_the_disk_before_its_name_and_then_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
+) -> None:
+    real, seen = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        seen.append((path == tmp_path, (tmp_path / "a").exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    make(tmp_path / "a")
+    assert seen == [(False, False), (True, True)]
+
+
+def test_temporary_names_are_never_the_same(tmp_path: Path) -> None:
+    assert len({files.temporary_name(tmp_path / "a") for _ in range(100)}) == 100
+
+
+@pytest.mark.parametrize("links", [errno.EPERM, errno.ENOTSUP])
+def test_without_hard_links_the_first_still_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: int) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(links, os.strerror(links))
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert files.create(tmp_path / "a", "first")
+    assert not files.create(tmp_path / "a", "second")
+    assert (tmp_path / "a").read_text() == "first"
+    # A process that was killed while it gave the name.
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.2)
+    (tmp_path / ".b.lock.tmp").mkdir()
+    assert files.create(tmp_path / "b", "third")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

@@ -1,0 +1,128 @@
+"""A directory's files, read by name and by range and written whole, the same here and at a URL."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from making import shard_plays
+
+from gpt2wds import stores
+from gpt2wds.dataset.directory import Dataset
+from gpt2wds.errors import Error
+from gpt2wds.folder import Folder
+
+
+@pytest.fixture(params=["path", "file URL", "URL"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
+    """With a file "a" of ten bytes."""
+    (tmp_path / "a").write_bytes(b"0123456789")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/folder/a", b"0123456789")
+    yield Folder({"path": tmp_path, "file URL": f"file://{tmp_path}/", "URL": "memory://folder/"}[request.param])
+    memory.rm("/folder", recursive=True)
+
+
+def test_a_file_is_read_whole_and_by_range(folder: Folder) -> None:
+    assert folder.read("a") == b"0123456789"
+    assert folder.read("a", 3, 5) == b"34"
+    assert folder.read("a", 7) == b"789"
+    assert folder.read("a", 8, 20) == b"89"  # fewer where the file is shorter
+    with folder.open("a") as file:
+        assert (file.read(4), file.read()) == (b"0123", b"456789")
+
+
+def test_size_and_existence(folder: Folder) -> None:
+    assert folder.size("a") == 10
+    assert folder.exists("a") and not folder.exists("b")
+
+
+def test_a_file_that_is_not_there_is_told_from_one_that_did_not_arrive(folder: Folder) -> None:
+    for ask in (folder.read, folder.size, folder.open):
+        with pytest.raises(FileNotFoundError):
+            ask("b")
+
+
+def test_what_a_urls_library_says_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "WAITS", ())
+    with pytest.raises(Error, match=r"^http://127.0.0.1:9/data/a: it did not arrive \(.*\); the same command goes on$"):
+        Folder("http://127.0.0.1:9/data").read("a")
+
+
+def test_a_folder_is_known_by_its_path_without_a_slash_at_its_end(tmp_path: Path) -> None:
+    assert str(Folder(f"{tmp_path}/")) == str(Folder(tmp_path)) == str(Folder(f"file://{tmp_path}")) == str(tmp_path)
+    assert (str(Folder("/")), Folder("/").is_local) == ("/", True)
+    assert not Folder("memory://folder").is_local
+
+
+def test_a_url_that_nothing_can_read_is_refused_at_once() -> None:
+    with pytest.raises(Error, match=r"nosuch://x: expected a URL that fsspec can read"):
+        Folder("nosuch://x")
+
+
+@pytest.fixture(params=["local", "memory"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
+    folder = Folder(tmp_path / "data") if request.param == "local" else Folder(f"memory://{tmp_path}/data")
+    folder.make()
+    yield folder
+    if not folder.is_local:
+        fsspec.filesystem("memory").store.clear()
+
+
+def test_who_comes_second_keeps_the_firsts_file(empty: Folder) -> None:
+    assert empty.create("a", lambda file: file.write(b"first")) == (5, True)
+    assert empty.create("a", lambda file: file.write(b"another")) == (7, False)
+    assert empty.create_text("below/b", "text") and not empty.create_text("below/b", "other")
+    assert empty.read("a") == b"first" and empty.read("below/b") == b"text"
+    empty.replace("a", b"new")
+    assert empty.read("a") == b"new" and empty.size("a") == 3
+
+
+def test_files_are_listed_and_removed(empty: Folder) -> None:
+    assert empty.sizes() == empty.sizes("below") == {}
+    empty.create_text("a", "12345")
+    empty.create_text("below/b", "1")
+    assert empty.sizes()["a"] == 5 and empty.sizes("below") == {"b": 1}
+    assert empty.exists("a") and not empty.exists("b")
+    empty.remove("a")
+    empty.remove("a")
+    assert not empty.exists("a")
+    for question in (empty.read, empty.size, empty.open):
+        with pytest.raises(FileNotFoundError):
+            question("a")
+
+
+def test_ranges_and_seeking(empty: Folder) -> None:
+    empty.create("a", lambda file: file.write(bytes(range(100))))
+    assert empty.read("a", 10, 12) == bytes([10, 11]) and empty.read("a", 98) == bytes([98, 99])
+    with empty.open("a") as file:
+        assert file.seek(-3, os.SEEK_END) == 97 and file.read() == bytes([97, 98, 99])
+
+
+def test_what_it_holds(empty: Folder) -> None:
+    assert empty.holds(f"{empty}/a.jsonl") and empty.holds(f"{empty}/below/a.jsonl")
+    assert not empty.holds(f"{empty}s/a.jsonl") and not empty.holds("other://x/a.jsonl")
+
+
+def test_a_dataset_at_a_url_has_the_bytes_of_a_local_one(tmp_path: Path) -> None:
+    here = shard_plays(tmp_path / "here", docs_per_shard=12)
+    there = shard_plays("memory://plays-there", docs_per_shard=12)
+    names = [*here.folder.sizes(), *(f"receipts/{name}" for name in here.folder.sizes("receipts"))]
+    names.remove("receipts")
+    assert {name: there.folder.read(name) for name in names} == {name: here.folder.read(name) for name in names}
+    there.folder.remove("train-00001.tar.zst")
+    shard_plays("memory://plays-there", docs_per_shard=12)
+    assert there.folder.read("train-00001.tar.zst") == here.folder.read("train-00001.tar.zst")
+
+
+def test_a_cache_of_fsspec_stands_before_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = shard_plays("memory://cached", docs_per_shard=12)
+    monkeypatch.setitem(fsspec.config.conf, "filecache", {"cache_storage": str(tmp_path)})
+    cached = Dataset("filecache::memory://cached")
+    assert cached.id == made.id and (cached.read_tokens("train", 3) == made.read_tokens("train", 3)).all()
+    assert len(list(tmp_path.iterdir())) > 1
+    for name in made.folder.sizes():
+        if name.startswith("train-"):
+            made.folder.remove(name)
+    assert (Dataset("filecache::memory://cached").read_tokens("train", 3) == cached.read_tokens("train", 3)).all()

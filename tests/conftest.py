@@ -31,3 +31,13 @@ def small(source: Path, tmp_path: Path) -> Path:
     """A dataset of them, one validation shard and three training shards: the test's own."""
     shard_small(tmp_path / "small", source)
     return tmp_path / "small"
+
+
+@pytest.fixture(scope="session")
+def whole(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training run of 12 steps that nothing interrupted. Read it, do not change it."""
+    from runs import finish, start  # here: it loads torch, which many tests do without
+
+    run = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(run, plays))
+    return run

@@ -41,10 +41,11 @@ keep = 2
 """
 
 
-def arguments(run: Path, dataset: Dataset, *overrides: str) -> list[str]:
+def arguments(run: Path, dataset: Dataset | Path, *overrides: str) -> list[str]:
     path = run.with_suffix(".toml")
     path.write_text(CONFIG, encoding="utf-8")
-    return [str(path), f"run.dir={run}", f"data.path={dataset.path}", *overrides]
+    data = dataset.path if isinstance(dataset, Dataset) else dataset
+    return [str(path), f"run.dir={run}", f"data.path={data}", *overrides]
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -81,7 +82,7 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"expected {text!r}, got {said}")
 
 
-def in_process(run: Path, dataset: Dataset, *overrides: str) -> tuple[int, str]:
+def in_process(run: Path, dataset: Dataset | Path, *overrides: str) -> tuple[int, str]:
     """Exit code and output of gpt2wds-train, called here: faster than a new process."""
     result = CliRunner().invoke(main, arguments(run, dataset, *overrides))
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception

@@ -42,6 +42,7 @@ def whole(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
     return losses(own_loop(plays, tmp_path_factory.mktemp("whole") / "own.pt", "--steps", "12"))
 
 
+@pytest.mark.slow
 def test_the_own_loop_learns_and_is_short(whole: dict[int, float]) -> None:
     assert list(whole) == list(range(1, 13))
     assert whole[12] < whole[1] - 1

@@ -46,8 +46,10 @@ class Killer:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
+            start = time.monotonic()
             try:
                 process.wait(timeout=self._chance.uniform(0, self._seconds))
+                self._seconds = time.monotonic() - start  # it had less to do, or more workers
                 break
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -28,6 +28,8 @@ _REMEDIES = {
     errno.EROFS: "; choose a place that can be written to",
     errno.EMFILE: "; raise the limit of open files (ulimit -n)",
 }
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+DTYPE = click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 LINE_SECONDS = 10  # between progress lines where there is no terminal
 
 
@@ -162,6 +164,11 @@ def counted(number: int, noun: str) -> str:
     ('1 document', '12,000 documents')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def heading(result: dict[str, Any]) -> str:
+    """The model that a result is of, and its step where it has one."""
+    return str(result["model"]) + ("" if result["step"] is None else f", step {result['step']:,}")
 
 
 def print_json(value: Any) -> None:

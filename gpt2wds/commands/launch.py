@@ -30,7 +30,7 @@ from ..train.signals import Signals
 from ..train.update import Update
 from .common import ProgressLine
 from .overview import device_name, forecast, introduce, run_facts
-from .settings import Config, refuse_other_mathematics
+from .settings import Config, refuse_another_past, refuse_other_mathematics
 from .start import Start, find_start, refuse_on_all_ranks, refuse_other_starts
 
 EVALUATION_SEQUENCES = 16  # of one forward pass over validation text, at most
@@ -107,8 +107,16 @@ def assemble(settings: Config, world: World, run: RunDirectory) -> Assembly:
     )
     start = find_start(settings, run, batches)
     refuse_other_starts(start, settings, world)
+    refuse_another_past(run, settings, start.state.step)
     model = start.model.to(world.device)
-    update = Update(model, settings.train, world, sequences_per_step=settings.sequences_per_step, say=run.say)
+    update = Update(
+        model,
+        settings.train,
+        world,
+        sequences_per_step=settings.sequences_per_step,
+        skip_steps=settings.data.skipped,
+        say=run.say,
+    )
     update.load_optimizer_tensors(start.moments)
     evaluate = _evaluation(settings, dataset, model.config, world, run.say)
     return Assembly(settings, world, run, dataset, batches, update, evaluate, start)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from ..distributed import World
 from ..errors import Error, reason
+from ..model import GPT2
 from ..train.checkpoint import CONFIG, WEIGHTS, newest_sound_checkpoint
 from ..train.rundir import RunDirectory
-from ..train.weights import SHARDED
+from ..train.weights import SHARDED, load_weights
 
 
 def _warn(text: str) -> None:
@@ -36,3 +38,9 @@ def find_weights(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=[CONFIG, WEIGHTS, SHARDED, "model-*.safetensors"]))
     except Exception as error:  # of HTTP clients, which share no base
         raise Error(f"model {model}: expected a directory, or a name that the Hub knows ({reason(error)})") from None
+
+
+def load(model: str, world: World) -> tuple[GPT2, int | None]:
+    """The model of a command line's MODEL, ready to read, and the step it is of."""
+    weights = find_weights(model)
+    return load_weights(weights).to(world.device).eval(), step_of(weights)

@@ -39,6 +39,10 @@ def introduce(
         f"{counted(batches.trailing_tokens, 'token')} at "
         "shards' ends (fewer than a sequence)"
     )
+    if settings.data.skip_steps:
+        left_out = sum(any(step in skipped for skipped in settings.data.skipped) for step in range(1, steps + 1))
+        names = ", ".join(settings.data.skip_steps)
+        say(f"left out by data.skip_steps: {names}, {counted(left_out, 'step')} that are not trained on")
     say(
         f"precision: {settings.train.dtype}; attention: {attention_kernel(settings, model, world)}; "
         f"checkpoints of {checkpoint_bytes(model, settings.train.optimizer) / 1e6:,.0f} MB"

@@ -3,8 +3,10 @@
 import dataclasses
 import tomllib
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..config import differences, dump_config
+from ..dataset.order import step_ranges
 from ..dataset.prompts import MODES
 from ..errors import Error
 from ..model import SIZES
@@ -25,9 +27,19 @@ class Data:
     path: str = "data/fineweb-edu"
     seq_len: int = 1024
     num_workers: int = 0
+    skip_steps: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         at_least("data", self, seq_len=1, num_workers=0)
+        _ = self.skipped
+
+    @property
+    def skipped(self) -> tuple[range, ...]:
+        """`skip_steps` as steps. Raises Error where they are none."""
+        try:
+            return step_ranges(self.skip_steps)
+        except Error as error:
+            raise Error(f"data.skip_steps: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -96,10 +108,11 @@ class Config:
         return self.train.tokens_per_step // self.data.seq_len
 
 
-# What a run may be continued with differently: nothing here changes a number in log.txt, but for when it is taken.
+# What a run may be continued with differently: nothing here changes a number in log.txt, but for when it is taken. What
+# skip_steps changes is in the future, see refuse_another_past.
 FREE = {
     "run": ("dir", "device", "tensorboard"),
-    "data": ("path", "num_workers"),
+    "data": ("path", "num_workers", "skip_steps"),
     "model": ("init_from",),
     "train": ("micro_batch_sequences", "on_nan", "parallel", "compile"),
     "eval": tuple(f.name for f in dataclasses.fields(Eval)),
@@ -112,14 +125,9 @@ def refuse_other_mathematics(run: RunDirectory, settings: Config) -> None:
 
     A key that the run was started without counts as its default.
     """
-    if not run.config.exists():
+    before = _config_before(run)
+    if before is None:
         return
-    defaults = tomllib.loads(dump_config(Config()))
-    try:
-        before = tomllib.loads(run.config.read_text(encoding="utf-8"))
-    except ValueError as error:  # TOML, or UTF-8
-        raise Error(f"{run.config}: expected TOML ({error}); restore it, it says how the run was begun") from None
-    before = {section: values | before.get(section, {}) for section, values in defaults.items()}
     changed = [
         line
         for line in differences(before, tomllib.loads(dump_config(settings)))
@@ -130,3 +138,27 @@ def refuse_other_mathematics(run: RunDirectory, settings: Config) -> None:
             f"{run.path}: holds a run of another configuration ({'; '.join(changed)}); "
             "take the change back, or choose another run.dir"
         )
+
+
+def refuse_another_past(run: RunDirectory, settings: Config, step: int) -> None:
+    """Raise Error where data.skip_steps would change for steps that the run, now after `step`, has behind it."""
+    before = _config_before(run) or {"data": {}}
+    old, new = step_ranges(before["data"].get("skip_steps", [])), settings.data.skipped
+    for past in range(1, step + 1):
+        if any(past in steps for steps in old) != any(past in steps for steps in new):
+            raise Error(
+                f"data.skip_steps: {run.path} is at step {step}, expected steps that come after, got a change at step "
+                f"{past}; to train again from before it, remove the checkpoints of step {past} and later"
+            )
+
+
+def _config_before(run: RunDirectory) -> dict[str, Any] | None:
+    """The configuration a run directory was begun with, in full; None for a fresh one. Raises Error."""
+    if not run.config.exists():
+        return None
+    defaults = tomllib.loads(dump_config(Config()))
+    try:
+        before = tomllib.loads(run.config.read_text(encoding="utf-8"))
+    except ValueError as error:  # TOML, or UTF-8
+        raise Error(f"{run.config}: expected TOML ({error}); restore it, it says how the run was begun") from None
+    return {section: values | before.get(section, {}) for section, values in defaults.items()}

@@ -101,12 +101,12 @@ class TaskRunner:
         left_out = np.array(sorted(ordinal for places in content.skipped.values() for ordinal in places))
         for span, taken in zip(task.spans, content.taken, strict=True):
             source = self._plan.sources[span.source]
-            used = taken - int(((left_out >= first) & (left_out < first + taken)).sum())
+            skipped = int(((left_out >= first) & (left_out < first + taken)).sum())
             first += taken
             count = taken if span.count is None else span.count
-            # Of a single span the shard's own number of documents tells.
-            documents = used if len(task.spans) > 1 else None
-            spans.append(SourceSpan(source.name, span.first, count, source.unit, documents))
+            # Of a single span the shard's own numbers tell.
+            said = (taken - skipped, skipped) if len(task.spans) > 1 else ()
+            spans.append(SourceSpan(source.name, span.first, count, source.unit, *said))
         return ShardEntry(
             file=f"{task.shard}.tar.zst",
             bytes=summary.bytes,

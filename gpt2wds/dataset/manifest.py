@@ -31,6 +31,7 @@ class SourceSpan:
     """A run of a source's documents: `count` of its `unit` ("row", "byte", "example") from `first` on.
 
     documents: how many of them are in the shard, the skipped not counted; said where a shard has several spans.
+    skipped: how many of them are not; said there too, where there are any (0 may also be an older writer's silence).
     """
 
     source: str
@@ -38,9 +39,11 @@ class SourceSpan:
     count: int
     unit: str
     documents: int | None = None
+    skipped: int = 0
 
     def record(self) -> Record:
         said = {} if self.documents is None else {"documents": self.documents}
+        said |= {"skipped": self.skipped} if self.skipped else {}
         return {"source": self.source, f"first_{self.unit}": self.first, "count": self.count, **said}
 
     @classmethod
@@ -48,7 +51,8 @@ class SourceSpan:
         source, count = member(record, "source", str), member(record, "count", int)
         unit = next((key.removeprefix("first_") for key in record if key.startswith("first_")), "row")
         documents = member(record, "documents", int) if "documents" in record else None
-        return cls(source, member(record, f"first_{unit}", int), count, unit, documents)
+        skipped = member(record, "skipped", int) if "skipped" in record else 0
+        return cls(source, member(record, f"first_{unit}", int), count, unit, documents, skipped)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,13 @@ world size, workers or micro-batches. The order of an epoch:
 Random numbers are Philox's raw words, which NumPy promises never to change.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from ..errors import Error
 
 WINDOW_BLOCKS = 8
 _LOW = np.uint64(0xFFFFFFFF)
@@ -64,6 +67,14 @@ class EpochOrder:
         ends = np.cumsum(counts)
         place = np.searchsorted(ends, chosen, side="right")
         return self._blocks[part][place], chosen - (ends - counts)[place]
+
+    def positions(self, block: int) -> np.ndarray:
+        """(sequences of the block,) positions at which they come: the inverse of window_sequences."""
+        window = int(np.flatnonzero(self._blocks == block)[0]) // WINDOW_BLOCKS
+        start, end = self._window_starts[window : window + 2].tolist()
+        blocks, places = self.window_sequences(window, start, end)
+        of_block = np.flatnonzero(blocks == block)
+        return start + of_block[np.argsort(places[of_block])]
 
 
 @dataclass(frozen=True)
@@ -144,3 +155,19 @@ def even_share(n: int, i: int, of: int) -> range:
     [170, 171, 171]
     """
     return range(i * n // of, (i + 1) * n // of)
+
+
+def step_ranges(texts: Sequence[str]) -> tuple[range, ...]:
+    """Steps, and runs of steps from the first to the last of them. Raises Error.
+
+    >>> step_ranges(["8400-8420", "9000"])
+    (range(8400, 8421), range(9000, 9001))
+    """
+    found = []
+    for text in texts:
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", text)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= first <= last:
+            raise Error(f'expected steps from 1 on such as "8412" or "8400-8420", got {text!r}')
+        found.append(range(first, last + 1))
+    return tuple(found)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import Error, reason
-from ..strict_json import load_json
+from ..strict_json import CHECK, load_json, refuse_damage
 from ..tokenizer import END_OF_TEXT
 from . import members
 from .directory import LOOK, REBUILD, REPAIR, Dataset
-from .manifest import MULTIPLE_CHOICE, CorpusName, ShardEntry, member
+from .manifest import MULTIPLE_CHOICE, SPLITS, CorpusName, Record, ShardEntry, member
 from .shards import BLOCK_ROW
 
 
@@ -28,6 +28,7 @@ def verify_dataset(dataset: Dataset) -> list[str]:
         if plan is None:
             return []
         request = member(plan, "request", dict)
+        _refuse_another_plan(dataset, plan)
         said = {
             "kind": member(plan, "kind", str),
             "corpus": CorpusName.from_record(member(plan, "corpus", dict)),
@@ -43,6 +44,17 @@ def verify_dataset(dataset: Dataset) -> list[str]:
         for name, value in said.items()
         if value != getattr(dataset.manifest, name)
     ]
+
+
+def _refuse_another_plan(dataset: Dataset, plan: Record) -> None:
+    """Raises Error where the first shard's receipt is of another plan, or of this one with the check that it lost."""
+    entry = next((entry for split in SPLITS for entry in dataset.shards(split)), None)
+    try:
+        receipt = None if entry is None else _record(dataset, f"receipts/{entry.name}.json")
+    except Error:
+        return  # verify_shard says so
+    if entry is not None and isinstance(receipt, dict) and receipt.get("plan", "") != plan.get(CHECK, ""):
+        raise Error(f"it is not the plan of receipts/{entry.name}.json")
 
 
 def verify_shard(dataset: Dataset, split: str, number: int) -> list[str]:
@@ -104,6 +116,8 @@ def _verify_receipt(dataset: Dataset, split: str, number: int) -> list[str]:
         rows["shard"] = 0
         if ShardEntry.from_record(member(receipt, "shard", dict)) != entry:
             raise Error("it tells of another shard than manifest.json")
+        if "plan" in receipt and CHECK not in receipt:  # both came together
+            raise Error(f"{CHECK!r}: expected a check, got none")
         if base64.b64encode(rows.tobytes()).decode() != member(receipt, "rows", str):
             raise Error(f"it has other rows than {split}.blocks.npy")
     except Error as error:
@@ -112,13 +126,16 @@ def _verify_receipt(dataset: Dataset, split: str, number: int) -> list[str]:
 
 
 def _record(dataset: Dataset, name: str) -> Any:
-    """A JSON file of the directory; None where there is none. Raises Error for one that cannot be read."""
+    """A JSON file of the directory; None where there is none. Raises Error for one that is damaged or unreadable."""
     try:
-        return load_json(dataset.folder.read(name))
+        record = load_json(dataset.folder.read(name))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise Error(f"{reason(error)}; {LOOK}") from None
+    if isinstance(record, dict):
+        refuse_damage(record)
+    return record
 
 
 def _contents(dataset: Dataset, split: str, block: int) -> tuple[list[np.ndarray], int]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..dataset.order import even_share
 from ..distributed import World
 from ..errors import Error
 from ..model import GPT2
@@ -71,6 +72,27 @@ def _totals(
             total[2] += float(byte_lengths[batch[:, 1:]].sum())
     loss_sum, count, text_bytes = world.sum(total).tolist()
     return loss_sum, count, text_bytes
+
+
+def sequence_losses(
+    model: GPT2, sequences: np.ndarray, world: World, dtype: str = "float32", batch_sequences: int = 8
+) -> np.ndarray:
+    """(N,) float64: the mean loss in nats per token of each of (N, T + 1) uint16 sequences, which the ranks share.
+
+    Raises Error for a model with another vocabulary than GPT-2's.
+    """
+    check_vocabulary(model)
+    exact = torch.float64 if world.device.type != "mps" else torch.float32
+    losses = torch.zeros(len(sequences), dtype=exact, device=world.device)
+    mine = even_share(len(sequences), world.rank, world.world_size)
+    with inference(world.device, dtype):
+        for first in range(mine.start, mine.stop, batch_sequences):
+            part = slice(first, min(first + batch_sequences, mine.stop))
+            tokens = torch.from_numpy(sequences[part].astype(np.int64)).to(world.device)
+            hidden, _ = model.hidden(tokens[:, :-1])
+            log_p = target_log_probabilities(model, hidden.flatten(0, 1), tokens[:, 1:].flatten())  # (B T,)
+            losses[part] = -log_p.to(exact).view(len(tokens), -1).mean(dim=1)
+    return world.sum(losses).cpu().double().numpy()
 
 
 def unigram_entropy(tokens: Iterable[np.ndarray]) -> float:

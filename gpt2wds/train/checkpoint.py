@@ -113,16 +113,26 @@ def save_checkpoint(
 def list_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first: only exactly our names, a copy under another name is its owner's."""
     found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{7,}", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
 
 
-def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint is of.
+
+    >>> step_of(Path("runs/mine/checkpoints/step-0000400"))
+    400
+    """
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None], before: int | None = None) -> Path | None:
     """The newest checkpoint whose every byte is as it was written, or None when there is none at all.
 
+    Of those of a step before `before`, where that is given.
     Says through `warn` which it passes over. Raises Error when there are some and all are damaged: starting
     from nothing is not what anybody would want then.
     """
-    found = list_checkpoints(folder)
+    found = [path for path in list_checkpoints(folder) if before is None or step_of(path) < before]
     for path in reversed(found):
         problem = _damage(path)
         if problem is None:

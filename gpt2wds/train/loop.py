@@ -109,7 +109,7 @@ class Trainer:
         pending, self._pending = self._pending, []
         losses = self._world.sum(torch.stack([p.loss for p in pending])).tolist()
         norms = torch.stack([p.norm for p in pending]).tolist()
-        seconds = (time.perf_counter() - self._clock) / len(pending)
+        seconds = (time.perf_counter() - self._clock) / max(1, sum(not p.is_left_out for p in pending))
         rate = self.batches.sequences_per_step * self.batches.seq_len / seconds
         speed = {"seconds": seconds, "tokens_per_second": rate}
         if self.peak_tokens_per_second:
@@ -120,6 +120,7 @@ class Trainer:
         ]
         if self.update.train.on_nan == "stop":
             self._refuse_not_finite(rows)
+        rows = [p.row if p.is_left_out else row for p, row in zip(pending, rows, strict=True)]
         self.progress(len(rows), _describe(rows[-1]))
         self._clock = time.perf_counter()
         return rows

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class Pending:
     row: Row
     loss: Tensor  # this rank's share of the mean
     norm: Tensor
+    is_left_out: bool = False  # a step that trained on nothing: loss and norm are 0, and mean nothing
 
 
 class Update:
@@ -36,6 +37,7 @@ class Update:
 
     The model must be the same on every rank, on the rank's device; `train.parallel` says how ranks share it.
     `skipped` counts updates that were dropped because loss or gradient were not finite (`train.on_nan` = "skip").
+    In `skip_steps` nothing is updated: their sequences are left out, and all other steps have theirs as ever.
 
     >>> from gpt2wds.model import GPT2Config
     >>> world = World(0, 1, torch.device("cpu"))
@@ -53,8 +55,10 @@ class Update:
         world: World,
         *,
         sequences_per_step: int,
+        skip_steps: Sequence[range] = (),
         say: Callable[[str], None] = print,
     ):
+        self.skip_steps = skip_steps
         self.train, self.world, self.say = train, world, say
         self.sequences_per_step = sequences_per_step
         self.shared = share(model, world, train.parallel)
@@ -78,6 +82,9 @@ class Update:
         Does not synchronise with the device, unless on_nan is "skip".
         """
         total, world = self.sequences_per_step, self.world
+        left_out = next((steps for steps in self.skip_steps if step in steps), None)
+        if left_out is not None:
+            return self._leave_out(step, left_out, sequences)
         batches = list(micro_batches(sequences, self.micro_steps, self.micro_batch, world.device))
         loss = torch.zeros((), device=world.device)
         for number, (tokens, weights) in enumerate(batches):
@@ -90,16 +97,30 @@ class Update:
             loss += share_of_loss.detach()
         norm = self.shared.clip_gradients(self.train.grad_clip)
         factor = self._rate_factor(step)
-        row: Row = {
-            "step": step,
-            "tokens": step * total * (sequences.shape[1] - 1),
-            "learning_rate": self.train.learning_rate * factor,
-        }
+        row = self._row(step, sequences)
         if self.train.on_nan == "skip":
             self._skip_if_not_finite(step, loss, norm)
             row["skipped"] = self.skipped
         self.optimizers.step(factor)
         return Pending(row, loss, norm)
+
+    def _row(self, step: int, sequences: np.ndarray) -> Row:
+        return {
+            "step": step,
+            "tokens": step * self.sequences_per_step * (sequences.shape[1] - 1),
+            "learning_rate": self.train.learning_rate * self._rate_factor(step),
+        }
+
+    def _leave_out(self, step: int, steps: range, sequences: np.ndarray) -> Pending:
+        """A step of `steps`, whose sequences nobody trains on."""
+        if step == steps.start:
+            several = f"steps {step} to {steps[-1]}: left out, their sequences are not trained on"
+            self.say(several if len(steps) > 1 else f"step {step}: left out, its sequences are not trained on")
+        row = self._row(step, sequences) | {"left_out": True}
+        if self.train.on_nan == "skip":
+            row["skipped"] = self.skipped
+        nothing = torch.zeros((), device=self.world.device)
+        return Pending(row, nothing, nothing, is_left_out=True)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """The optimizers' state as it is without ranks. All ranks must call this alike."""

@@ -66,9 +66,7 @@ def load_weights(path: str | Path) -> GPT2:
             tensors["wte.weight"] = tied[:VOCAB_SIZE]
     gpt2 = GPT2Config(**shape)
     try:
-        check_hf_shapes(
-            tensors, gpt2
-        )  # before the model is built: the file is as large as it is, a claim costs nothing
+        check_hf_shapes(tensors, gpt2)  # before the model is built: what is claimed must be in the file
     except Error as error:
         raise Error(f"model {path}: {error}; {CONFIG} says {shape}") from None
     model = GPT2(gpt2)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click.testing
 import pytest
+import runs
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,29 +133,11 @@ def test_differences() -> None:
 
 # Mistakes as gpt2wds-train tells them.
 
-TRAIN = """
-[run]
-device = "cpu"
-[data]
-seq_len = 32
-[model]
-n_layer = 1
-n_head = 2
-n_embd = 32
-[train]
-tokens_per_step = 256
-max_steps = 2
-warmup_steps = 1
-dtype = "float32"
-compile = false
-[eval]
-sample_prompts = []
-"""
 
-
-def arguments(folder: Path, data: Path, *overrides: str) -> list[str]:
-    (folder / "train.toml").write_text(TRAIN)
-    return [str(folder / "train.toml"), f'run.dir="{folder / "run"}"', f'data.path="{data}"', *overrides]
+def arguments(folder: Path, data: Dataset | Path, *overrides: str) -> list[str]:
+    """Of a run of two steps, at the rates that hold where none is given."""
+    rates = ["train.learning_rate=6e-4", "train.min_learning_rate=6e-5"]
+    return runs.arguments(folder / "run", data, "train.max_steps=2", "train.warmup_steps=1", *rates, *overrides)
 
 
 def assert_one_line(exit_code: int, stderr: str, *expected: str) -> None:
@@ -209,7 +192,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("override", MISTAKES)
 def test_a_mistake_is_one_line(plays: Dataset, tmp_path: Path, override: str) -> None:
-    command = arguments(tmp_path, Path(plays.path), override)
+    command = arguments(tmp_path, plays, override)
     result = click.testing.CliRunner().invoke(main, command)
     assert_one_line(result.exit_code, result.stderr, MISTAKES[override])
     # Nothing was claimed: the command put right is not another run.
@@ -217,20 +200,20 @@ def test_a_mistake_is_one_line(plays: Dataset, tmp_path: Path, override: str) ->
 
 
 def test_muon_needs_whole_matrices(plays: Dataset, tmp_path: Path) -> None:
-    command = arguments(tmp_path, Path(plays.path), "train.parallel=fsdp", "train.optimizer=muon")
+    command = arguments(tmp_path, plays, "train.parallel=fsdp", "train.optimizer=muon")
     result = click.testing.CliRunner().invoke(main, command)
     assert_one_line(result.exit_code, result.stderr, "expected adamw with train.parallel = fsdp, got muon, which needs")
 
 
 def test_an_unknown_size(plays: Dataset, tmp_path: Path) -> None:
-    command = arguments(tmp_path, Path(plays.path), "model.n_layer=0", "model.n_head=0", "model.n_embd=0")
+    command = arguments(tmp_path, plays, "model.n_layer=0", "model.n_head=0", "model.n_embd=0")
     result = click.testing.CliRunner().invoke(main, [*command, "model.size=gpt3"])
     assert_one_line(result.exit_code, result.stderr, "model.size: expected gpt2, gpt2-medium, ", "got 'gpt3'")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_where_there_is_none(plays: Dataset, tmp_path: Path) -> None:
-    result = click.testing.CliRunner().invoke(main, arguments(tmp_path, Path(plays.path), "run.device=cuda"))
+    result = click.testing.CliRunner().invoke(main, arguments(tmp_path, plays, "run.device=cuda"))
     assert_one_line(result.exit_code, result.stderr, "run.device: expected a CUDA device", "use auto")
 
 
@@ -242,7 +225,7 @@ def test_a_dataset_that_is_not_there(tmp_path: Path) -> None:
 def test_less_text_than_one_step(tmp_path: Path) -> None:
     small = shard_plays(tmp_path / "small", limit_docs=2, val_docs=1)
     sequences = small.total("train", "tokens") // 32
-    command = arguments(tmp_path, Path(small.path))
+    command = arguments(tmp_path, small)
     result = click.testing.CliRunner().invoke(main, [*command, f"train.tokens_per_step={32 * 100_000}"])
     assert_one_line(result.exit_code, result.stderr, "expected at least one step of 100000 sequences of 32 tokens")
     at_most = int(result.stderr.split()[-2])
@@ -260,7 +243,7 @@ def test_a_missing_configuration_through_the_installed_command(tmp_path: Path) -
 
 
 def test_a_dry_run_writes_nothing(plays: Dataset, tmp_path: Path) -> None:
-    result = click.testing.CliRunner().invoke(main, [*arguments(tmp_path, Path(plays.path)), "--dry-run"])
+    result = click.testing.CliRunner().invoke(main, [*arguments(tmp_path, plays), "--dry-run"])
     assert result.exit_code == 0, result.output
     said = result.output
     assert "steps: 2 of 256 tokens" in said
@@ -306,7 +289,7 @@ def test_the_lowest_rate_is_a_tenth_where_nothing_is_said(tmp_path: Path, rate: 
 
 
 def test_a_dry_run_says_which_precision_auto_is(plays: Dataset, tmp_path: Path) -> None:
-    command = [*arguments(tmp_path, Path(plays.path), "train.dtype=auto"), "--dry-run"]
+    command = [*arguments(tmp_path, plays, "train.dtype=auto"), "--dry-run"]
     result = click.testing.CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     assert re.search(r"^precision: (bfloat16|float32); attention: ", result.output, re.MULTILINE)

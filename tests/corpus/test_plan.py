@@ -323,7 +323,7 @@ def test_a_manifest_that_says_other_than_the_receipts_is_written_again(
     small: Path, source: Path, name: str, value: Any
 ) -> None:
     before = contents(small)
-    edit(small / "manifest.json", lambda record: record.update({name: value}))
+    edit(small / "manifest.json", lambda record: record.update({name: value}), sign=True)
     make(small, source)
     assert contents(small) == before
 
@@ -331,7 +331,7 @@ def test_a_manifest_that_says_other_than_the_receipts_is_written_again(
 def test_so_are_its_shards_and_the_indices(small: Path, source: Path) -> None:
     before = contents(small)
     for change in ({"text_bytes": 1}, {"documents": 3}, {"skipped": {"no text": [0]}}, {"sha256": "0" * 64}):
-        edit(small / "manifest.json", lambda record, change=change: record["shards"]["train"][1].update(change))
+        edit(small / "manifest.json", lambda r, change=change: r["shards"]["train"][1].update(change), sign=True)
         make(small, source)
         assert contents(small) == before
     rows = np.load(small / "train.blocks.npy")
@@ -342,7 +342,7 @@ def test_so_are_its_shards_and_the_indices(small: Path, source: Path) -> None:
 
 
 def test_what_others_noted_in_a_manifest_stays(small: Path, source: Path) -> None:
-    edit(small / "manifest.json", lambda record: record.update(checked(record | {"note": "of another tool"})))
+    edit(small / "manifest.json", lambda record: record.update(note="of another tool"), sign=True)
     before = contents(small)
     make(small, source)
     assert contents(small) == before

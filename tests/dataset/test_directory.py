@@ -399,13 +399,28 @@ def test_a_manifest_without_hashes_is_held_to_plan_and_receipts(copy, change, sa
 
 
 @pytest.mark.parametrize("name", ["plan.json", "receipts/val-00000.json"])
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"shard": 1, "request": 1}'])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"7", b"\xff", b"[" * 100_000, b'{"shard": 1, "request": 1}'])
 def test_a_damaged_plan_or_receipt_is_found_and_hinders_no_reader(copy, name, content):
     (copy / name).write_bytes(content)
     dataset = Dataset(copy)
     (problem,) = verify(dataset)
     assert problem.startswith(f"{name}: ") and "\n" not in problem
     assert len(dataset.read_tokens("val", 0)) == 65_537
+
+
+@pytest.mark.parametrize("name", ["plan.json", "receipts/val-00000.json"])
+def test_every_member_of_a_plan_and_a_receipt_is_held_to_its_check(copy, name):
+    record = json.loads((copy / name).read_text())
+    (copy / name).write_text(json.dumps(record, indent=3))  # the same in other words
+    assert verify(Dataset(copy)) == []
+    (copy / name).write_text(json.dumps(record | {"new": 1}))
+    (problem,) = verify(Dataset(copy))
+    assert problem.startswith(f"{name}: it is not as it was written: its check does not fit; ")
+    (copy / name).write_text(json.dumps(record).replace('"check"', '"chfck"'))
+    if name == "plan.json":  # the receipts know it by its check
+        assert verify(Dataset(copy))[0].startswith("plan.json: it is not the plan of receipts/train-00000.json; ")
+    else:
+        assert verify(Dataset(copy))[0].startswith(f"{name}: 'check': expected a check, got none; ")
 
 
 def test_a_directory_without_plan_and_receipts_is_all_right(copy):

@@ -118,8 +118,8 @@ def assert_as_the_lesson(dataset: Dataset, source: Path, count: int, n_positions
     assert len({record["predicted"]["acc_norm_tokens"] for record in records}) == 4
 
 
-def test_completion_mode_is_the_lessons_on_the_sample(choices: Dataset) -> None:
-    assert_as_the_lesson(choices, SAMPLE, 36)
+def test_completion_mode_is_the_lessons_on_the_sample(tmp_path: Path) -> None:
+    assert_as_the_lesson(shard_choices(tmp_path / "data", limit=12), SAMPLE, 12)
 
 
 @pytest.mark.slow
@@ -416,6 +416,38 @@ def test_two_models_on_the_same_examples(choices: Dataset, model_path: Path, tmp
         f"{other} less {model_path}, with McNemar's exact two-sided p",
     ]
     assert sum(" p = " in line for line in lines) == 4
+
+
+def test_several_datasets_are_one_table(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+    examples = [json.loads(line) for line in SAMPLE.open()]
+    source = tmp_path / "mine.jsonl"
+    # Long contexts, which are cut, in the second one only.
+    source.write_text("".join(json.dumps(e | {"ctx": e["ctx"] * 40}) + "\n" for e in examples[::2]))
+    mine, file = shard_choices(tmp_path / "data", source), tmp_path / "each.jsonl"
+    both = ("--data", choices.path, "--data", mine.path)
+    alone = [json.loads(command(model_path, "--data", each.path, "--json")) for each in (choices, mine)]
+    found = json.loads(command(model_path, *both, "--json", "--per-example", file))["datasets"]
+    assert found == [{"data": each.path, **one} for each, one in zip((choices, mine), alone, strict=True)]
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["data"] for record in records] == [choices.path] * 36 + [mine.path] * 18
+    first, header, *lines, truncated = command(model_path, *both).splitlines()
+    assert first == "completion mode, chance 0.25" and header.split() == ["dataset", "examples", *SCORES, "model"]
+    for line, result in zip(lines, alone, strict=True):
+        name, number, *words = line.split()
+        assert (name, int(number)) == (result["name"], result["examples"])
+        assert words[0:12:3] == [f"{result[score]:.4f}" for score in SCORES]
+    assert truncated.startswith("mine, ") and "cut on the left" in truncated
+
+
+def test_two_models_on_several_datasets(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+    other, data = saved(tmp_path, opinionated(seed=3)), ("--data", choices.path)
+    alone = json.loads(command(model_path, other, *data, "--json"))
+    assert json.loads(command(model_path, other, *data, *data, "--json")) == {
+        "datasets": [{"data": choices.path, **alone}] * 2
+    }
+    lines = command(model_path, other, *data, *data).splitlines()
+    assert [line.split()[-3] for line in lines[2:6]] == [f"{path}," for path in (model_path, other)] * 2
+    assert lines.count(f"{other} less {model_path} on sample, with McNemar's exact two-sided p") == 2
 
 
 def test_a_model_against_itself(choices: Dataset, model_path: Path) -> None:

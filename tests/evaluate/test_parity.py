@@ -14,10 +14,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from making import CHOICES, SHARED_DATA
+from runs import in_process
 
 from gpt2wds.commands import eval as eval_command
 from gpt2wds.commands import shard as shard_command
-from gpt2wds.commands import train as train_command
 from gpt2wds.commands.models import find_weights
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.train.checkpoint import State, save_checkpoint
@@ -29,33 +29,6 @@ REAL = SHARED_DATA / "hellaswag_val_1000.jsonl"
 SOURCE = REAL if REAL.exists() else CHOICES
 # Enough to be sure in CI; GPT2WDS_PARITY_EXAMPLES=1000 takes all of them.
 EXAMPLES = int(os.environ.get("GPT2WDS_PARITY_EXAMPLES", 150))
-CONFIG = """
-[run]
-dir = "{dir}"
-device = "cpu"
-[data]
-path = "{data}"
-seq_len = 256
-[model]
-n_layer = 2
-n_head = 2
-n_embd = 64
-[train]
-tokens_per_step = 512
-micro_batch_sequences = 2
-max_steps = 100
-warmup_steps = 10
-learning_rate = 3e-3
-min_learning_rate = 3e-4
-dtype = "float32"
-compile = false
-[eval]
-every_steps = 100
-val_tokens = 256
-sample_prompts = []
-[checkpoint]
-every_steps = 100
-"""
 
 
 def run(command: click.Command, *arguments: object) -> str:
@@ -91,9 +64,22 @@ def trained_model(folder: Path) -> Path:
             file.write(json.dumps({"text": f"{example['ctx']} {example['endings'][example['label']]}"}) + "\n")
     out = folder / "tokens"
     run(shard_command.main, "files", texts, "--out", out, "--val-docs", 8)
-    config = folder / "config.toml"
-    config.write_text(CONFIG.format(dir=folder / "run", data=out))
-    run(train_command.main, config)
+    code, said = in_process(
+        folder / "run",
+        out,
+        "data.seq_len=256",
+        "model.n_layer=2",
+        "model.n_embd=64",
+        "train.tokens_per_step=512",
+        "train.micro_batch_sequences=2",
+        "train.max_steps=100",
+        "train.learning_rate=3e-3",
+        "train.min_learning_rate=3e-4",
+        "train.warmup_steps=10",
+        "eval.every_steps=100",
+        "checkpoint.every_steps=100",
+    )
+    assert code == 0, said
     step, train_loss, *_ = (folder / "run" / "log.txt").read_text().splitlines()[-1].split()
     assert step == "100" and float(train_loss) < 8  # it has learned something: 10.8 at the start
     return find_weights(str(folder / "run"))

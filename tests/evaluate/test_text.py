@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from runs import in_process
 from torch.nn import functional as F
 
 from gpt2wds.commands import eval as eval_command
 from gpt2wds.commands import shard as shard_command
-from gpt2wds.commands import train as train_command
+from gpt2wds.commands.models import find_weights
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.validation import validation_sequences
 from gpt2wds.distributed import World
@@ -25,32 +26,10 @@ from gpt2wds.evaluate.text import choose_token, generate, unigram_entropy, valid
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
 from gpt2wds.train.checkpoint import State, save_checkpoint
+from gpt2wds.train.weights import load_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
 PROMPT = "To be, or not to be"  # 6 tokens
-CONFIG = """
-[run]
-dir = "{dir}"
-device = "cpu"
-[data]
-path = "{data}"
-seq_len = 32
-[model]
-n_layer = 1
-n_head = 2
-n_embd = 32
-[train]
-tokens_per_step = 64
-micro_batch_sequences = 2
-max_steps = 2
-warmup_steps = 1
-dtype = "float32"
-compile = false
-[eval]
-every_steps = 2
-val_tokens = 64
-sample_tokens = 4
-"""
 
 
 def opinionated(n_positions: int = 64) -> GPT2:
@@ -291,12 +270,11 @@ def test_validation_loss_does_not_depend_on_the_ranks(run_dir: Path, plays: Data
 @pytest.fixture(scope="module")
 def run_dir(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps, as gpt2wds-train leaves it."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    config = folder / "config.toml"
-    config.write_text(CONFIG.format(dir=folder / "run", data=plays.path))
-    result = CliRunner().invoke(train_command.main, [str(config)])
-    assert result.exit_code == 0, result.output
-    return folder / "run"
+    run = tmp_path_factory.mktemp("evaluated") / "run"
+    rates = ["train.learning_rate=6e-4", "train.min_learning_rate=6e-5"]
+    code, said = in_process(run, plays, "train.max_steps=2", "train.warmup_steps=1", "eval.val_tokens=64", *rates)
+    assert code == 0, said
+    return run
 
 
 def command(*arguments: object) -> str:
@@ -363,7 +341,7 @@ def test_the_loss_of_examples_is_one_line(run_dir: Path, choices: Dataset) -> No
 
 def test_the_loss_command_says_what_the_run_said(run_dir: Path, plays: Dataset) -> None:
     # The checkpoint that the run directory stands for is its last; log.txt: step, train_loss, val_loss, hella_acc.
-    model = eval_command.load_weights(eval_command.find_weights(str(run_dir)))
+    model = load_weights(find_weights(str(run_dir)))
     options = {"seq_len": 32, "max_tokens": 64, "batch_sequences": 2}
     found = validation_loss(model, validation_sequences(plays, **options), ALONE, "float32")
     last = (run_dir / "log.txt").read_text().splitlines()[-1].split()
@@ -421,7 +399,7 @@ def test_numbers_that_are_none_are_an_error(
     broken: Path, plays: Dataset, choices: Dataset, arguments: list[str]
 ) -> None:
     name, *rest = arguments
-    data = {"loss": [plays.path], "hellaswag": [choices.path], "sample": []}[name]
+    data = {"loss": [plays.path, "--limit", "2000"], "hellaswag": [choices.path, "--limit", "2"], "sample": []}[name]
     result = CliRunner().invoke(eval_command.main, [name, str(broken), *rest, *data, "--json"])
     assert (result.exit_code, result.stdout) == (1, "")
     said = "error: model: expected finite weights, 1 of h.0.attn.c_proj.weight are not; use an earlier checkpoint"

@@ -47,7 +47,9 @@ def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     return tree(out)
 
 
-@pytest.mark.parametrize("workers", [2, 3, 5])
+@pytest.mark.parametrize(
+    "workers", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_the_number_of_workers_changes_no_byte(corpus: Path, whole: dict[str, str], tmp_path: Path, workers: int):
     subprocess.run(command(corpus, tmp_path / "out", workers), check=True, capture_output=True)
     assert tree(tmp_path / "out") == whole
@@ -117,6 +119,7 @@ def test_nothing_is_left_behind_in_shared_memory_or_temporary_folders(corpus: Pa
     assert everything() <= before
 
 
+@pytest.mark.slow
 def test_slices_of_the_tasks_make_the_same_dataset_in_any_order(corpus: Path, whole: dict[str, str], tmp_path: Path):
     out = tmp_path / "out"
 

@@ -20,14 +20,6 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def whole(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 12 steps that nothing interrupted. Read it, do not change it."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    finish(start(run, plays))
-    return run
-
-
-@pytest.fixture(scope="session")
 def pair(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of two ranks that nothing interrupted. Read it, do not change it."""
     run = tmp_path_factory.mktemp("pair") / "run"

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from making import shard_choices, shard_plays
+from making import shard_choices
 from runs import PROGRAMS, arguments, finish, in_process, program, rows, start, steps_of, wait_for
 
 from gpt2wds.dataset.directory import Dataset
-from gpt2wds.model import GPT2, GPT2Config
-from gpt2wds.train.checkpoint import State, list_checkpoints, save_checkpoint
+from gpt2wds.train.checkpoint import list_checkpoints
 from gpt2wds.train.optim import Optimizers
 from gpt2wds.train.rundir import RunDirectory
 
@@ -45,12 +44,6 @@ def test_a_run_directory_is_what_it_should_be(whole: Path) -> None:
     assert [row["step"] for row in metrics] == steps.tolist()
     assert [row["tokens"] for row in metrics] == [256 * step for step in range(13)]
     assert (whole / "gpt.log").read_text().count("saved") == 3
-
-
-def test_a_checkpoint_is_of_the_size_announced(whole: Path) -> None:
-    (announced,) = re.findall(r"checkpoints of (\d+) MB", (whole / "gpt.log").read_text())
-    files = (whole / "checkpoints" / "step-0000012").glob("*.safetensors")
-    assert sum(path.stat().st_size for path in files) / 1e6 == pytest.approx(int(announced), abs=1)
 
 
 # (b) killed at any moment
@@ -142,15 +135,6 @@ def test_killed_at_twenty_known_moments_it_gives_the_same_log(plays: Dataset, tm
     assert [row["step"] for row in one] == list(range(11))
 
 
-def test_a_dry_run_on_an_existing_run_says_where_it_would_continue(plays: Dataset, whole: Path) -> None:
-    before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file()}
-    code, said = in_process(whole, plays, "--dry-run")
-    assert code == 0
-    checkpoint = whole / "checkpoints" / "step-0000012"
-    assert f"this run exists: it would continue from {checkpoint}, step 12 of 12" in said
-    assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
-
-
 def test_a_finished_run_stays_as_it_is(plays: Dataset, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     code, _ = in_process(tmp_path / "run", plays)
@@ -172,58 +156,6 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(plays: Dataset, whole
 # (e) another configuration
 
 
-@pytest.mark.parametrize(
-    ("override", "difference"),
-    [
-        ("train.learning_rate=2e-2", "train.learning_rate: 0.01 → 0.02"),
-        ("run.seed=1", "run.seed: 1337 → 1"),
-        ("train.tokens_per_step=512", "train.tokens_per_step: 256 → 512"),
-        ("train.optimizer=muon", "train.optimizer: 'adamw' → 'muon'"),
-        ("train.max_steps=13", "train.max_steps: 12 → 13"),
-        ("data.seq_len=64", "data.seq_len: 32 → 64"),
-        ("model.n_layer=2", "model.n_layer: 1 → 2"),
-        ("train.dtype=bfloat16", "train.dtype: 'float32' → 'bfloat16'"),
-    ],
-)
-def test_other_mathematics_is_refused(
-    plays: Dataset, whole: Path, monkeypatch: pytest.MonkeyPatch, override: str, difference: str
-) -> None:
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)  # of the other tests here
-    before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file()}
-    code, said = in_process(whole, plays, override)
-    assert code == 1
-    assert f"holds a run of another configuration ({difference})" in said
-    assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
-
-
-def test_what_changes_no_number_is_accepted(plays: Dataset, whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
-    shutil.rmtree(run / "checkpoints" / "step-0000012")
-    other = ["eval.every_steps=3", "checkpoint.every_steps=2", "train.micro_batch_sequences=3"]
-    code, said = in_process(run, plays, *other)
-    assert code == 0
-    assert "resuming from" in said
-    got, expected = rows(run), rows(whole)
-    np.testing.assert_allclose(got[:, :2], expected[:, :2], rtol=0, atol=1e-4)
-    # Up to the checkpoint the old rhythm, from there the new one.
-    assert np.flatnonzero(~np.isnan(got[:, 2])).tolist() == [0, 5, 9, 12]
-
-
-def test_another_dataset_is_refused(plays: Dataset, whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole, tmp_path / "run")
-    other = shard_plays(tmp_path / "other", docs_per_shard=1, limit_docs=2, val_docs=1)
-    code, said = in_process(tmp_path / "run", other)
-    assert code == 1
-    assert (
-        f"data.path = {other.path}: state: it was saved with dataset_id {plays.id}, here it is {other.id}; give" in said
-    )
-    # The same data in another place are the same data.
-    shutil.copytree(plays.path, tmp_path / "copy")
-    code, _ = in_process(tmp_path / "run", Dataset(tmp_path / "copy"))
-    assert code == 0
-
-
 def test_a_checkpoint_from_before_states_had_versions_is_continued(plays: Dataset, whole: Path, tmp_path: Path) -> None:
     run = shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "step-0000012")
@@ -238,46 +170,6 @@ def test_a_checkpoint_from_before_states_had_versions_is_continued(plays: Datase
     code, said = in_process(run, plays)
     assert (code, "resuming from" in said) == (0, True), said
     np.testing.assert_array_equal(rows(run), rows(whole))
-
-
-def test_a_mistake_that_was_corrected_is_no_other_run(plays: Dataset, tmp_path: Path) -> None:
-    code, said = in_process(tmp_path / "run", plays, f"train.tokens_per_step={10**9 // 32 * 32}")
-    assert (code, "a step may have at most" in said) == (1, True)
-    code, said = in_process(tmp_path / "run", plays, "train.max_steps=2")
-    assert code == 0, said
-
-
-def test_weights_of_another_vocabulary_are_refused(plays: Dataset, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, State(1), GPT2(GPT2Config(1, 2, 32, n_positions=32, vocab_size=300)), {}, keep=1)
-    other = tmp_path / "step-0000001"
-    code, said = in_process(tmp_path / "run", plays, f"model.init_from={other}")
-    assert code == 1
-    assert f"model.init_from: expected a vocabulary of 50257 tokens, which the data have, {other} has 300" in said
-
-
-def test_a_run_starts_from_anothers_weights(plays: Dataset, whole: Path, tmp_path: Path) -> None:
-    start_from = f"model.init_from={whole}"
-    code, said = in_process(tmp_path / "long", plays, start_from, "data.seq_len=64")
-    assert code == 1
-    assert f"data.seq_len: expected at most the 32 positions of {whole}, got 64" in said
-    code, said = in_process(tmp_path / "run", plays, start_from, "train.max_steps=2")
-    assert code == 0, said
-    assert rows(tmp_path / "run")[0, 2] == pytest.approx(rows(whole)[12, 2], abs=1e-5)
-    # Which a resumed run does not need.
-    shutil.rmtree(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])
-    code, said = in_process(tmp_path / "run", plays, "model.init_from=nowhere", "train.max_steps=2")
-    assert code == 1  # there is no checkpoint to resume from
-    in_process(tmp_path / "run", plays, start_from, "train.max_steps=2")
-    code, said = in_process(tmp_path / "run", plays, "model.init_from=nowhere", "train.max_steps=2")
-    assert (code, "already finished" in said) == (0, True)
-
-
-def test_a_shape_that_is_not_that_of_the_weights_is_refused(plays: Dataset, whole: Path, tmp_path: Path) -> None:
-    """Not left out in silence, and then written into config.toml."""
-    code, said = in_process(tmp_path / "run", plays, f"model.init_from={whole}", "model.n_layer=3")
-    assert code == 1
-    assert "expected the shape of model.init_from, 1 layers, 2 heads, 32 channels, got (3, 2, 32); leave" in said
-    assert not (tmp_path / "run").exists()
 
 
 # (f) compiled

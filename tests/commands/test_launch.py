@@ -1,0 +1,60 @@
+"""From a configuration to a run: what is announced, and the weights that it starts from."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from runs import in_process, rows
+
+from gpt2wds.dataset.directory import Dataset
+from gpt2wds.model import GPT2, GPT2Config
+from gpt2wds.train.checkpoint import State, list_checkpoints, save_checkpoint
+
+
+def test_a_dry_run_on_an_existing_run_says_where_it_would_continue(plays: Dataset, whole: Path) -> None:
+    before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file()}
+    code, said = in_process(whole, plays, "--dry-run")
+    assert code == 0
+    checkpoint = whole / "checkpoints" / "step-0000012"
+    assert f"this run exists: it would continue from {checkpoint}, step 12 of 12" in said
+    assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
+
+
+def test_a_checkpoint_is_of_the_size_announced(whole: Path) -> None:
+    (announced,) = re.findall(r"checkpoints of (\d+) MB", (whole / "gpt.log").read_text())
+    files = (whole / "checkpoints" / "step-0000012").glob("*.safetensors")
+    assert sum(path.stat().st_size for path in files) / 1e6 == pytest.approx(int(announced), abs=1)
+
+
+def test_weights_of_another_vocabulary_are_refused(plays: Dataset, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, State(1), GPT2(GPT2Config(1, 2, 32, n_positions=32, vocab_size=300)), {}, keep=1)
+    other = tmp_path / "step-0000001"
+    code, said = in_process(tmp_path / "run", plays, f"model.init_from={other}")
+    assert code == 1
+    assert f"model.init_from: expected a vocabulary of 50257 tokens, which the data have, {other} has 300" in said
+
+
+def test_a_run_starts_from_anothers_weights(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    start_from = f"model.init_from={whole}"
+    code, said = in_process(tmp_path / "long", plays, start_from, "data.seq_len=64")
+    assert code == 1
+    assert f"data.seq_len: expected at most the 32 positions of {whole}, got 64" in said
+    code, said = in_process(tmp_path / "run", plays, start_from, "train.max_steps=2")
+    assert code == 0, said
+    assert rows(tmp_path / "run")[0, 2] == pytest.approx(rows(whole)[12, 2], abs=1e-5)
+    # Which a resumed run does not need.
+    shutil.rmtree(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    code, said = in_process(tmp_path / "run", plays, "model.init_from=nowhere", "train.max_steps=2")
+    assert code == 1  # there is no checkpoint to resume from
+    in_process(tmp_path / "run", plays, start_from, "train.max_steps=2")
+    code, said = in_process(tmp_path / "run", plays, "model.init_from=nowhere", "train.max_steps=2")
+    assert (code, "already finished" in said) == (0, True)
+
+
+def test_a_shape_that_is_not_that_of_the_weights_is_refused(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    """Not left out in silence, and then written into config.toml."""
+    code, said = in_process(tmp_path / "run", plays, f"model.init_from={whole}", "model.n_layer=3")
+    assert code == 1
+    assert "expected the shape of model.init_from, 1 layers, 2 heads, 32 channels, got (3, 2, 32); leave" in said
+    assert not (tmp_path / "run").exists()

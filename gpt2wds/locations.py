@@ -7,18 +7,27 @@ nothing is kept on disk.
 
 import importlib.util
 import io
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from .errors import Error, reason
+from .ranges import Range, WrongRange, fetch, plain_etag
 from .stores import GO_ON, ask, fresh
 
 SMALLEST_REQUEST = 1 << 16
 PACKAGE = "package:"
+PAUSES = (0.5, 1, 2, 4)  # seconds before a range that came wrong is asked for again
 # What tells a changed file in various file systems' info, the content's own mark before a time.
-_CHANGE_MARKS = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "last_modified", "mtime")
+CHANGE_MARKS = (
+    *("ETag", "etag", "e_tag", "blob_id", "sha", "md5Hash", "md5", "Content-MD5", "Digest", "CRC"),
+    *("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "modificationTime", "modify", "date_time"),
+    "created",
+)
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,10 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class UrlFile:
-    """A file that fsspec can read by byte range: s3://…, gs://…, https://…. `mark` is its ETag or time of change."""
+    """A file that fsspec can read by byte range: s3://…, gs://…, https://….
+
+    mark: the name and value of what tells that it is the same file, its ETag or time of change; "" if there is none.
+    """
 
     url: str
     size: int
@@ -82,18 +94,15 @@ class UrlFile:
 
     def read_range(self, start: int, end: int) -> bytes:
         """Bytes start … end - 1. Raises Error when they do not come."""
-        what = f"bytes {start} to {end}"
+        what, wanted = f"bytes {start} to {end}", Range(start, end, self.size, self.mark)
         try:
-            data = ask(self.url, lambda system, path: bytes(system.cat_file(path, start=start, end=end)), what=what)
+            return ask(self.url, lambda system, path: fetch(system, path, wanted), what=what)
         except FileNotFoundError as error:
             raise Error(f"{self}: {what} did not arrive ({reason(error)}); {GO_ON}") from None
-        if len(data) != end - start:
-            raise Error(f"{self}: expected {end - start} bytes from {start}, got {len(data)}; {GO_ON}")
-        return data
 
     def check_unchanged(self) -> None:
-        found = url_file(self.url)
-        if found != self:
+        found = url_file(self.url, self.mark.partition(" ")[0])
+        if found.size != self.size or (self.mark and found.mark != self.mark):
             raise Error(
                 f"source {self}: the file changed since the plan was made, expected {self.size} bytes ({self.mark}), "
                 f"got {found.size} ({found.mark}); {_AGAIN}"
@@ -125,35 +134,50 @@ class HubFile:
     def read_range(self, start: int, end: int) -> bytes:
         """Bytes start … end - 1. Raises Error for a server that gives anything else.
 
-        huggingface_hub retries what a network does (429, 5xx, time-outs, resets, bodies cut short) with back-off.
-        What it does not check is checked here: that a range was honoured, and that the file is still the planned one.
+        huggingface_hub asks again where there is no connection or the server is busy (429, 5xx). What it does not check
+        is checked here, and asked for again: that it is this range, that all of it came, and that the file is the
+        planned one.
         """
+        what, wanted = f"{self}: bytes {start} to {end}", Range(start, end, self.size)
+        for pause in (*PAUSES, None):
+            try:
+                return self._fetch(wanted)
+            except Exception as error:  # the HTTP client's own: huggingface_hub changes clients between versions
+                if pause is None or not isinstance(error, WrongRange):
+                    raise Error(f"{what} did not arrive ({reason(error)}); {GO_ON}") from None
+                _LOG.warning("%s did not arrive (%s), asking again in %g s", what, reason(error), pause)
+                time.sleep(pause)
+        raise AssertionError
+
+    def _fetch(self, wanted: Range) -> bytes:
         from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff  # type: ignore[attr-defined]
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            hf_raise_for_status,
+            http_stream_backoff,
+        )
 
         url = hf_hub_url(self.repo, self.name, repo_type="dataset", revision=self.revision)
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}"}
-        try:
-            response = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-            hf_raise_for_status(response)
-        except Exception as error:  # the HTTP client's own: huggingface_hub changes clients between versions
-            raise Error(f"{self}: bytes {start} to {end} did not arrive ({reason(error)}); {GO_ON}") from None
-        self._check(response, start, end)
-        return response.content
-
-    def _check(self, response: Any, start: int, end: int) -> None:
-        first = (response.history or [response])[0]  # the Hub's own answer, before it sends us to its storage
-        etag = (first.headers.get("X-Linked-Etag") or first.headers.get("ETag") or "").removeprefix("W/").strip('"')
-        if etag and etag != self.etag:
-            raise Error(f"{self}: the file changed under its commit (ETag {self.etag} → {etag}); plan again")
-        if response.status_code != 206 or len(response.content) != end - start:
-            raise Error(
-                f"{self}: expected {end - start} bytes from {start} (status 206), got {len(response.content)} "
-                f"(status {response.status_code}): the server or a proxy ignores byte ranges"
-            )
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        if total not in ("", "*", str(self.size)):
-            raise Error(f"{self}: expected a file of {self.size} bytes, the server has {total}; plan again")
+        headers = {**build_hf_headers(), **wanted.headers}
+        broken: Exception | None = None
+        with http_stream_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as answer:
+            try:  # what is raised in here must not reach http_stream_backoff, which would ask again for itself
+                hf_raise_for_status(answer)
+                first = (answer.history or [answer])[0]  # the Hub's own, before it sends us to its storage
+                etag = plain_etag(first.headers.get("X-Linked-Etag") or first.headers.get("ETag"))
+                if etag and etag != self.etag:
+                    raise WrongRange(f"the file changed under its commit (ETag {self.etag} → {etag})")
+                wanted.check_answer(answer.status_code, answer.headers)
+            except Exception as error:
+                broken = error
+            else:
+                try:
+                    data = answer.read()
+                except Exception as error:
+                    broken = WrongRange(f"its body broke off: {reason(error)}")
+        if broken:
+            raise broken
+        return wanted.checked(data)
 
 
 Location = LocalFile | UrlFile | HubFile
@@ -209,8 +233,11 @@ def local_file(path: Path) -> LocalFile:
     return LocalFile(str(path), stat.st_size, stat.st_mtime_ns)
 
 
-def url_file(url: str) -> UrlFile:
-    """A URL's file as it is now. Raises Error when there is none, or nothing to read such URLs."""
+def url_file(url: str, mark: str = "") -> UrlFile:
+    """A URL's file as it is now. Raises Error when there is none, or nothing to read such URLs.
+
+    mark: by which of its marks it shall be known; the first that it has if not given.
+    """
     try:
         info = ask(url, lambda system, path: fresh(system).info(path))
     except FileNotFoundError as error:
@@ -219,7 +246,8 @@ def url_file(url: str) -> UrlFile:
         raise Error(f"{url}: expected a file to read ({why})") from None
     if info.get("type") == "directory" or info.get("size") is None:
         raise Error(f"{url}: expected a file of known size, got {'a directory' if 'type' in info else 'none'}")
-    return UrlFile(url, int(info["size"]), next((f"{k} {info[k]}" for k in _CHANGE_MARKS if info.get(k)), ""))
+    marks = (mark,) if mark else CHANGE_MARKS
+    return UrlFile(url, int(info["size"]), next((f"{k} {info[k]}" for k in marks if info.get(k)), ""))
 
 
 def located(record: dict[str, Any]) -> Location:

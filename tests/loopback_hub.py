@@ -21,7 +21,8 @@ class LoopbackHub:
 
     A context manager. `url` is what HF_ENDPOINT must be; `requests` lists what was asked, `ranges` the (file, first
     byte, bytes) sent of ranged reads. Faults are strings in `faults`, each used up by one ranged read: "429", "503",
-    "reset", "short", "stall", "whole" (the range ignored), "changed" (another ETag).
+    "reset", "short", "stall", "whole" (the range ignored), "changed" (another ETag), "elsewhere" (a range of another
+    place, as it says), "total" (of a file of another size), "unsaid" (no Content-Range), "empty" (no body).
     """
 
     def __init__(self, repositories: dict[str, Path]):
@@ -91,8 +92,13 @@ class LoopbackHub:
             return
         fault = self.faults.pop(0) if self.faults else ""
         first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
-        headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-        part = data[first : last + 1]
+        if fault == "elsewhere":
+            shift = -1 if first else 1
+            first, last = first + shift, last + shift
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(data) + (fault == 'total')}"
+        if fault == "unsaid":
+            del headers["Content-Range"]
+        part = b"" if fault == "empty" else data[first : last + 1]
         if fault in ("429", "503"):
             send(request, b"later", body, {"Retry-After": "1"}, status=int(fault))
         elif fault in ("short", "reset", "stall"):
@@ -108,7 +114,8 @@ class LoopbackHub:
         else:
             if fault == "changed":
                 headers["ETag"] = '"another"'
-            self.ranges.append((name, first, len(part)))
+            if not fault:
+                self.ranges.append((name, first, len(part)))
             send(request, part, body, headers, status=206)
 
 

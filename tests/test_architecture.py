@@ -71,7 +71,7 @@ def test_wings_stand_on_the_dataset_and_not_on_each_other() -> None:
 
 def test_every_module_has_a_room() -> None:
     ground = {name.split(".")[1] for name in MODULES if "." in name and not wing(name)}
-    rooms = "errors strict_json files folder stores locations config tokenizer fast_tokenizer model distributed"
+    rooms = "errors strict_json files folder stores locations ranges config tokenizer fast_tokenizer model distributed"
     assert ground <= set(rooms.split())
 
 

@@ -22,7 +22,7 @@ from ..locations import PACKAGE, LocalFile, Location, local_file, package_folder
 from .hub import download_hellaswag, resolve
 from .paths import expanded, kept_in
 from .readers import BY_SUFFIX, suffix_of
-from .sources import DATASETS, EXAMPLES, WHOLE, Source, at_once, measured
+from .sources import DATASETS, EXAMPLES, WHOLE, Source, at_once, measured, warn_of_unmarked
 
 TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -90,6 +90,7 @@ class Files:
             if place in seen:
                 raise Error(f"files: {source.name!r} and {seen[place]!r} are the same file; give it once")
             seen[place] = source.name
+        warn_of_unmarked(found)
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         title = ", ".join(source.name for source in found[:3]) + more
         return Corpus(CorpusName("files", title), tuple(measured(found)))

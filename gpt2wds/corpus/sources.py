@@ -1,13 +1,14 @@
 """A source: one file of a corpus, where it is, how it is read, and what planning learned of it."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ..dataset.manifest import Record, member, others
 from ..errors import Error
-from ..locations import Location, located
+from ..locations import Location, UrlFile, located
 from .documents import OpenSource, Reader, Size
 from .examples import Examples
 from .hub import HubRows
@@ -17,6 +18,8 @@ from .text import WholeFile
 WHOLE, EXAMPLES, DATASETS = "whole", "examples", "datasets"  # readers that no suffix says
 NOT_MEASURED = Size(0, None, is_exact=False)
 ASKED_AT_ONCE = 32  # sources measured at the same time: most of it is waiting
+
+_LOG = logging.getLogger(__name__)
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -89,6 +92,19 @@ class Source:
         if member(record, "unit", str) != source.unit:
             raise Error(f"'unit': expected {source.unit} for {reader}, got {record['unit'][:40]!r}")
         return source
+
+
+def warn_of_unmarked(found: Sequence[Source]) -> None:
+    """Say, once, that files changed in the middle of a run would go unnoticed, where their servers tell no mark."""
+    names = [source.name for source in found if isinstance(source.location, UrlFile) and not source.location.mark]
+    if names:
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        _LOG.warning(
+            "source %s%s: its server tells neither an ETag nor a time of change; do not change it before the dataset "
+            "is finished, a change that keeps its size goes unnoticed",
+            names[0],
+            more,
+        )
 
 
 def measured(found: list[Source]) -> list[Source]:

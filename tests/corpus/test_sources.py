@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -116,10 +117,26 @@ def test_a_whole_file_of_another_number_of_documents_is_an_error(tmp_path: Path)
     path.write_text('{"text": "a"}\n{"text": "b", "c": "........."}'[:42].ljust(42))
     changed = replace(plan, sources=(replace(plan.sources[0], location=local_file(path)),))
     with pytest.raises(Error, match="expected 3 documents from 0 on as planned, got 2"):
-        run(changed, tmp_path / "out")
+        run(changed, Folder(tmp_path / "out"))
 
 
-def run(plan: Plan, out: Path) -> None:
+def test_urls_without_a_mark_of_change_are_named_once_when_planning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b", "c"):
+        fsspec.filesystem("memory").pipe(f"/unmarked/{name}.jsonl", b'{"text": "a"}\n{"text": "b"}\n')
+    request = Files(("memory://unmarked/*.jsonl",))
+    make_plan(Folder(tmp_path / "marked"), request)
+    assert not caplog.records
+    monkeypatch.setattr("gpt2wds.locations.CHANGE_MARKS", ())
+    plan = make_plan(Folder(tmp_path / "out"), request)
+    make_plan(Folder(tmp_path / "out"), request)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("source memory:///unmarked/a.jsonl and 2 more: its server tells neither an ETag nor a time")
+    run(plan, Folder(tmp_path / "out"))
+
+
+def run(plan: Plan, out: Folder) -> None:
     runner = TaskRunner(Folder(out), plan, None)
     for task in plan.tasks:
         runner(task, lambda documents, tokens: None)

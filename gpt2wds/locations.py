@@ -38,6 +38,11 @@ class LocalFile:
     size: int
     mtime_ns: int | None = None
 
+    def __post_init__(self) -> None:
+        package, _, name = self.path.removeprefix(PACKAGE).partition("/")
+        if self.path.startswith(PACKAGE) and not (package.isidentifier() and _is_below(name)):
+            raise Error(f"source {self}: expected {PACKAGE}NAME/FILE, a package's name and a file within it")
+
     def __str__(self) -> str:
         return self.path
 
@@ -67,8 +72,6 @@ class LocalFile:
         folder = package_folder(package)
         if folder is None:
             raise Error(f"source {self}: expected the package {package}, which is not installed")
-        if ".." in Path(name).parts:
-            raise Error(f"source {self}: expected a file of the package {package}")
         return folder / name
 
 
@@ -233,6 +236,11 @@ def local_file(path: Path) -> LocalFile:
     return LocalFile(str(path), stat.st_size, stat.st_mtime_ns)
 
 
+def _is_below(name: str) -> bool:
+    """Whether a name stays within the directory that it is taken in."""
+    return bool(name) and not name.startswith("/") and ".." not in name.replace("\\", "/").split("/")
+
+
 def url_file(url: str, mark: str = "") -> UrlFile:
     """A URL's file as it is now. Raises Error when there is none, or nothing to read such URLs.
 
@@ -263,7 +271,10 @@ def package_folder(package: str) -> Path | None:
     """Where an installed package's files are. Found, not imported: only its data is wanted."""
     if not package.isidentifier():
         return None  # a dotted name would import what it is in
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # __main__ has none
+        return None
     locations = spec.submodule_search_locations if spec else None
     return Path(locations[0]) if locations else None
 

@@ -24,6 +24,7 @@ from . import cutting
 from .corpora import Corpus, Files, Request, record
 from .cutting import Cut
 from .executors import Executor, Processes
+from .places import refuse_others
 from .plan import PLAN, Plan, Span, Task, read_plan, write_plan
 from .receipts import read_receipts, receipt_name, summed_up
 from .writing import TaskRunner, text_hash
@@ -105,8 +106,12 @@ def make_plan(out: Folder, request: Request, cut: Cut | None = None) -> Plan:
     else:
         plan = read_plan(out)
     _refuse_other_request(out, plan, asked)
-    if isinstance(request, Files) and not is_new:
-        request.refuse_changes(plan.sources, is_finished(out, plan), out)
+    if not is_new:
+        is_done = is_finished(out, plan)
+        if not is_done:
+            refuse_others(request, plan, out)
+        if isinstance(request, Files):
+            request.refuse_changes(plan.sources, is_done, out)
     _refuse_other_tokenizer(out, plan)
     return plan
 

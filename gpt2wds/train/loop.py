@@ -7,8 +7,8 @@ A row "step s" tells of update s: its loss (before the update), and what was mea
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, cast
@@ -20,6 +20,7 @@ from ..dataset.loader import StepBatches
 from ..errors import Error, reason
 from ..model import GPT2
 from .checkpoint import State, list_checkpoints, save_checkpoint
+from .faults import naming_faults
 from .recipe import Checkpoint
 from .rundir import RunDirectory
 from .signals import Agreement, Signals
@@ -73,7 +74,7 @@ class Trainer:
         agreement = Agreement(self.signals, self._world)
         wanted = False  # a checkpoint, by a signal
         # Closed at the end, so that worker processes go at once.
-        with closing(sequences), self.signals.noting(*STOPS), self._naming_memory():
+        with closing(sequences), self.signals.noting(*STOPS), naming_faults(self.update.micro_batch):
             for step in count(first):
                 last = step >= self.update.train.max_steps
                 evaluate = step % self.eval_every_steps == 0 or last
@@ -197,23 +198,6 @@ class Trainer:
     def _log(self, *rows: Row) -> None:
         for row in rows:
             self.run.append(row)
-
-    @contextmanager
-    def _naming_memory(self) -> Iterator[None]:
-        """Turn "out of memory" into one line that says what to lower."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            known = (MemoryError, torch.OutOfMemoryError)
-            if not isinstance(error, known) and "can't allocate memory" not in str(error):
-                raise
-            size = self.update.micro_batch
-            remedy = (
-                f"try train.micro_batch_sequences={size // 2}, which changes no loss"
-                if size > 1
-                else "lower data.seq_len or take a smaller model"
-            )
-            raise Error(f"out of memory with micro-batches of {size} sequence(s): {remedy}") from None
 
 
 def _describe(row: Row) -> str:

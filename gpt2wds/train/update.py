@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import World
-from ..errors import Error
+from ..errors import Error, reason
 from ..model import GPT2, autocast
 from .optim import make_optimizers
 from .parallel import share
@@ -152,7 +152,24 @@ class Update:
         if self.world.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
             self.say("train.compile: no C++ compiler here, going on without it (the same mathematics, slower)")
             return self.shared.module
-        return torch.compile(self.shared.module, dynamic=False)
+        from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+        compiled = torch.compile(self.shared.module, dynamic=False)
+
+        def forward(*batch: Tensor) -> Tensor:
+            # A compiler may be there and not work: no Python.h, a TMPDIR in which nothing may run, …
+            try:
+                loss: Tensor = compiled(*batch)
+            except TorchDynamoException as error:
+                why = reason(error)
+                self.say(
+                    f"WARNING: train.compile: it failed ({why}), going on without it (the same mathematics, slower)"
+                )
+                self._forward = self.shared.module
+                loss = self.shared.module(*batch)
+            return loss
+
+        return forward
 
 
 def micro_batch_shape(total: int, world_size: int, at_most: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from making import shard_choices
-from runs import PROGRAMS, arguments, finish, in_process, program, rows, start, steps_of, wait_for
+from runs import PROGRAMS, arguments, children, finish, in_process, program, rows, start, steps_of, wait_for
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.train.checkpoint import list_checkpoints
@@ -191,6 +192,40 @@ def test_compiled_it_gives_the_same_losses(plays: Dataset, whole: Path, tmp_path
     np.testing.assert_allclose(got[:6, 1], rows(whole)[:6, 1], rtol=0, atol=2e-4)
     samples = [row["samples"] for row in RunDirectory(tmp_path / "run").read_metrics() if "samples" in row]
     assert samples[0][0]["text"].startswith("Hello")
+
+
+@pytest.mark.slow
+def test_with_a_compiler_that_does_not_work_it_says_so_and_runs(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    settings = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    said = finish(start(tmp_path / "run", plays, "train.compile=true", **settings))
+    assert said.count("WARNING: train.compile: it failed (") == 1 and "going on without it" in said
+    np.testing.assert_array_equal(rows(tmp_path / "run"), rows(whole))
+
+
+@pytest.mark.slow
+def test_a_loader_process_that_was_killed_is_one_line(plays: Dataset, tmp_path: Path) -> None:
+    process = start(tmp_path / "run", plays, "data.num_workers=1", "train.max_steps=100000", "eval.every_steps=100000")
+    wait_for(process, "step 4: saved")
+    (child,) = children(process)
+    os.kill(child, signal.SIGKILL)
+    last = finish(process, 1).splitlines()[-1]
+    assert last.startswith("error: DataLoader worker ") and "killed by signal" in last
+    assert last.endswith("lower data.num_workers; the same command goes on from the last checkpoint")
+
+
+@pytest.mark.slow
+def test_a_rank_that_was_killed_is_one_line_of_the_others(plays: Dataset, tmp_path: Path) -> None:
+    process = start(tmp_path / "run", plays, "train.max_steps=100000", "eval.every_steps=100000", ranks=2)
+    wait_for(process, "step 4: saved")
+    ranks = children(process)
+    environments = {pid: Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in ranks}
+    os.kill(next(pid for pid, values in environments.items() if b"RANK=1" in values), signal.SIGKILL)
+    said = finish(process, 1)
+    assert "error: a rank is gone, see what it said last (" in said
+    assert "[rank0]" not in said  # no traceback of ours
 
 
 def test_without_a_compiler_it_says_so_and_runs(

@@ -1,0 +1,37 @@
+"""What ends a run from outside, as one line: no memory, a rank that is gone, a loader's process that was killed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from ..errors import Error, reason
+
+_AGAIN = "the same command goes on from the last checkpoint"
+
+
+@contextmanager
+def naming_faults(micro_batch: int) -> Iterator[None]:
+    """Turn what torch raises of these, in pages, into Error. micro_batch: sequences of a forward pass."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = _known(error, micro_batch)
+        if known is None:
+            raise
+        raise known from None
+
+
+def _known(error: BaseException, micro_batch: int) -> Error | None:
+    text = str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+        remedy = "lower data.seq_len or take a smaller model"
+        if micro_batch > 1:
+            remedy = f"try train.micro_batch_sequences={micro_batch // 2}, which changes no loss"
+        return Error(f"out of memory with micro-batches of {micro_batch} sequence(s): {remedy}")
+    if isinstance(error, dist.DistError) or "/gloo/" in text:
+        return Error(f"a rank is gone, see what it said last ({reason(error)[:160]}); {_AGAIN}")
+    if text.startswith("DataLoader worker"):
+        return Error(f"{reason(error)} Often memory is why: lower data.num_workers; {_AGAIN}")
+    return None

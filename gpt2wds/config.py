@@ -13,14 +13,14 @@ from .errors import Error
 Schema = TypeVar("Schema")
 
 
-def load_config(path: Path, overrides: list[str], schema: type[Schema]) -> Schema:
-    """Read a configuration file, apply overrides such as `train.max_steps=100`, and fill in defaults.
+def load_config(path: Path | None, overrides: list[str], schema: type[Schema]) -> Schema:
+    """Read a configuration file, if given, apply overrides such as `train.max_steps=100`, and fill in defaults.
 
     A value after `=` is read as TOML, or as a string where it is none: `model.size=gpt2-medium` needs no quotes.
     Raises Error for an unknown key (naming the nearest) and for a value of another type.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
     except OSError as error:
         raise Error(f"configuration {path}: expected a TOML file ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -37,7 +37,7 @@ def load_config(path: Path, overrides: list[str], schema: type[Schema]) -> Schem
         values.setdefault(section, {})
         if isinstance(values[section], dict):
             values[section][name] = value
-    return _build(values, schema, str(path), "")
+    return _build(values, schema, str(path or "of defaults"), "")
 
 
 def dump_config(config: Any) -> str:
@@ -47,6 +47,24 @@ def dump_config(config: Any) -> str:
         lines.append(f"[{section.name}]")
         for name, value in vars(getattr(config, section.name)).items():
             lines.append(f"{name} = {_toml(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def explain_config(config: Any) -> str:
+    """The configuration as TOML, with what the fields' metadata says of each value: "unit" and "says".
+
+    What a table makes of its other values, where nothing is given (None), is written as a comment.
+    """
+    lines = []
+    for section in dataclasses.fields(config):
+        table = getattr(config, section.name)
+        lines.append(f"[{section.name}]")
+        for field in dataclasses.fields(table):
+            value, unit, says = getattr(table, field.name), field.metadata["unit"], field.metadata["says"]
+            is_made = field.default is None and dataclasses.replace(table, **{field.name: None}) == table
+            line = f"{'# ' if is_made else ''}{field.name} = {_toml(value)}"
+            lines.append(f"{line:40}  # {unit and unit + ': '}{says}")
         lines.append("")
     return "\n".join(lines)
 

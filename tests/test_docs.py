@@ -13,7 +13,7 @@ from gpt2wds.commands import eval as eval_commands
 from gpt2wds.commands import shard as shard_commands
 from gpt2wds.commands import train as train_commands
 from gpt2wds.commands.settings import Config
-from gpt2wds.config import dump_config
+from gpt2wds.config import explain_config
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -97,16 +97,18 @@ def test_files_that_are_named_exist(path: Path) -> None:
 
 
 def test_the_configuration_table_is_the_schema() -> None:
+    """Every key, its default, its unit and what it says: what --print-config prints."""
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+\.\w+)` \| `(.*?)` \|", text, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+\.\w+)` \| `(.*?)` \| (.*?) ?\| (.*?) ?\|$", text, flags=re.MULTILINE)
     section, expected = "", []
-    for line in filter(None, dump_config(Config()).splitlines()):
+    for line in filter(None, explain_config(Config()).splitlines()):
         if line.startswith("["):
             section = line.strip("[]")
         else:
-            key, _, value = line.partition(" = ")
-            expected.append((f"{section}.{key}", value))
-    assert rows == expected
+            key, value, comment = re.match(r"(?:# )?(\w+) = (.*?)\s+# (.+)$", line).groups()
+            expected.append((f"{section}.{key}", value, comment))
+    assert all(says for *_, says in rows)
+    assert [(key, value, (unit and unit + ": ") + says.replace("`", "")) for key, value, unit, says in rows] == expected
 
 
 def test_there_are_command_lines_and_programs_to_check() -> None:

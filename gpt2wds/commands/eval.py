@@ -17,6 +17,7 @@ from ..dataset.directory import Dataset
 from ..dataset.prompts import ENDINGS, MODES
 from ..errors import Error
 from ..train import report
+from ..train.curves import X_NAMES
 from .common import DEVICE, DTYPE, Commands, LocalPath, ProgressLine, counted, heading, print_json
 from .text import loss_command, sample_command
 from .trace import trace_command
@@ -170,8 +171,13 @@ def _error(standard_error: float | None) -> str:
 
 
 @main.command(name="report")
-@click.argument("run_dir", type=LocalPath())
-@click.option("--out", type=LocalPath(), help="HTML file to write; RUN_DIR/report.html if not given.")
-def report_command(run_dir: Path, out: Path | None) -> None:
-    """One self-contained HTML page with a run's curves, scores, samples and configuration."""
-    print(report.write_report(run_dir, out))
+@click.argument("run_dirs", nargs=-1, required=True, metavar="RUN_DIR...", type=LocalPath())
+@click.option(
+    "--out",
+    type=LocalPath(),
+    help="HTML file to write; if not given, report.html in RUN_DIR, for several in the current directory.",
+)
+@click.option("--by", type=click.Choice(list(X_NAMES)), default="step", show_default=True, help="What curves go by.")
+def report_command(run_dirs: tuple[Path, ...], out: Path | None, by: str) -> None:
+    """One self-contained HTML page of a run: curves, scores, samples, configuration; or of several side by side."""
+    print(report.write_report(*run_dirs, out=out, by=by))

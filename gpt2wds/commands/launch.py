@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ..evaluate.questions import Questions, load_questions
 from ..evaluate.text import generate, validation_loss
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
 from ..tokenizer import Tokenizer, load_tokenizer
+from ..train.checkpoint import State
 from ..train.cost import flops_per_token, peak_flops
 from ..train.hf_tokenizer import tokenizer_files
 from ..train.loop import Evaluate, Trainer
@@ -29,8 +31,17 @@ from ..train.rundir import RunDirectory
 from ..train.signals import Signals
 from ..train.update import Update
 from .common import ProgressLine
+from .existing import (
+    Measures,
+    as_begun,
+    configuration_before,
+    kept_measures,
+    measures,
+    refuse_other_mathematics,
+    refuse_other_past,
+)
 from .overview import device_name, forecast, introduce, run_facts
-from .settings import Config, refuse_another_past, refuse_other_mathematics
+from .settings import Config
 from .start import Start, find_start, refuse_on_all_ranks, refuse_other_starts
 
 EVALUATION_SEQUENCES = 16  # of one forward pass over validation text, at most
@@ -45,28 +56,45 @@ class Assembly:
     run: RunDirectory
     dataset: Dataset
     batches: StepBatches
-    update: Update
     evaluate: Evaluate
     start: Start
+    measures: Measures
 
 
-def launch(settings: Config, world: World, signals: Signals, dry_run: bool) -> int:
+def launch(settings: Config, world: World, signals: Signals) -> int:
     """Begin the run, or go on with it; returns the signal that stopped it, or 0."""
     torch.set_float32_matmul_precision("high" if settings.train.dtype == "bfloat16" else "highest")
-    tensorboard = settings.run.tensorboard and world.is_main
-    run = RunDirectory(settings.run.dir, is_main=world.is_main, tensorboard=tensorboard)
-    if not dry_run:
-        with _held(run, world):
-            return train(assemble(settings, world, run), signals)
-    assembly = assemble(settings, world, run)
-    settings = assembly.settings  # with what "auto" is here
-    start = assembly.start
-    introduce(settings, assembly.dataset, start.model, assembly.batches, world, run.say)
-    forecast(settings, start.model, assembly.batches, world, run.say)
+    run = _run_directory(settings, world)
+    with _held(run, world):
+        return train(assemble(settings, world, run), signals)
+
+
+def preview(settings: Config, world: World, ranks: int | None = None, tokens_per_second: float | None = None) -> None:
+    """Say what `launch` would do, and write nothing; as one of `ranks`, if given."""
+    if ranks and world.world_size > 1:
+        raise Error(f"ranks: expected one process to plan for {ranks}, got {world.world_size}; leave torchrun out")
+    run = _run_directory(settings, world)
+    assembly = assemble(settings, world, run, ranks)
+    settings, start = assembly.settings, assembly.start  # with what "auto" is here
+    planned = dataclasses.replace(world, world_size=ranks or world.world_size)
+    introduce(settings, assembly.dataset, start.model, assembly.batches, planned, run.say)
+    forecast(settings, start.model, assembly.batches, planned, run.say)
+    step, last = start.state.step, settings.train.max_steps
+    if tokens_per_second:
+        time = timedelta(seconds=round((last - step) * settings.train.tokens_per_step / tokens_per_second))
+        run.say(
+            f"time: {last - step:,} steps at {tokens_per_second:,.0f} tokens/s take {time}, "
+            "without evaluations and checkpoints"
+        )
     if start.checkpoint is not None:
-        step, last = start.state.step, settings.train.max_steps
         run.say(f"this run exists: it would continue from {start.checkpoint}, step {step:,} of {last:,}")
-    return 0
+    elif start.state.origin:
+        run.say(f"a new run: it would begin from {start.state.origin['path']}, step {step:,} of {last:,}")
+
+
+def _run_directory(settings: Config, world: World) -> RunDirectory:
+    tensorboard = settings.run.tensorboard and world.is_main
+    return RunDirectory(settings.run.dir, is_main=world.is_main, tensorboard=tensorboard)
 
 
 @contextmanager
@@ -88,27 +116,43 @@ def _held(run: RunDirectory, world: World) -> Iterator[None]:
         yield
 
 
-def assemble(settings: Config, world: World, run: RunDirectory) -> Assembly:
-    """Settings and a world → a run, fresh or as its newest sound checkpoint left it.
+def assemble(settings: Config, world: World, run: RunDirectory, ranks: int | None = None) -> Assembly:
+    """Settings and a world → a run, fresh or as its newest sound checkpoint left it; as one of `ranks`, if given.
 
     Raises Error where settings, data, model and run directory do not fit.
     """
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, dtype=_dtype(settings, world)))
     dataset = Dataset(settings.data.path)
-    refuse_other_mathematics(run, settings)
+    before = configuration_before(run)
+    refuse_other_mathematics(run, before, settings)
     batches = StepBatches(
         dataset,
         seq_len=settings.data.seq_len,
         sequences_per_step=settings.sequences_per_step,
         seed=settings.run.seed,
         rank=world.rank,
-        world_size=world.world_size,
+        world_size=ranks or world.world_size,
         num_workers=settings.data.num_workers,
     )
     start = find_start(settings, run, batches)
     refuse_other_starts(start, settings, world)
-    refuse_another_past(run, settings, start.state.step)
-    model = start.model.to(world.device)
+    choices = Dataset(settings.eval.hellaswag) if settings.eval.hellaswag else None
+    means = measures(settings, dataset, choices)
+    if start.checkpoint is not None:
+        if before is None:
+            run.say(f"WARNING: {run.config} is not there; held to what {start.checkpoint} says of itself")
+        refuse_other_past(run, before, settings, start.state.step)
+        settings = as_begun(settings, before, start.state, run)
+        means = kept_measures(run, before, means)
+    start.model.to(world.device)
+    evaluate = _evaluation(settings, dataset, choices, start.model.config, world, run.say)
+    return Assembly(settings, world, run, dataset, batches, evaluate, start, means)
+
+
+def train(assembly: Assembly, signals: Signals) -> int:
+    """Train to the end; returns the signal that stopped it, or 0."""
+    settings, world, run, start = assembly.settings, assembly.world, assembly.run, assembly.start
+    model, state = start.model, start.state
     update = Update(
         model,
         settings.train,
@@ -118,14 +162,6 @@ def assemble(settings: Config, world: World, run: RunDirectory) -> Assembly:
         say=run.say,
     )
     update.load_optimizer_tensors(start.moments)
-    evaluate = _evaluation(settings, dataset, model.config, world, run.say)
-    return Assembly(settings, world, run, dataset, batches, update, evaluate, start)
-
-
-def train(assembly: Assembly, signals: Signals) -> int:
-    """Train to the end; returns the signal that stopped it, or 0."""
-    settings, world, run, start = assembly.settings, assembly.world, assembly.run, assembly.start
-    model, state = start.model, start.state
     # Only now, when all of it is known to be possible: a mistake corrected is no other run. And once every rank has
     # compared what was there.
     world.barrier()
@@ -136,11 +172,13 @@ def train(assembly: Assembly, signals: Signals) -> int:
             run.say(f"already finished: {run.path}")
             return 0
         run.say(f"resuming from {start.checkpoint}")
-    run.write_facts(run_facts(settings, assembly.dataset, model, world))
+    elif settings.run.fork_from:
+        run.say(f"beginning from {state.origin and state.origin['path']}, step {state.step:,}")
+    run.write_facts(run_facts(settings, assembly.dataset, model, world) | assembly.measures | _origin_fact(state))
     peak = peak_flops(device_name(world), settings.train.dtype)
     progress = ProgressLine("training", settings.train.max_steps, " steps", done=state.step)
     trainer = Trainer(
-        assembly.update,
+        update,
         assembly.batches,
         assembly.evaluate,
         run,
@@ -155,6 +193,10 @@ def train(assembly: Assembly, signals: Signals) -> int:
     if not stopped_by:
         run.say(f"finished: {run.path}")
     return stopped_by
+
+
+def _origin_fact(state: State) -> dict[str, Any]:
+    return {"origin": state.origin} if state.origin else {}
 
 
 def _tokenizer_files(config: GPT2Config, say: Callable[[str], None]) -> dict[str, bytes]:
@@ -186,12 +228,17 @@ def _sample(model: GPT2, tokenizer: Tokenizer, prompt: str, settings: Config, wo
 
 
 def _evaluation(
-    settings: Config, dataset: Dataset, config: GPT2Config, world: World, say: Callable[[str], None]
+    settings: Config,
+    dataset: Dataset,
+    choices: Dataset | None,
+    config: GPT2Config,
+    world: World,
+    say: Callable[[str], None],
 ) -> Evaluate:
     """What is measured every eval.every_steps: validation loss, HellaSwag, samples; each where there is something."""
     questions: Questions | None = None
-    if settings.eval.hellaswag:
-        questions = load_questions(Dataset(settings.eval.hellaswag), settings.eval.hellaswag_mode, config.n_positions)
+    if choices is not None:
+        questions = load_questions(choices, settings.eval.hellaswag_mode, config.n_positions)
     tokenizer = load_tokenizer() if settings.eval.sample_prompts else None
 
     def evaluate(model: GPT2) -> dict[str, Any]:

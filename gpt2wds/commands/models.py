@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from ..distributed import World
 from ..errors import Error, reason
 from ..model import GPT2
-from ..train.checkpoint import CONFIG, WEIGHTS, newest_sound_checkpoint
+from ..train.checkpoint import CONFIG, STATE, WEIGHTS, newest_sound_checkpoint, refuse_damaged
 from ..train.rundir import RunDirectory
 from ..train.weights import SHARDED, load_weights
 
@@ -22,6 +22,17 @@ def step_of(weights: Path) -> int | None:
     """The step a checkpoint is of, None for other weights."""
     found = re.fullmatch(r"step-(\d{7,})", weights.name)
     return int(found[1]) if found else None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint that is whole, or the newest of a run directory."""
+    if (path / STATE).exists():
+        refuse_damaged(path)
+        return path
+    newest = newest_sound_checkpoint(RunDirectory(path).checkpoints, _warn)
+    if newest is None:
+        raise Error(f"run.fork_from: expected a checkpoint, or a run directory that has one, got {path}")
+    return newest
 
 
 def find_weights(model: str) -> Path:

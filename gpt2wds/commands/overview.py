@@ -106,7 +106,7 @@ def run_facts(settings: Config, dataset: Dataset, model: GPT2, world: World) -> 
         "corpus": dataset.corpus,
         "dataset_id": dataset.id,
         "train_tokens": dataset.total("train", "tokens"),
-        "val_tokens": min(settings.eval.val_tokens, dataset.total("val", "tokens")),
+        "val_split_tokens": dataset.total("val", "tokens"),
         "parameters": model.parameter_count(),
         "tokens_per_step": settings.train.tokens_per_step,
         "seq_len": settings.data.seq_len,

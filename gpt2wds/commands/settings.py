@@ -1,37 +1,44 @@
 """What a configuration of gpt2wds-train says: names, defaults, and what can be checked without looking further."""
 
-import dataclasses
-import tomllib
 from dataclasses import dataclass, field
-from typing import Any
 
-from ..config import differences, dump_config
 from ..dataset.order import step_ranges
 from ..dataset.prompts import MODES
 from ..errors import Error
-from ..model import SIZES
-from ..train.recipe import Checkpoint, Train, at_least, one_of
-from ..train.rundir import RunDirectory
+from ..model import SIZES, GPT2Config
+from ..train.recipe import Checkpoint, Train, at_least, key, one_of
 
 
 @dataclass(frozen=True)
 class Run:
-    dir: str = "runs/gpt2"
-    seed: int = 1337
-    device: str = "auto"
-    tensorboard: bool = False
+    dir: str = key("runs/gpt2", "path", "the run directory")
+    seed: int = key(1337, "", "of the weights, the order of the data, and the samples")
+    device: str = key("auto", "", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps")
+    tensorboard: bool = key(False, "", "write the numbers for TensorBoard too")
+    fork_from: str = key("", "path", "a checkpoint, or a run: a new run goes on from there; empty: none")
+
+    def __post_init__(self) -> None:
+        if not self.dir.strip():
+            raise Error(f"run.dir: expected a directory, got {self.dir!r}; for example runs/mine")
+        if not 0 <= self.seed < 2**64:
+            raise Error(f"run.seed: expected 0 to 2^64 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True)
 class Data:
-    path: str = "data/fineweb-edu"
-    seq_len: int = 1024
-    num_workers: int = 0
-    skip_steps: list[str] = field(default_factory=list)
+    path: str = key("data/fineweb-edu", "path or URL", "a dataset directory of tokens")
+    seq_len: int = key(1024, "tokens", "of a sequence; the positions of a fresh model")
+    num_workers: int = key(0, "processes", "of each rank that read ahead; 0: the training process reads")
+    skip_steps: list[str] = field(
+        default_factory=list,
+        metadata={"unit": "steps", "says": 'such as ["8400-8420", "9000"]: their sequences are not trained on'},
+    )
 
     def __post_init__(self) -> None:
         at_least("data", self, seq_len=1, num_workers=0)
         _ = self.skipped
+        if not self.path.strip():
+            raise Error(f"data.path: expected a dataset directory, got {self.path!r}; for example data/mine")
 
     @property
     def skipped(self) -> tuple[range, ...]:
@@ -44,11 +51,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    size: str = "gpt2"
-    n_layer: int = 0
-    n_head: int = 0
-    n_embd: int = 0
-    init_from: str = ""
+    size: str = key("gpt2", "", "gpt2, gpt2-medium, gpt2-large or gpt2-xl")
+    n_layer: int = key(0, "layers", "with n_head and n_embd: a shape of your own in place of size")
+    n_head: int = key(0, "heads", "with n_layer and n_embd, which they divide")
+    n_embd: int = key(0, "channels", "with n_layer and n_head")
+    init_from: str = key("", "MODEL", "weights to begin with: run, checkpoint, directory or Hub name; empty: random")
 
     def __post_init__(self) -> None:
         given = [name for name in ("n_layer", "n_head", "n_embd") if getattr(self, name)]
@@ -57,6 +64,7 @@ class Model:
             raise Error(f"model.size: expected {', '.join(SIZES)}, or n_layer, n_head and n_embd, got {self.size!r}")
         if given and len(given) < 3:
             raise Error(f"model: expected all of n_layer, n_head and n_embd or none, got {', '.join(given)}")
+        GPT2Config(*self.shape)  # refuses what no GPT-2 has
 
     @property
     def asked_shape(self) -> tuple[int, int, int] | None:
@@ -73,12 +81,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Eval:
-    every_steps: int = 250
-    val_tokens: int = 10485760
-    hellaswag: str = ""
-    hellaswag_mode: str = "completion"
-    sample_prompts: list[str] = field(default_factory=lambda: ["Hello, I'm a language model,"])
-    sample_tokens: int = 64
+    every_steps: int = key(250, "steps", "between evaluations; the first and the last step have one too")
+    val_tokens: int = key(10485760, "tokens", "of the validation text, at most")
+    hellaswag: str = key("", "path or URL", "a dataset directory of multiple-choice examples; empty: none")
+    hellaswag_mode: str = key("completion", "", "completion or lm-eval")
+    sample_prompts: list[str] = field(
+        default_factory=lambda: ["Hello, I'm a language model,"],
+        metadata={"unit": "", "says": "a sample of each at every evaluation; []: none"},
+    )
+    sample_tokens: int = key(64, "tokens", "of a sample, at most")
 
     def __post_init__(self) -> None:
         at_least("eval", self, every_steps=1, val_tokens=1, sample_tokens=1)
@@ -95,6 +106,11 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
     def __post_init__(self) -> None:
+        if self.run.fork_from and self.model.init_from:
+            raise Error(
+                "run.fork_from, model.init_from: expected one of them, got both; a fork begins from its checkpoint's "
+                "weights"
+            )
         tokens, seq_len = self.train.tokens_per_step, self.data.seq_len
         if tokens < seq_len or tokens % seq_len:
             below, above = tokens // seq_len * seq_len, (tokens // seq_len + 1) * seq_len
@@ -106,59 +122,3 @@ class Config:
     @property
     def sequences_per_step(self) -> int:
         return self.train.tokens_per_step // self.data.seq_len
-
-
-# What a run may be continued with differently: nothing here changes a number in log.txt, but for when it is taken. What
-# skip_steps changes is in the future, see refuse_another_past.
-FREE = {
-    "run": ("dir", "device", "tensorboard"),
-    "data": ("path", "num_workers", "skip_steps"),
-    "model": ("init_from",),
-    "train": ("micro_batch_sequences", "on_nan", "parallel", "compile"),
-    "eval": tuple(f.name for f in dataclasses.fields(Eval)),
-    "checkpoint": tuple(f.name for f in dataclasses.fields(Checkpoint)),
-}
-
-
-def refuse_other_mathematics(run: RunDirectory, settings: Config) -> None:
-    """Raise Error where a run directory holds a run of another configuration, and show the difference.
-
-    A key that the run was started without counts as its default.
-    """
-    before = _config_before(run)
-    if before is None:
-        return
-    changed = [
-        line
-        for line in differences(before, tomllib.loads(dump_config(settings)))
-        if line.split(":")[0].split(".")[1] not in FREE[line.split(".")[0]]
-    ]
-    if changed:
-        raise Error(
-            f"{run.path}: holds a run of another configuration ({'; '.join(changed)}); "
-            "take the change back, or choose another run.dir"
-        )
-
-
-def refuse_another_past(run: RunDirectory, settings: Config, step: int) -> None:
-    """Raise Error where data.skip_steps would change for steps that the run, now after `step`, has behind it."""
-    before = _config_before(run) or {"data": {}}
-    old, new = step_ranges(before["data"].get("skip_steps", [])), settings.data.skipped
-    for past in range(1, step + 1):
-        if any(past in steps for steps in old) != any(past in steps for steps in new):
-            raise Error(
-                f"data.skip_steps: {run.path} is at step {step}, expected steps that come after, got a change at step "
-                f"{past}; to train again from before it, remove the checkpoints of step {past} and later"
-            )
-
-
-def _config_before(run: RunDirectory) -> dict[str, Any] | None:
-    """The configuration a run directory was begun with, in full; None for a fresh one. Raises Error."""
-    if not run.config.exists():
-        return None
-    defaults = tomllib.loads(dump_config(Config()))
-    try:
-        before = tomllib.loads(run.config.read_text(encoding="utf-8"))
-    except ValueError as error:  # TOML, or UTF-8
-        raise Error(f"{run.config}: expected TOML ({error}); restore it, it says how the run was begun") from None
-    return {section: values | before.get(section, {}) for section, values in defaults.items()}

@@ -1,9 +1,11 @@
-"""What a run starts with: random weights, another model's, or its own newest checkpoint; the same on every rank."""
+"""What a run starts with: random weights, another model's, another run's checkpoint, or its own newest."""
 
+import dataclasses
 import sys
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,12 +16,12 @@ from ..errors import Error
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
 from ..train.checkpoint import State, load_state, newest_sound_checkpoint, state_hash
 from ..train.rundir import RunDirectory
-from ..train.weights import load_weights
-from .models import find_weights
+from ..train.weights import load_weights, weights_hash
+from .models import find_checkpoint, find_weights, step_of
 from .settings import Config
 
 # What ranks may have of their own: where things are on their host.
-OWN_KEYS = {"run.dir", "run.device", "data.path", "model.init_from", "eval.hellaswag"}
+OWN_KEYS = {"run.dir", "run.device", "data.path", "model.init_from", "run.fork_from", "eval.hellaswag"}
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,52 @@ class Start:
 
 
 def find_start(settings: Config, run: RunDirectory, batches: StepBatches) -> Start:
-    """A fresh model, or what the run's newest sound checkpoint holds; `batches` goes to its place in the data."""
+    """What the run's newest sound checkpoint holds, or else a new run's beginning; `batches` goes to its place."""
     checkpoint = newest_sound_checkpoint(run.checkpoints, run.say)
-    if checkpoint is None:
-        return Start(_fresh_model(settings))
-    state, moments = load_state(checkpoint)
+    if checkpoint is not None:
+        remedy = f"{checkpoint}, data.path = {settings.data.path}: {{}}, or choose another run.dir"
+        return _from_checkpoint(checkpoint, settings, batches, remedy)
+    if settings.run.fork_from:
+        source = find_checkpoint(Path(settings.run.fork_from))
+        remedy = f"run.fork_from={source}: {{}}, or begin with its weights alone (model.init_from)"
+        start = _from_checkpoint(source, settings, batches, remedy)
+        if start.state.step >= settings.train.max_steps:
+            raise Error(
+                f"train.max_steps: expected more than the {start.state.step} steps of {source}, got "
+                f"{settings.train.max_steps}"
+            )
+        origin = _origin("fork_from", settings.run.fork_from, source)
+        return dataclasses.replace(start, state=dataclasses.replace(start.state, origin=origin), checkpoint=None)
+    if settings.model.init_from:
+        source = find_weights(settings.model.init_from)
+        origin = _origin("init_from", settings.model.init_from, source)
+        return Start(_others_weights(source, settings), State(origin=origin), hash=origin["sha256"])
+    return Start(GPT2(GPT2Config(*settings.model.shape, n_positions=settings.data.seq_len), seed=settings.run.seed))
+
+
+def _from_checkpoint(path: Path, settings: Config, batches: StepBatches, remedy: str) -> Start:
+    """Raises Error, with a remedy, where the checkpoint says itself that it is of another configuration."""
+    state, moments = load_state(path)
+    model = load_weights(path)
+    tokens, asked = state.row["tokens"], settings.model.asked_shape
+    shape = (model.config.n_layer, model.config.n_head, model.config.n_embd)
     try:
         batches.load_state_dict(state.batches or {})
+        if tokens != state.step * settings.train.tokens_per_step:
+            raise Error(
+                f"expected train.tokens_per_step = {tokens // max(1, state.step)}, got {settings.train.tokens_per_step}"
+                "; give the one it was saved with"
+            )
+        if asked not in (None, shape):
+            raise Error(f"expected a model of {_shape_in_words(shape)}, got {asked}; leave [model] out")
     except Error as error:
-        raise Error(f"{checkpoint}, data.path = {settings.data.path}: {error}, or choose another run.dir") from None
-    return Start(load_weights(checkpoint), state, moments, checkpoint, state_hash(checkpoint))
+        raise Error(remedy.format(error)) from None
+    return Start(model, state, moments, path, state_hash(path))
+
+
+def _origin(key: str, asked: str, source: Path) -> dict[str, Any]:
+    """What a run began from, as its run.json and its checkpoints tell it."""
+    return {key: asked, "path": str(source.resolve()), "step": step_of(source), "sha256": weights_hash(source)}
 
 
 def refuse_other_starts(start: Start, settings: Config, world: World) -> None:
@@ -81,27 +119,28 @@ def refuse_on_all_ranks(problem: str, world: World) -> None:
     sys.exit(1)
 
 
-def _fresh_model(settings: Config) -> GPT2:
-    """The model a run begins with: random, or the weights of model.init_from, which a resumed run does not need."""
-    origin = settings.model.init_from
-    if not origin:
-        shape = GPT2Config(*settings.model.shape, n_positions=settings.data.seq_len)
-        return GPT2(shape, seed=settings.run.seed)
-    model = load_weights(find_weights(origin))
+def _others_weights(source: Path, settings: Config) -> GPT2:
+    """A model to begin with. Raises Error where it is not one for these settings."""
+    model = load_weights(source)
     c = model.config
-    if settings.model.asked_shape not in (None, (c.n_layer, c.n_head, c.n_embd)):
+    shape = (c.n_layer, c.n_head, c.n_embd)
+    if settings.model.asked_shape not in (None, shape):
         raise Error(
-            f"model: expected the shape of model.init_from, {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, "
+            f"model: expected the shape of model.init_from, {_shape_in_words(shape)}, "
             f"got {settings.model.asked_shape}; leave model.size, n_layer, n_head and n_embd out"
         )
-    if model.config.n_positions < settings.data.seq_len:
+    if c.n_positions < settings.data.seq_len:
         raise Error(
-            f"data.seq_len: expected at most the {model.config.n_positions} positions of {origin}, "
+            f"data.seq_len: expected at most the {c.n_positions} positions of {settings.model.init_from}, "
             f"got {settings.data.seq_len}"
         )
-    if model.config.vocab_size < VOCAB_SIZE:
+    if c.vocab_size < VOCAB_SIZE:
         raise Error(
-            f"model.init_from: expected a vocabulary of {VOCAB_SIZE} tokens, which the data have, {origin} has "
-            f"{model.config.vocab_size}; give a model of GPT-2's vocabulary"
+            f"model.init_from: expected a vocabulary of {VOCAB_SIZE} tokens, which the data have, "
+            f"{settings.model.init_from} has {c.vocab_size}; give a model of GPT-2's vocabulary"
         )
     return model
+
+
+def _shape_in_words(shape: tuple[int, int, int]) -> str:
+    return f"{shape[0]} layers, {shape[1]} heads, {shape[2]} channels"

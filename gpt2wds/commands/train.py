@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from .. import __version__
-from ..config import load_config
+from ..config import explain_config, load_config
 from ..train.signals import Signals, end_with_launcher
 from .common import one_line_errors
 
@@ -16,11 +16,25 @@ _KEYS = {"device": "run.device", "seed": "run.seed", "seq_len": "data.seq_len"}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=click.Path(path_type=Path), required=False)
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 @click.option("--dry-run", is_flag=True, help="Print what would be done: sizes, steps, what each rank takes, memory.")
+@click.option("--ranks", type=click.IntRange(1), help="With --dry-run: as so many ranks would do it.")
+@click.option(
+    "--tokens-per-second",
+    type=click.FloatRange(0, min_open=True),
+    help="With --dry-run: how long the steps left take at that rate, of all ranks together.",
+)
+@click.option("--print-config", is_flag=True, help="Print every key of CONFIG, or of the defaults, and what it says.")
 @click.version_option(__version__)
-def main(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+def main(
+    config: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    ranks: int | None,
+    tokens_per_second: float | None,
+    print_config: bool,
+) -> None:
     """Train a GPT-2 on a dataset directory as CONFIG, a TOML file, says.
 
     Alone, or on several GPUs: torchrun --standalone --nproc-per-node=8 --no-python gpt2wds-train CONFIG.
@@ -29,17 +43,27 @@ def main(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     MFU, shown on GPUs whose bfloat16 peak we know, is tokens/s × (6 N + 12 L H Q T) / peak, as in PaLM's appendix B;
     nanoGPT's way leaves the position embeddings out of N.
     """
+    if config is None and not print_config:
+        raise click.UsageError("Missing argument 'CONFIG'; --print-config writes one to begin with.")
+    if (ranks or tokens_per_second) and not dry_run:
+        raise click.UsageError("--ranks and --tokens-per-second are for --dry-run.")
     signals = Signals()
     end_with_launcher()
     # Noted before torch is imported, which takes seconds: a SIGUSR1 in that time must not kill, nor be lost.
     with one_line_errors(_with_keys), signals.noting(signal.SIGUSR1):
         from ..distributed import join_world
-        from .launch import launch
+        from .launch import launch, preview
         from .settings import Config
 
         settings = load_config(config, list(overrides), Config)
+        if print_config:
+            print(explain_config(settings))
+            return
         with join_world(settings.run.device) as world:
-            stopped_by = launch(settings, world, signals, dry_run)
+            if dry_run:
+                preview(settings, world, ranks, tokens_per_second)
+                return
+            stopped_by = launch(settings, world, signals)
     if stopped_by:
         sys.exit(128 + stopped_by)
 

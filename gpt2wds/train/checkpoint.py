@@ -42,21 +42,24 @@ NEEDED = (WEIGHTS, CONFIG, OPTIMIZER, STATE)  # for a resume
 class State:
     """What an exact resume needs beside weights and optimizer.
 
-    step: updates done; row: that step's numbers; batches: `StepBatches.state_dict()`, None before the first step.
+    step: updates done; row: that step's numbers; batches: `StepBatches.state_dict()`, None before the first step;
+    origin: what the run began from where it is not random weights.
     """
 
     step: int = 0
     row: Mapping[str, Any] = field(default_factory=lambda: {"step": 0, "tokens": 0})
     batches: Mapping[str, Any] | None = None
+    origin: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
-        return json.dumps({"step": self.step, "row": self.row, "batches": self.batches}, indent=1) + "\n"
+        record = {"step": self.step, "row": self.row, "batches": self.batches}
+        return json.dumps(record | ({"origin": self.origin} if self.origin else {}), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "State":
         record = json.loads(text)
         # Before 0.1 the members of `batches` stood beside the others.
-        return cls(record["step"], record["row"], record.get("batches", record))
+        return cls(record["step"], record["row"], record.get("batches", record), record.get("origin"))
 
 
 def save_checkpoint(
@@ -144,6 +147,12 @@ def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None], before: i
             "restore one, or remove the run directory to start from nothing"
         )
     return None
+
+
+def refuse_damaged(path: Path) -> None:
+    """Raise Error for a checkpoint that is not whole."""
+    if (problem := _damage(path)) is not None:
+        raise Error(f"checkpoint {path}: expected every file as it was written, got {problem}; take another one")
 
 
 def load_state(path: Path) -> tuple[State, dict[str, torch.Tensor]]:

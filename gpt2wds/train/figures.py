@@ -1,190 +1,270 @@
-"""The pictures of a run's page: inline SVG whose text is text and whose colours are the page's CSS variables.
+"""The pictures of a report: inline SVG whose text is text and whose colours are the page's CSS variables.
 
-So they follow the page into dark mode. The same rows give the same bytes: no clock, no random ids.
+So they follow the page into dark mode. The same curves give the same bytes: no clock, no random ids.
 """
 
-import html
 import io
-import math
+import itertools
+import json
 import re
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Error
+from .page import RUN_COLORS, as_html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
 
-Row = dict[str, Any]
-Series = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps and values, both (N,)
+# matplotlib writes the colour, the page gets the variable.
+_VARIABLES = ("ink", "soft", "rule", "smooth", "val", *(f"run{n}" for n in range(RUN_COLORS)))
+_COLORS = {name: f"#0000{n:02x}" for n, name in enumerate(_VARIABLES, 1)}
+_INK, _SOFT, _RULE = (_COLORS[name] for name in ("ink", "soft", "rule"))
 
-# Colours that stand for CSS variables: matplotlib writes the left, the page gets the right.
-INK, SOFT, RULE, TRAIN, SMOOTH, VAL = (f"#00000{n}" for n in range(1, 7))
-VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", TRAIN: "train", SMOOTH: "smooth", VAL: "val"}
-
-RATES = {"learning_rate": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens per second"}
-KIND = ("name", "examples", "mode")  # results that differ in one of them are never compared
-UNIFORM_LOSS = math.log(50257)
-GPT2_LOSS = 3.2924  # OpenAI's 124M on FineWeb-Edu's validation tokens
-GPT2_HELLASWAG = {"124M": 0.2955, "350M": 0.3752, "774M": 0.4320, "1558M": 0.4889}  # by tokens, completion mode
-
-STYLE = {
-    "axes.axisbelow": True, "axes.edgecolor": RULE, "axes.grid": True, "axes.grid.axis": "y", "axes.grid.which": "both",
-    "axes.labelcolor": SOFT, "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False,
-    "axes.ymargin": 0.1, "font.size": 9, "grid.color": RULE, "grid.linewidth": 0.6,
-    "lines.linewidth": 1.4, "lines.markersize": 3, "svg.fonttype": "none", "text.color": INK, "xtick.color": RULE,
-    "xtick.labelcolor": SOFT, "ytick.color": RULE, "ytick.labelcolor": SOFT, "ytick.major.size": 0,
-    "ytick.minor.size": 0,
+_STYLE = {
+    "axes.axisbelow": True, "axes.edgecolor": _RULE, "axes.grid": True, "axes.grid.axis": "y", "axes.labelcolor": _SOFT,
+    "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False, "axes.xmargin": 0.02,
+    "axes.ymargin": 0.08, "figure.dpi": 72, "font.size": 9, "grid.color": _RULE, "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4, "lines.markersize": 3, "path.simplify": False, "svg.fonttype": "none", "text.color": _INK,
+    "xtick.color": _RULE, "xtick.labelcolor": _SOFT, "ytick.color": _RULE, "ytick.labelcolor": _SOFT,
+    "ytick.major.size": 0,
 }  # fmt: skip
 
 
-def as_html(value: object) -> str:
-    """Any text as HTML. Characters HTML forbids become U+FFFD: a young model samples any bytes."""
-    return html.escape(re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", str(value)))
+@dataclass(frozen=True)
+class Curve:
+    """Points of one run: `x` and `y`, and where there are `errors` a band of them, all (N,), x rising."""
+
+    name: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    color: str  # a CSS variable of the page
+    errors: NDArray[np.float64] | None = None
+    is_faint: bool = False  # values under their mean
+    is_dashed: bool = False
+
+    def thinned(self) -> "Curve":
+        """About 1,200 points that keep every peak: the lowest and highest value of each run of points.
+
+        The runs are short at the beginning, which a logarithmic axis shows large.
+        """
+        count = len(self.x)
+        if count <= 1200 or self.errors is not None:
+            return self
+        edges = np.unique(np.concatenate([np.linspace(0, count, 450), np.geomspace(1, count, 150)]).astype(np.int64))
+        parts = np.split(np.arange(count), edges[1:-1])
+        peaks = [(part[self.y[part].argmin()], part[self.y[part].argmax()]) for part in parts]
+        return self.points(np.unique([0, count - 1, *np.ravel(peaks)]))
+
+    def points(self, kept: NDArray | slice) -> "Curve":
+        errors = None if self.errors is None else self.errors[kept]
+        return replace(self, x=self.x[kept], y=self.y[kept], errors=errors)
+
+    def named(self, name: str, color: str, *, dashed: bool = False) -> "Curve":
+        return replace(self, name=name, color=color, is_dashed=dashed)
+
+    def mean(self) -> "Curve":
+        """The exponential mean, over a hundredth of the points or a tenth of those yet seen."""
+        total = weight = 0.0
+        means = np.empty_like(self.y)
+        for i, value in enumerate(self.y):
+            decay = 1 - 1 / max(1.0, min(len(self.y) / 100, i / 10))
+            total, weight = decay * total + value, decay * weight + 1
+            means[i] = total / weight
+        return replace(self, name=f"{self.name}, smoothed", y=means)
 
 
-def series(rows: Iterable[Row], name: str) -> Series:
-    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-    steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
-    return steps, values
+@dataclass(frozen=True)
+class Picture:
+    """Curves on the same axes, with values that are known beforehand as dashed lines.
 
-
-def measured(rows: list[Row]) -> list[Row]:
-    """The multiple-choice results, each with its step; only those of the set and mode used last."""
-    results = [{"step": row["step"], **row["hellaswag"]} for row in rows if row.get("hellaswag")]
-    kinds = [[result.get(key) for key in KIND] for result in results]
-    return [result for result, kind in zip(results, kinds, strict=True) if kind == kinds[-1]]
-
-
-def set_name(result: Row) -> str:
-    name, examples, mode = (result.get(key) for key in KIND)
-    parts = [name or "unnamed set", f"{examples:,} examples" if examples else "", f"{mode} mode" if mode else ""]
-    return ", ".join(filter(None, parts))
-
-
-def _figure(caption: str, label: str, width: float, last: int, draw: Callable[["Axes"], None]) -> str:
-    """A <figure> of what `draw` puts on the axes, over steps 0 to `last`.
-
-    The caption is HTML, the label plain and ours; a smaller `width` (inches) makes larger text on the page.
+    The caption is HTML, the label plain text and another one for each picture of a page. `scale` is that of the values:
+    "linear", "log", or "either", which the reader chooses.
     """
+
+    caption: str
+    label: str
+    curves: Sequence[Curve]
+    references: Mapping[str, float] = field(default_factory=dict)
+    scale: str = "linear"
+    from_zero: bool = False
+    is_small: bool = False
+    decimals: str = "{x:g}"
+
+
+@dataclass(frozen=True)
+class _View:
+    """One drawing of a picture. `names`: the views of the page that show it."""
+
+    names: str
+    log_x: bool = False
+    log_y: bool = False
+    first: float | None = None  # the curves before it are not drawn
+
+
+def draw(picture: Picture, x_name: str, unit: str, last: float) -> str:
+    """A <figure>: the picture in every view, from 0 to `last`, and its values for the page's script."""
+    curves = [curve.thinned() for curve in picture.curves if curve.x.size]
+    if not curves:
+        return ""
+    positive = all(curve.y.min() > 0 for curve in curves)
+    log, either = (picture.scale == scale and positive for scale in ("log", "either"))
+    if either:
+        views = [_View("linear"), _View("log-loss", log_y=True), _View("log-x", log_x=True)]
+        views.append(_View("log-both", log_x=True, log_y=True))
+    else:
+        views = [_View("linear log-loss", log_y=log), _View("log-x log-both", log_x=True, log_y=log)]
+    views.append(_View("half", log_y=log, first=last / 2))
+    drawings = "".join(_svg(picture, curves, view, x_name, last) for view in views)
+    values = [{"name": c.name, "color": c.color, "x": _numbers(c.x), "y": _numbers(c.y)} for c in curves]
+    data = json.dumps({"unit": unit, "curves": values}, separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        f'<figure>\n<figcaption>{picture.caption}</figcaption>\n<div class="plots">\n{drawings}</div>\n'
+        f'<script type="application/json">{data}</script>\n</figure>\n'
+    )
+
+
+def _numbers(values: NDArray[np.float64]) -> list[float]:
+    return [int(v) if v == int(v) else float(f"{v:.6g}") for v in values.tolist()]
+
+
+def _svg(picture: Picture, curves: Sequence[Curve], view: _View, x_name: str, last: float) -> str:
     try:
         from matplotlib import style
         from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter, MaxNLocator
     except ImportError as error:
         raise Error(f"expected matplotlib for the pictures, got: {error}; pip install 'gpt2wds[plot]'") from error
     buffer = io.StringIO()
-    with style.context(["default", {**STYLE, "svg.hashsalt": label}]):  # the salt also keeps ids apart in the page
-        figure = Figure(figsize=(width, 0.66 * width), layout="constrained")
+    width = 3.9 if picture.is_small else 4.6  # inches; less makes larger text on the page
+    # The salt also keeps ids apart in the page.
+    with style.context(["default", {**_STYLE, "svg.hashsalt": f"{picture.label} {view.names}"}]):
+        figure = Figure(figsize=(width, 0.64 * width), layout="constrained")
         axes = figure.add_subplot()
-        draw(axes)
-        axes.set(xlabel="step", xlim=(-0.02 * max(last, 1), 1.02 * max(last, 1)))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        for curve in curves:
+            _plot(axes, curve, view)
+        if view.first is not None:
+            _leave_out_peaks(axes, curves, view.first)
+        _scale_x(axes, view, x_name, last)
+        labels = _refer(axes, picture.references, view)
+        _scale_y(axes, picture, view)
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        engine.execute(figure)
+        figure.set_layout_engine("none")  # laid out once: that is most of the time
+        if labels:
+            _spread(axes, labels)
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     body = re.sub('<g id="[^"]*"', "<g", buffer.getvalue())  # matplotlib's names repeat in every picture
+    body = re.sub(r'(?<= )(d|x|y)="[^"]*"', lambda found: re.sub(r"\.(\d\d)\d+", r".\1", found[0]), body)
     head = re.search('<svg [^>]*(viewBox="[^"]*")[^>]*>', body)
     assert head
-    svg = f'<svg {head[1]} role="img" aria-label="{label}">{body[head.end() :]}'
-    for color, variable in VARIABLES.items():
+    box = axes.get_window_extent()
+    places = [box.x0, box.x1, figure.bbox.height - box.y1, figure.bbox.height - box.y0, *axes.get_xlim(), view.log_x]
+    svg = (
+        f'<svg class="{view.names}" {head[1]} role="img" aria-label="{as_html(picture.label)}" '
+        f'data-axes="{" ".join(f"{place:.8g}" for place in places)}">{body[head.end() :]}'
+    )
+    for variable, color in _COLORS.items():
         svg = svg.replace(color, f"var(--{variable})")
-    return f"<figure>\n<figcaption>{caption}</figcaption>\n{svg}</figure>\n"
+    return svg
 
 
-def _plot(axes: "Axes", series: Series, color: str) -> None:
-    """A line of about 1,200 points that keeps every peak: the lowest and highest value of each run of steps."""
-    steps, values = series
-    if len(steps) > 1200:
-        parts = np.array_split(np.arange(len(steps)), 600)
-        peaks = [(part[values[part].argmin()], part[values[part].argmax()]) for part in parts]
-        kept = np.unique([0, len(steps) - 1, *np.ravel(peaks)])
-        steps, values = steps[kept], values[kept]
-    axes.plot(steps, values, color=color, marker="o" if len(steps) < 40 else "")
+def _plot(axes: "Axes", curve: Curve, view: _View) -> None:
+    least = view.first if view.first is not None else np.nextafter(0, 1) if view.log_x else -np.inf
+    begin = int(np.searchsorted(curve.x, least))
+    curve = curve.points(slice(begin, None))
+    if not curve.x.size:
+        return
+    color, points = _COLORS[curve.color], len(curve.x) < 40
+    if curve.errors is not None:
+        low, high = curve.y - curve.errors, curve.y + curve.errors
+        axes.fill_between(curve.x, low, high, color=color, alpha=0.2, linewidth=0)
+    axes.plot(
+        curve.x, curve.y, color=color, marker="o" if points else "", linestyle="--" if curve.is_dashed else "-",
+        alpha=0.3 if curve.is_faint else None, linewidth=0.8 if curve.is_faint else None,
+    )  # fmt: skip
 
 
-def _plot_noisy(axes: "Axes", series: Series) -> None:
-    """The values, light, under their mean: exponential, over a hundredth of the run or a tenth of what was run yet."""
-    steps, values = series
-    total = weight = 0.0
-    means = np.empty_like(values)
-    for i, value in enumerate(values):
-        decay = 1 - 1 / max(1.0, min(len(values) / 100, i / 10))
-        total, weight = decay * total + value, decay * weight + 1
-        means[i] = total / weight
-    _plot(axes, series, TRAIN)
-    _plot(axes, (steps, means), SMOOTH)
+def _leave_out_peaks(axes: "Axes", curves: Sequence[Curve], first: float) -> None:
+    """Let the outermost hundredth of faint values from `first` on lie beyond the axes: a spike flattens the rest."""
+    parts = [(curve, curve.y[curve.x >= first]) for curve in curves]
+    ends = [np.percentile(part, [1, 99] if curve.is_faint else [0, 100]) for curve, part in parts if part.size]
+    if ends and any(curve.is_faint for curve in curves):
+        axes.dataLim.intervaly = np.min(ends), np.max(ends)
 
 
-def _mark(axes: "Axes", value: float, label: str, curve: NDArray[np.float64], left: bool = False) -> None:
-    """A horizontal line with a label at its right or left end, on the side where `curve` is not."""
-    below = curve[0 if left else -1] > value
-    axes.axhline(value, color=SOFT, linewidth=0.9, dashes=(4, 3), zorder=1.5)
-    axes.annotate(
-        label, (0.01 if left else 0.99, value), xycoords=axes.get_yaxis_transform(), xytext=(0, -3 if below else 3),
-        textcoords="offset points", ha="left" if left else "right", va="top" if below else "bottom", fontsize=8,
-        zorder=1.6,
-    ).set_in_layout(False)  # fmt: skip
+def _scale_x(axes: "Axes", view: _View, x_name: str, last: float) -> None:
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    last = max(last, 1)
+    axes.set_xlabel(x_name)
+    if view.log_x:
+        drawn = [float(np.min(line.get_xdata())) for line in axes.lines]
+        first = min(drawn, default=1.0)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlim(0.9 * first, 1.1 * max(last, 10 * first))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        first = view.first or 0
+        axes.set_xlim(first - 0.02 * (last - first), last + 0.02 * (last - first))
+    shown = EngFormatter(sep="")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: shown(x).replace("G", "B")))
 
 
-def loss_figure(rows: list[Row], facts: Row) -> str:
-    train, val = series(rows, "train_loss"), series(rows, "val_loss")
-    if not train[0].size and not val[0].size:
-        return ""
+def _scale_y(axes: "Axes", picture: Picture, view: _View) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    def draw(axes: "Axes") -> None:
-        _plot_noisy(axes, train)
-        _plot(axes, val, VAL)
-        curve = val[1] if val[1].size else train[1]
-        _mark(axes, UNIFORM_LOSS, f"uniform guess {UNIFORM_LOSS:.2f}", curve)
-        if (entropy := facts.get("val_unigram_entropy")) is not None:
-            _mark(axes, entropy, f"unigram entropy of the validation text {entropy:.2f}", curve)
-        # The whole name: fineweb-edu-score-2 and its like are other texts.
-        if re.search(r"(?<![\w-])fineweb-edu(?![\w-])", facts.get("corpus") or "", re.IGNORECASE):
-            _mark(axes, GPT2_LOSS, f"OpenAI GPT-2 124M {GPT2_LOSS}", curve, left=True)
-
-    caption = """Loss, nats per token<small><span class="train">training</span>
-<span class="smooth">smoothed</span> <span class="val">validation</span></small>"""
-    return _figure(caption, "Loss", 4.4, rows[-1]["step"], draw)
+    if picture.from_zero:
+        axes.set_ylim(bottom=0)
+    if view.log_y:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        ratio = high / low
+        subs = (1, 2, 3, 4, 5, 7) if ratio < 20 else (1, 2, 5) if ratio < 1000 else (1,)
+        axes.yaxis.set_major_locator(MaxNLocator(6) if ratio < 3 else LogLocator(subs=subs))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(picture.decimals)
 
 
-def choice_figure(rows: list[Row]) -> str:
-    results = [result for result in measured(rows) if result.get("acc_norm_tokens") is not None]
-    if not results:
-        return ""
-
-    def draw(axes: "Axes") -> None:
-        steps, values = points = series(results, "acc_norm_tokens")
-        errors = np.array([result.get("acc_norm_tokens_stderr") or 0.0 for result in results])
-        axes.fill_between(steps, values - errors, values + errors, color=VAL, alpha=0.25, linewidth=0)
-        _plot(axes, points, VAL)
-        _mark(axes, 0.25, "chance 0.25", values)
-        if [results[-1].get(key) for key in KIND] == ["HellaSwag", 10042, "completion"]:
-            for size, accuracy in GPT2_HELLASWAG.items():
-                _mark(axes, accuracy, f"OpenAI GPT-2 {size} {accuracy:.4f}", values, left=True)
-
-    caption = f"Accuracy: {as_html(set_name(results[-1]))}<small>acc_norm by tokens ± one standard error</small>"
-    return _figure(caption, "Multiple-choice accuracy", 4.4, rows[-1]["step"], draw)
+def _refer(axes: "Axes", references: Mapping[str, float], view: _View) -> "list[Annotation]":
+    """Dashed lines, with labels right of the axes, where no curve is. Lowest first."""
+    low, high = axes.get_ylim()
+    span = np.inf if view.first is None else high - low  # a part is not made small for a line that is far away
+    labels = []
+    for label, value in sorted(references.items(), key=lambda item: item[1]):
+        if low - span / 2 < value < high + span / 2:
+            axes.axhline(value, color=_SOFT, linewidth=0.9, dashes=(4, 3), zorder=1.5)
+            labels.append(
+                axes.annotate(
+                    label, (1, value), xycoords=axes.get_yaxis_transform(), xytext=(6, 0), textcoords="offset points",
+                    va="center", fontsize=8, linespacing=1.05, annotation_clip=False,
+                )
+            )  # fmt: skip
+    return labels
 
 
-def rate_figure(rows: list[Row], name: str) -> str:
-    points = series(rows, name)
-    if not points[0].size:
-        return ""
-
-    def draw(axes: "Axes") -> None:
-        if name == "learning_rate":
-            _plot(axes, points, SMOOTH)
-        else:
-            _plot_noisy(axes, points)
-        if name == "tokens_per_second":
-            axes.set_ylim(bottom=0)
-        if name == "grad_norm" and points[1].min() > 0:
-            axes.set_yscale("log", subs=(2, 5))  # the first steps are a hundred times the last
-            axes.yaxis.set_minor_formatter("{x:g}")
-        axes.yaxis.set_major_formatter("{x:,.12g}" if name == "tokens_per_second" else "{x:g}")
-
-    return _figure(RATES[name], RATES[name], 3.9, rows[-1]["step"], draw)
+def _spread(axes: "Axes", labels: "Sequence[Annotation]") -> None:
+    """Move labels apart that would lie on one another, as little as it takes, and within the height of the axes."""
+    boxes = [label.get_window_extent() for label in labels]
+    middles = np.array([(box.y0 + box.y1) / 2 for box in boxes])
+    steps = np.cumsum([0.0] + [(a.height + b.height) / 2 + 2 for a, b in itertools.pairwise(boxes)])
+    # Labels in contact move as one block, to where its members' mean is.
+    blocks: list[list[float]] = []
+    for offset in middles - steps:
+        blocks.append([offset])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    placed = np.concatenate([[np.mean(block)] * len(block) for block in blocks])
+    frame = axes.get_window_extent()
+    bottom, top = frame.y0 + boxes[0].height / 2, frame.y1 - boxes[-1].height / 2 - steps[-1]
+    placed = np.clip(placed, bottom, max(bottom, top)) + steps
+    for label, moved in zip(labels, placed - middles, strict=True):
+        label.set_position((6, float(moved)))

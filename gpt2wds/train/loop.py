@@ -19,7 +19,7 @@ import torch
 from ..dataset.loader import StepBatches
 from ..errors import Error, reason
 from ..model import GPT2
-from .checkpoint import State, save_checkpoint
+from .checkpoint import State, list_checkpoints, save_checkpoint
 from .recipe import Checkpoint
 from .rundir import RunDirectory
 from .signals import Agreement, Signals
@@ -56,6 +56,7 @@ class Trainer:
         self._pending: list[Pending] = []
         self._is_unsaved = False
         self._clock = 0.0
+        self._origin: Mapping[str, Any] | None = None
 
     def train(self, state: State) -> int:
         """Train from `state` to `max_steps`; returns the signal that stopped it, or 0.
@@ -65,6 +66,7 @@ class Trainer:
         """
         first, row = state.step, dict(state.row)
         self.update.skipped = row.get("skipped", 0)
+        self._origin = state.origin
         self.run.rewind(first - 1)
         sequences = cast(Generator[np.ndarray, None, None], iter(self.batches))
         self._clock = time.perf_counter()
@@ -130,7 +132,7 @@ class Trainer:
         self._refuse_lost_weights(step, model, tensors)
         if self._world.is_main:
             self.run.check()
-            state = State(step, row, self.batches.state_dict())
+            state = State(step, row, self.batches.state_dict(), self._origin)
             try:
                 path = save_checkpoint(
                     self.run.checkpoints,
@@ -158,12 +160,17 @@ class Trainer:
                 # Fetched before a checkpoint is written, so none has seen this step.
                 raise Error(
                     f"step {row['step']}: expected a finite loss and gradient, got {row['train_loss']} and "
-                    f'{row["grad_norm"]}; {self._way_back()}; or pass over such steps with train.on_nan = "skip"'
+                    f"{row['grad_norm']}; {self._way_back()}; or skip such steps in this one with train.on_nan=skip"
                 )
 
     def _way_back(self) -> str:
-        """What to do about numbers that are not finite."""
-        return 'nothing was saved since the last checkpoint: lower train.learning_rate, or use train.dtype = "float32"'
+        """What to do about numbers that are not finite; this run's rate and precision are settled."""
+        found = list_checkpoints(self.run.checkpoints)
+        where, how = ("nothing was saved yet", "begin again in another run.dir with")
+        if found:
+            where = "nothing was saved since the last checkpoint"
+            how = f"go on in another run.dir with run.fork_from={found[-1]} and"
+        return f'{where}: {how} a lower train.learning_rate, or with train.dtype = "float32"'
 
     def _refuse_lost_weights(self, step: int, model: GPT2, moments: Mapping[str, torch.Tensor]) -> None:
         """Losses are checked before their update; what that update made of the weights is seen only here."""

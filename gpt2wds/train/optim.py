@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..errors import Error
 
 OPTIMIZERS = ("adamw", "muon")
+STATE_KEYS = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
 
@@ -45,7 +46,24 @@ class Optimizers:
         }
 
     def load_state(self, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+        """Go on from a state. Raises Error for that of other optimizers or of another model."""
         parameters = dict(model.named_parameters())
+        names = {parameter: name for name, parameter in parameters.items()}
+        expected = {
+            f"{names[parameter]}:{key}"
+            for optimizer in self.all
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            for key in STATE_KEYS[type(optimizer).__name__]
+        }
+        if other := sorted(tensors.keys() ^ expected):
+            if not tensors:
+                return  # of no update yet
+            raise Error(
+                f"optimizer state: expected that of {' and '.join(type(o).__name__ for o in self.all)}, got another's "
+                f"({other[0]}, …); take the train.optimizer that it is of, or begin with its weights alone "
+                "(model.init_from)"
+            )
         owner = {p: optimizer for optimizer in self.all for group in optimizer.param_groups for p in group["params"]}
         for name, value in tensors.items():
             parameter_name, _, key = name.rpartition(":")
@@ -65,9 +83,15 @@ def _placed_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def make_optimizers(
-    model: nn.Module, kind: str, *, learning_rate: float, weight_decay: float, muon_learning_rate: float
+    model: nn.Module,
+    kind: str,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    muon_learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.95),
 ) -> Optimizers:
-    """GPT-2's AdamW (0.9, 0.95, 1e-8), decaying matrices and not vectors; or Muon for the hidden matrices.
+    """GPT-2's AdamW (eps 1e-8), decaying matrices and not vectors; or Muon for the hidden matrices.
 
     kind "muon": torch.optim.Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for embeddings
     and vectors.
@@ -86,7 +110,7 @@ def make_optimizers(
     adamw = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=learning_rate,
-        betas=(0.9, 0.95),
+        betas=betas,
         eps=1e-8,
         fused=fused,
     )

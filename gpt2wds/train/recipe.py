@@ -2,33 +2,43 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import Error
-from .optim import learning_rate_factor
+from .optim import OPTIMIZERS, learning_rate_factor
 from .parallel import KINDS
+
+
+def key(default: Any, unit: str, says: str) -> Any:
+    """A configuration's key: its default, the unit of its values ("" for none), and what it says, in one line."""
+    return field(default=default, metadata={"unit": unit, "says": says})
 
 
 @dataclass(frozen=True)
 class Train:
     """How the model is updated. Steps count updates; sizes are of a step, over all ranks."""
 
-    tokens_per_step: int = 524288
-    micro_batch_sequences: int = 64  # of one forward and backward, at most: bounds memory, changes no loss
-    max_steps: int = 19073
-    learning_rate: float = 6e-4
-    min_learning_rate: float | None = None  # None: a tenth of the learning rate
-    warmup_steps: int = 715
-    schedule: str = "cosine"
-    decay_steps: int = 0
-    optimizer: str = "adamw"
-    muon_learning_rate: float = 0.02
-    weight_decay: float = 0.1
-    grad_clip: float = 1.0
-    on_nan: str = "stop"  # or "skip" the update
-    parallel: str = "ddp"
-    dtype: str = "bfloat16"  # of the matrix products; "auto" is resolved before training
-    compile: bool = True
+    tokens_per_step: int = key(524288, "tokens", "of one update; a multiple of data.seq_len")
+    micro_batch_sequences: int = key(64, "sequences", "of a rank's forward and backward, at most; changes no loss")
+    max_steps: int = key(19073, "steps", "of the whole run")
+    learning_rate: float = key(6e-4, "", "the highest, after warm-up")
+    min_learning_rate: float | None = key(None, "", "where the schedule ends; a tenth of the learning rate if left out")
+    warmup_steps: int = key(715, "steps", "in which the rate rises from 0")
+    schedule: str = key("cosine", "", "cosine, linear, constant, or wsd (warm-up, stable, decay)")
+    decay_steps: int = key(0, "steps", "of the decay at the end, with wsd; a fifth of max_steps is usual")
+    optimizer: str = key("adamw", "", "adamw, or muon for the matrices inside the blocks")
+    muon_learning_rate: float = key(0.02, "", "Muon's own, on the same schedule")
+    weight_decay: float = key(0.1, "", "of matrices; vectors have none")
+    betas: list[float] = field(
+        default_factory=lambda: [0.9, 0.95],
+        metadata={"unit": "", "says": "AdamW's two: of the gradient, of its square"},
+    )
+    grad_clip: float = key(1.0, "norm", "of the whole gradient, at most; inf for none")
+    on_nan: str = key("stop", "", "stop, or skip the update")
+    parallel: str = key("ddp", "", "ddp (each rank a copy) or fsdp (each a shard)")
+    dtype: str = key("bfloat16", "", "of matrix products: bfloat16, float32, auto (bfloat16 where it is fast)")
+    compile: bool = key(True, "", "torch.compile with static shapes")
 
     def __post_init__(self) -> None:
         at_least("train", self, max_steps=1, micro_batch_sequences=1)
@@ -45,6 +55,8 @@ class Train:
         for name in ("weight_decay", "muon_learning_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise Error(f"train.{name}: expected 0 or more, got {getattr(self, name)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise Error(f"train.betas: expected two numbers from 0 to below 1, got {self.betas}")
         if not self.grad_clip > 0:
             raise Error(f"train.grad_clip: expected more than 0 (inf for none), got {self.grad_clip}")
         one_of("train.parallel", self.parallel, *KINDS)
@@ -55,6 +67,8 @@ class Train:
             )
         one_of("train.on_nan", self.on_nan, "stop", "skip")
         one_of("train.dtype", self.dtype, "bfloat16", "float32", "auto")
+        one_of("train.optimizer", self.optimizer, *OPTIMIZERS)
+        self.rate_factor()  # refuses a schedule that cannot be
 
     @property
     def lowest_rate(self) -> float:
@@ -77,9 +91,9 @@ class Train:
 class Checkpoint:
     """When checkpoints are written, how many are kept, and what happens where one cannot be written."""
 
-    every_steps: int = 1000
-    keep: int = 3
-    on_error: str = "stop"  # or "continue" without
+    every_steps: int = key(1000, "steps", "between checkpoints; the last step has one too")
+    keep: int = key(3, "checkpoints", "the newest so many")
+    on_error: str = key("stop", "", "stop, or continue, where a checkpoint cannot be written")
 
     def __post_init__(self) -> None:
         at_least("checkpoint", self, every_steps=1, keep=1)

@@ -1,157 +1,234 @@
-"""A run directory as one HTML page that needs nothing else: no script, no font, no address.
+"""Run directories as one HTML page that needs nothing else: no font, no address, no network.
 
-The same run directory gives the same bytes. Its pictures are in figures.py.
+The same run directories give the same bytes. What is drawn is in curves.py, how in figures.py, the page in page.py.
 """
 
+import json
 import math
 import statistics
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from .. import files
 from ..errors import Error
-from .figures import (
-    RATES,
-    Row,
-    as_html,
-    choice_figure,
-    loss_figure,
-    measured,
-    rate_figure,
-    series,
-    set_name,
-)
+from . import page
+from .curves import X_NAMES, Row, Run, legend, pictures, set_name
+from .figures import draw
 from .rundir import RunDirectory
-
-if TYPE_CHECKING:
-    pass
 
 SCORES = {"acc": "acc", "acc_norm_tokens": "acc_norm by tokens",
           "acc_norm_characters": "acc_norm by characters", "acc_norm_bytes": "acc_norm by bytes"}  # fmt: skip
-CSS = """
-:root { color-scheme: light dark; --paper: #fdfdfb; --ink: #24272b; --soft: #646a73; --rule: #dcdee2;
-  --train: #a9c4e4; --smooth: #2463a8; --val: #c2500f; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181c; --ink: #e4e6ea; --soft: #9aa1ac; --rule: #363b44;
-  --train: #3f6695; --smooth: #7db3ef; --val: #f2995c; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 2rem clamp(1rem, 4vw, 3rem) 4rem; background: var(--paper);
-  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { margin: 0; font-size: clamp(1.4rem, 4vw, 2rem); line-height: 1.2; }
-h2 { margin: 2.5rem 0 .75rem; font-size: 1.15rem; }
-p { margin: .4rem 0; color: var(--soft); }
-.unfinished { margin: 1rem 0; padding-left: .8rem; border-left: 3px solid var(--val); color: var(--ink); }
-.grid { display: grid; gap: 2rem 3rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr));
-  margin-top: 2rem; align-items: start; }
-.small { gap: 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
-th { width: 45%; padding-right: 1rem; font-weight: normal; color: var(--soft); }
-figure { margin: 0; max-width: 46rem; }
-figcaption { margin-bottom: .5rem; font-weight: 600; line-height: 1.35; }
-figcaption small { display: block; font-size: .85rem; font-weight: normal; color: var(--soft); }
-.train::before, .smooth::before, .val::before { content: "\\2501\\a0"; font-weight: 900; }
-.train::before { color: var(--train); } .smooth::before { color: var(--smooth); } .val::before { color: var(--val); }
-svg { display: block; width: 100%; max-width: 100%; height: auto; }
-svg text { font-family: system-ui, sans-serif !important; paint-order: stroke; stroke: var(--paper);
-  stroke-width: 2.5px; stroke-linejoin: round; }
-pre { margin: .75rem 0; padding: .8rem 1rem; border: 1px solid var(--rule); border-radius: 4px; font-size: .85rem;
-  white-space: pre-wrap; }
-summary { cursor: pointer; }
-"""
 
 
-def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
-    """Write the page of a run, finished or not, and return its path (by default `run_dir`/report.html).
+def write_report(*run_dirs: str | Path, out: str | Path | None = None, by: str = "step") -> Path:
+    """Write the page of a run, finished or not, or of several beside each other, and return its path.
+
+    Pictures go by "step" or "tokens". Without `out` the page of one run is report.html in its directory, that of
+    several report.html in the current one.
 
     Raises Error where there is no run, no step in it, or no matplotlib to draw with.
+
+    >>> write_report("runs/a", "runs/b", by="tokens")  # doctest: +SKIP
+    PosixPath('report.html')
     """
-    run = RunDirectory(run_dir)
-    if not run.path.is_dir():
-        raise Error(f"expected a run directory at {run.path}, got no directory; check the path (`run.dir`)")
-    rows, facts = run.read_metrics(), run.read_facts()
+    if not run_dirs:
+        raise Error("expected run directories, got none; give at least one")
+    if by not in X_NAMES:
+        raise Error(f"by: expected {' or '.join(X_NAMES)}, got {by!r}; take one of them")
+    names = _short_names(run_dirs)
+    runs = [_read(Path(path), name, by) for path, name in zip(run_dirs, names, strict=True)]
+    if out is None:
+        out = Path(run_dirs[0], "report.html") if len(runs) == 1 else "report.html"
+    text = _page_of_one(runs[0], by) if len(runs) == 1 else _page_of_several(runs, by)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    files.replace(Path(out), text)
+    return Path(out)
+
+
+def _short_names(run_dirs: Sequence[str | Path]) -> list[str]:
+    """The last components of each path, as many as it takes to tell the runs apart."""
+    parts = [Path(path).resolve().parts for path in run_dirs]
+    for path, own in zip(run_dirs, parts, strict=True):
+        if parts.count(own) > 1:
+            raise Error(f"expected different run directories, got {path} more than once; leave one out")
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(own[-count:]) for own in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _read(path: Path, name: str, by: str) -> Run:
+    run = RunDirectory(path)
+    if not path.is_dir():
+        raise Error(f"expected a run directory at {path}, got no directory; check the path (`run.dir`)")
+    if not run.metrics.exists():
+        if (path / "manifest.json").exists():
+            raise Error(f"expected a run directory, got the dataset {path}; gpt2wds-shard info {path} tells of it")
+        if (path / "model.safetensors").exists():
+            raise Error(f"expected a run directory, got the weights {path}; give the directory that gpt2wds-train made")
+    rows = run.read_metrics()
     if not rows:
         raise Error(f"expected training steps in {run.metrics}, got none; start the run, or wait for its step 0")
+    if by == "tokens" and any("tokens" not in row for row in rows):
+        raise Error(f"expected tokens in every row of {run.metrics}, got rows without; compare by step")
     config = run.config.read_text(encoding="utf-8", errors="replace") if run.config.exists() else ""
-    path = Path(out) if out is not None else run.path / "report.html"
-    page = _page(rows, facts, config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(path, page)
-    return path
+    return Run(name, rows, run.read_facts(), config)
 
 
-def _page(rows: list[Row], facts: Row, config: str) -> str:
-    title = f"GPT-2 on {facts.get('corpus') or 'unnamed text'}"
-    parameters = facts.get("parameters")
-    subtitle = f"{parameters:,} parameters" if parameters else "number of parameters not recorded"
-    step, max_steps = rows[-1]["step"], facts.get("max_steps")
-    notice = ""
-    if max_steps is not None and step < max_steps:
-        notice = (
-            f'<p class="unfinished">Unfinished: step {step:,} of {max_steps:,}, {step / max_steps:.1%}. '
-            "The command that made this page renews it.</p>\n"
+def _page_of_one(run: Run, by: str) -> str:
+    body = _unfinished(run, "Unfinished")
+    body += f'<div class="grid">\n{page.table(list(_results(run).items()))}{page.table(list(_setting(run).items()))}'
+    body += f"</div>\n{_pictures([run], by)}{_samples(run.rows)}<h2>Configuration</h2>\n{_config(run, 'config.toml')}"
+    return page.document(_title(run), _size(run), body)
+
+
+def _page_of_several(runs: list[Run], by: str) -> str:
+    titles = {_title(run) for run in runs}
+    body = "".join(_unfinished(run, f"{run.name} is unfinished") for run in runs)
+    if len({run.validation_set() for run in runs}) > 1:
+        body += page.notice(
+            "Validation losses are not of the same text: the runs differ in dataset, in validation tokens or in "
+            "sequence length. They do not compare."
         )
-    large = loss_figure(rows, facts) + choice_figure(rows)
-    small = "".join(rate_figure(rows, name) for name in RATES)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{as_html(title)}, {subtitle}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
-        f"<h1>{as_html(title)}</h1>\n<p>{subtitle}</p>\n{notice}"
-        f'<div class="grid">\n{_table(_results(rows, facts))}{_table(_setting(rows, facts))}</div>\n'
-        f'<div class="grid">\n{large}</div>\n<div class="grid small">\n{small}</div>\n'
-        f"{_samples(rows)}<h2>Configuration</h2>\n"
-        f"<details><summary>config.toml</summary>\n<pre>\n{as_html(config)}</pre></details>\n</body>\n</html>\n"
-    )
+    if by == "step" and len({run.facts.get("tokens_per_step") for run in runs}) > 1:
+        body += page.notice("A step is not the same number of tokens in all runs. --by tokens compares them by tokens.")
+    names = [run.name for run in runs]
+    body += _pictures(runs, by)
+    told = _side_by_side([_results(run) | _setting(run) for run in runs])
+    body += f"<h2>Results</h2>\n{page.run_table(names, told)}"
+    differing = _differences(runs)
+    body += "<h2>What their configurations differ in</h2>\n"
+    body += page.run_table(names, differing) if differing else "<p>Nothing but the directory.</p>\n"
+    body += "<h2>Configurations</h2>\n" + "".join(_config(run, run.name) for run in runs)
+    title = f"{len(runs)} runs" + (f" of {titles.pop()}" if len(titles) == 1 else "")
+    return page.document(title, ", ".join(names), body)
 
 
-def _results(rows: list[Row], facts: Row) -> list[tuple[str, str]]:
-    """Name and value of each line of the first table; what was not measured has none."""
-    max_steps = facts.get("max_steps")
+def _title(run: Run) -> str:
+    return f"GPT-2 on {run.facts.get('corpus') or 'unnamed text'}"
+
+
+def _size(run: Run) -> str:
+    parameters = run.facts.get("parameters")
+    return f"{parameters:,} parameters" if parameters else "number of parameters not recorded"
+
+
+def _unfinished(run: Run, begin: str) -> str:
+    step, max_steps = run.rows[-1]["step"], run.facts.get("max_steps")
+    if max_steps is None or step >= max_steps:
+        return ""
+    reached = f"step {step:,} of {max_steps:,}, {step / max_steps:.1%}"
+    return page.notice(f"{begin}: {reached}. The command that made this page renews it.")
+
+
+def _pictures(runs: list[Run], by: str) -> str:
+    last = max(run.rows[-1][by] for run in runs)
+    large, small = ("".join(draw(each, X_NAMES[by], by, last) for each in group) for group in pictures(runs, by))
+    if not large and not small:
+        return ""
+    head = "<h2>Pictures</h2>\n" + page.view_switch("steps" if by == "step" else by)
+    keys = legend(runs) if len(runs) > 1 else ""
+    grids = f'<div class="grid">\n{large}</div>\n<div class="grid small">\n{small}</div>\n'
+    return f"<section>\n{head}{keys}{grids}</section>\n"
+
+
+def _results(run: Run) -> dict[str, str]:
+    """Lines of the table of results; what was not measured has none."""
+    max_steps = run.facts.get("max_steps")
     of = f" of {max_steps:,}" if max_steps is not None else ""
-    lines = [("last step", f"{rows[-1]['step']:,}{of}")]
+    lines = {"last step": f"{run.rows[-1]['step']:,}{of}"}
     for name, label in (("train_loss", "training loss"), ("val_loss", "validation loss")):
-        # metrics.jsonl has null for a number that is none, and no member for what was not measured.
-        bad = [row["step"] for row in rows if name in row and row[name] is None and row["step"] > 0]
-        if bad:
-            lines.append(
-                (f"{label}, not a number", f"{len(bad):,} times, first at step {bad[0]:,}, last at {bad[-1]:,}")
-            )
-    (_, train), (steps, val) = series(rows, "train_loss"), series(rows, "val_loss")
-    if train.size:
-        lines.append(("training loss, last", f"{train[-1]:.4f}"))
-    if val.size:
-        lines.append(("validation loss, best", f"{val.min():.4f} at step {steps[val.argmin()]:,.0f}"))
-        lines.append(("validation loss, last", f"{val[-1]:.4f} at step {steps[-1]:,.0f}"))
-        lines.append(("perplexity, last", f"{math.exp(val[-1]):,.2f}" if val[-1] < 50 else "beyond e^50"))
-    for result in measured(rows)[-1:]:
+        lines |= _loss(run.rows, name, label)
+    for result in run.results()[-1:]:
         truncated = f", {result['truncated']:,} truncated" if result.get("truncated") else ""
-        lines.append(("multiple choice, last", f"{set_name(result)}{truncated}, at step {result['step']:,}"))
+        lines["multiple choice, last"] = f"{set_name(result)}{truncated}, at step {result['step']:,}"
         for key, label in SCORES.items():
             if result.get(key) is not None:
                 error = result.get(f"{key}_stderr")
-                lines.append((label, f"{result[key]:.4f}" + (f" ± {error:.4f}" if error is not None else "")))
+                lines[label] = f"{result[key]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
     return lines
 
 
-def _setting(rows: list[Row], facts: Row) -> list[tuple[str, str]]:
-    """Name and value of each line of the second table."""
-    _, rates = series(rows, "tokens_per_second")
-    tokens, corpus_tokens = rows[-1].get("tokens"), facts.get("train_tokens")
+def _loss(rows: list[Row], name: str, label: str) -> dict[str, str]:
+    # metrics.jsonl has null for a number that is none, and no member for what was not measured.
+    steps = [row["step"] for row in rows if name in row and (row["step"] > 0 or row[name] is not None)]
+    values = {row["step"]: row[name] for row in rows if row.get(name) is not None}
+    bad = [step for step in steps if step not in values]
+    lines = {}
+    if bad:
+        lines[f"{label}, not a number"] = f"{len(bad):,} times, first at step {bad[0]:,}, last at {bad[-1]:,}"
+    if not values:
+        return lines
+    last = max(values)
+    if name == "val_loss":
+        best = min(values, key=values.__getitem__)
+        lines[f"{label}, best"] = f"{values[best]:.4f} at step {best:,}"
+    since = f"; from step {min(s for s in bad if s > last):,} on not a number" if bad and bad[-1] > last else ""
+    # The training loss of the last step needs no step beside it.
+    place = f" at step {last:,}" if name == "val_loss" or last < rows[-1]["step"] else ""
+    lines[f"{label}, last"] = f"{values[last]:.4f}{place}{since}"
+    if name == "val_loss":
+        lines["perplexity, last"] = f"{math.exp(values[last]):,.2f}" if values[last] < 50 else "beyond e^50"
+    return lines
+
+
+def _setting(run: Run) -> dict[str, str]:
+    """Lines of the table of what the run was given."""
+    rates = [row["tokens_per_second"] for row in run.rows if row.get("tokens_per_second") is not None]
+    facts, tokens = run.facts, run.rows[-1].get("tokens")
+    corpus_tokens, val_split = facts.get("train_tokens"), facts.get("val_split_tokens")
     epochs = f", {tokens / corpus_tokens:.2f} epochs" if tokens is not None and corpus_tokens else ""
+    used = facts.get("val_tokens")
+    of_split = f" of the split's {val_split:,}" if val_split is not None else ""
     candidates = {
         "tokens trained on": f"{tokens:,}{epochs}" if tokens is not None else None,
-        "tokens per second, median": f"{statistics.median(rates):,.0f}" if rates.size else None,
-        "train split, tokens": corpus_tokens, "validation text, tokens used": facts.get("val_tokens"),
+        "tokens per second, median": f"{statistics.median(rates):,.0f}" if rates else None,
+        "parameters": facts.get("parameters"), "begun from": _origin(facts), "train split, tokens": corpus_tokens,
+        "validation text, tokens used": f"{used:,}{of_split}" if used is not None else None,
         "tokens per step": facts.get("tokens_per_step"), "sequence length": facts.get("seq_len"),
         "ranks": facts.get("world_size"), "device": facts.get("device"), "torch": facts.get("torch"),
         "gpt2wds": facts.get("version"), "dataset": facts.get("dataset_id"),
     }  # fmt: skip
-    return [(k, f"{v:,}" if isinstance(v, int) else str(v)) for k, v in candidates.items() if v is not None]
+    return {k: f"{v:,}" if isinstance(v, int) else str(v) for k, v in candidates.items() if v is not None}
 
 
-def _table(lines: list[tuple[str, str]]) -> str:
-    cells = "".join(f'<tr><th scope="row">{as_html(k)}</th><td>{as_html(v)}</td></tr>\n' for k, v in lines)
-    return f"<table>\n{cells}</table>\n"
+def _origin(facts: Row) -> str | None:
+    """What the run's first weights were: a path or name, or an object with the path and more about it."""
+    origin = facts.get("origin")
+    if isinstance(origin, dict):
+        return ", ".join(str(v) if k == "path" else f"{k} {v}" for k, v in origin.items() if v is not None)
+    return str(origin) if origin else None
+
+
+def _side_by_side(columns: list[dict[str, str]]) -> dict[str, list[str]]:
+    """One line per name in any of the columns, with each column's value."""
+    return {name: [column.get(name, "–") for column in columns] for column in columns for name in column}
+
+
+def _differences(runs: list[Run]) -> dict[str, list[str]]:
+    lines = _side_by_side([_configured(run) for run in runs])
+    return {name: values for name, values in lines.items() if name != "run.dir" and len(set(values)) > 1}
+
+
+def _configured(run: Run) -> dict[str, str]:
+    """Every `section.key` of a configuration and its value, as text."""
+    try:
+        sections = tomllib.loads(run.config)
+    except ValueError as error:
+        raise Error(f"run {run.name}: expected TOML in config.toml, got {error}; restore it") from None
+    pairs = {f"{section}.{key}": value for section, keys in sections.items() for key, value in _members(keys)}
+    return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in pairs.items()}
+
+
+def _members(keys: Any) -> list[tuple[str, Any]]:
+    return list(keys.items()) if isinstance(keys, dict) else [("", keys)]
+
+
+def _config(run: Run, summary: str) -> str:
+    return f"<details><summary>{page.as_html(summary)}</summary>\n<pre>\n{page.as_html(run.config)}</pre></details>\n"
 
 
 def _samples(rows: list[Row]) -> str:
@@ -162,6 +239,6 @@ def _samples(rows: list[Row]) -> str:
                 text, prompt = sample.get("text") or "", sample.get("prompt") or ""
                 start = prompt if text.startswith(prompt) else ""
                 # HTML drops a line end right after <pre>: one to drop, so that the text keeps its own.
-                texts.append(f"<pre>\n<b>{as_html(start)}</b>{as_html(text[len(start) :])}</pre>\n")
+                texts.append(f"<pre>\n<b>{page.as_html(start)}</b>{page.as_html(text[len(start) :])}</pre>\n")
             return f"<h2>Samples at step {row['step']:,}</h2>\n<p>The prompt is bold.</p>\n{''.join(texts)}"
     return ""

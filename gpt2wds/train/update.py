@@ -68,6 +68,7 @@ class Update:
             learning_rate=train.learning_rate,
             weight_decay=train.weight_decay,
             muon_learning_rate=train.muon_learning_rate,
+            betas=(train.betas[0], train.betas[1]),
         )
         self.micro_steps, self.micro_batch = micro_batch_shape(
             sequences_per_step, world.world_size, train.micro_batch_sequences
@@ -141,7 +142,8 @@ class Update:
         if self._skipped_in_a_row == SKIPS_IN_A_ROW:
             raise Error(
                 f"step {step}: expected a finite loss, {SKIPS_IN_A_ROW} steps one after the other had none; "
-                'lower train.learning_rate or use train.dtype = "float32"'
+                "go on in another run.dir, with run.fork_from set to a checkpoint of this one, and a lower "
+                'train.learning_rate or train.dtype = "float32"'
             )
 
     def _compiled(self) -> Callable[..., Tensor]:

@@ -1,5 +1,6 @@
 """A directory in Hugging Face layout → a GPT-2, or why it is not one that we compute."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,19 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path.name}: {error}") from None
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def weights_hash(path: Path) -> str:
+    """SHA-256 of a model's weights: of model.safetensors, or of all its files, sorted by name."""
+    digest = hashlib.sha256()
+    for file in _weights_files(path):
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _weights_files(path: Path) -> list[Path]:
     if (path / WEIGHTS).exists():
-        return load_file(path / WEIGHTS)
+        return [path / WEIGHTS]
     if (path / SHARDED).exists():
         index = _read_json(path / SHARDED)
         files = index.get("weight_map") if isinstance(index, dict) else None
@@ -115,10 +126,15 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         names = sorted(set(files.values()))
         if any("/" in name or name in ("", ".", "..") for name in names):
             raise ValueError(f"{SHARDED} names files outside the directory")
-        return {name: tensor for file in names for name, tensor in load_file(path / file).items()}
-    if (path / PICKLED).exists():
-        return _unpickled(path / PICKLED)
-    return load_file(path / WEIGHTS)
+        return [path / name for name in names]
+    return [path / (PICKLED if (path / PICKLED).exists() else WEIGHTS)]
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    files = _weights_files(path)
+    if files[0].name == PICKLED:
+        return _unpickled(files[0])
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:

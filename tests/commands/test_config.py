@@ -173,6 +173,8 @@ MISTAKES = {
     "model.size=gpt3": "model.size: expected gpt2, gpt2-medium, gpt2-large, gpt2-xl, or n_layer, n_head and n_embd",
     "model.n_embd=0": "model: expected all of n_layer, n_head and n_embd or none, got n_layer, n_head",
     "train.max_stps=3": "unknown key train.max_stps; did you mean train.max_steps?",
+    "train.betas=[0.9]": "train.betas: expected two numbers from 0 to below 1, got [0.9]",
+    "train.betas=[0.9, 1.0]": "train.betas: expected two numbers from 0 to below 1, got [0.9, 1.0]",
     "train.grad_clip=0": "train.grad_clip: expected more than 0 (inf for none), got 0",
     "train.on_nan=ignore": "train.on_nan: expected stop or skip, got 'ignore'",
     "train.parallel=tp": "train.parallel: expected ddp or fsdp, got 'tp'",
@@ -294,3 +296,51 @@ def test_a_dry_run_says_which_precision_auto_is(plays: Dataset, tmp_path: Path) 
     assert result.exit_code == 0, result.output
     assert re.search(r"^precision: (bfloat16|float32); attention: ", result.output, re.MULTILINE)
     assert not (tmp_path / "run").exists()
+
+
+def printed(*arguments: str) -> str:
+    result = click.testing.CliRunner().invoke(main, ["--print-config", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_printed_configuration_is_one(tmp_path: Path) -> None:
+    (tmp_path / "defaults.toml").write_text(printed())
+    assert load_config(tmp_path / "defaults.toml", [], Config) == Config()
+    # What follows from another key is not written as if it were chosen.
+    assert load_config(tmp_path / "defaults.toml", ["train.learning_rate=2e-5"], Config).train.lowest_rate == 2e-6
+    (tmp_path / "mine.toml").write_text("[train]\nmin_learning_rate = 1e-5\n")
+    said = printed(str(tmp_path / "mine.toml"), "run.seed=3")
+    assert re.search(r"^min_learning_rate = 1e-05 +# where the schedule ends; ", said, re.MULTILINE)
+    assert re.search(r"^seed = 3 +# of the weights, ", said, re.MULTILINE)
+    assert re.search(r"^warmup_steps = 715 +# steps: in which the rate rises from 0$", said, re.MULTILINE)
+
+
+def test_without_a_configuration_the_way_to_one_is_named() -> None:
+    for arguments, message in (([], "Missing argument 'CONFIG'; --print-config"), (["x", "--ranks", "2"], "--dry-run")):
+        result = click.testing.CliRunner().invoke(main, arguments)
+        assert (result.exit_code, message in result.stderr) == (2, True)
+
+
+def test_a_dry_run_as_several_ranks_needs_one_process(plays: Dataset, tmp_path: Path) -> None:
+    command = [*arguments(tmp_path, Path(plays.path)), "--dry-run"]
+    result = click.testing.CliRunner().invoke(main, [*command, "--ranks", "3", "--tokens-per-second", "10"])
+    assert result.exit_code == 0, result.output
+    assert "3 ranks" in result.output
+    slots = re.findall(r"rank (\d): slots (\d) to (\d) of 8, 1 micro-steps? of at most 3 seq", result.output)
+    assert slots == [("0", "0", "1"), ("1", "2", "4"), ("2", "5", "7")]
+    assert "time: 2 steps at 10 tokens/s take 0:00:51, without evaluations and checkpoints" in result.output
+    assert not (tmp_path / "run").exists()
+    result = click.testing.CliRunner().invoke(main, [*command, "--ranks", "9"])
+    assert_one_line(result.exit_code, result.stderr, "expected at least one sequence per rank, got 8 sequences for 9")
+
+
+def test_a_dry_run_says_what_a_fork_would_begin_from(plays: Dataset, tmp_path: Path) -> None:
+    command = arguments(tmp_path, Path(plays.path))
+    result = click.testing.CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    fork = [*command, f"run.fork_from={tmp_path / 'run'}", f"run.dir={tmp_path / 'fork'}", "train.max_steps=3"]
+    result = click.testing.CliRunner().invoke(main, [*fork, "--dry-run"])
+    checkpoint = (tmp_path / "run" / "checkpoints" / "step-0000002").resolve()
+    assert f"a new run: it would begin from {checkpoint}, step 2 of 3" in result.output
+    assert not (tmp_path / "fork").exists()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -364,7 +365,20 @@ def test_the_report_command(run_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the report's pictures need the extra `plot`")
     out = tmp_path / "page.html"
     assert command("report", run_dir, "--out", out) == f"{out}\n"
-    assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    text = out.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    assert re.search(r"validation text, tokens used</th><td>[\d,]+ of the split&#x27;s [\d,]+<", text)
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    assert command("report", run_dir, copy, "--by", "tokens", "--out", out) == f"{out}\n"
+    assert "<h1>2 runs of GPT-2 on" in out.read_text(encoding="utf-8")
+
+
+def test_a_report_of_a_dataset_is_one_line(plays: Dataset) -> None:
+    result = CliRunner().invoke(eval_command.main, ["report", str(plays.path)])
+    assert result.exit_code == 1
+    assert f"expected a run directory, got the dataset {plays.path}" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["hellaswag", "loss", "sample"])

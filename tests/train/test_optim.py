@@ -126,6 +126,26 @@ def test_what_there_is_not() -> None:
             learning_rate_factor("cosine", warmup_steps=warmup, max_steps=10, min_factor=0.1)
 
 
+def test_betas_are_those_asked_for() -> None:
+    rates = {"learning_rate": 1e-2, "weight_decay": 0.1, "muon_learning_rate": 0.02}
+    (adamw,) = make_optimizers(GPT2(SMALL), "adamw", **rates).all
+    assert {group["betas"] for group in adamw.param_groups} == {(0.9, 0.95)}
+    (adamw,) = make_optimizers(GPT2(SMALL), "adamw", betas=(0.8, 0.99), **rates).all
+    assert {group["betas"] for group in adamw.param_groups} == {(0.8, 0.99)}
+
+
+def test_a_state_of_other_optimizers_is_refused() -> None:
+    model = GPT2(SMALL)
+    optimizers = optimizers_of(model, "adamw")
+    train(model, optimizers, range(1))
+    state = optimizers.state(model)
+    with pytest.raises(ValueError, match="optimizer state: expected that of AdamW and Muon, got another's"):
+        optimizers_of(model, "muon").load_state(model, state)
+    del state["wte.weight:exp_avg"]
+    with pytest.raises(ValueError, match=r"expected that of AdamW, got another's \(wte.weight:exp_avg, …\)"):
+        optimizers_of(model, "adamw").load_state(model, state)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_state_comes_back_exactly(kind: str) -> None:

@@ -1,8 +1,10 @@
 """The report against run directories whose numbers are made up and whose files are real."""
 
 import html
+import itertools
 import json
 import math
+import random
 import re
 import shutil
 import subprocess
@@ -13,18 +15,28 @@ from typing import Any
 
 import pytest
 
+from gpt2wds.errors import Error
+from gpt2wds.train.curves import Run, pictures
 from gpt2wds.train.report import write_report
 from gpt2wds.train.rundir import RunDirectory
 
 pytest.importorskip("matplotlib", reason="the report's pictures need the extra `plot`")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("/usr/bin/chromium")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--allow-file-access-from-files",
+    "--enable-logging=stderr",
+]  # fmt: skip
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the page was not rendered")
 HOSTILE = '<script>alert(1)</script> & <b>"bold"</b> $x^$ \x00\x1b{}</pre>'
-OPENAI_LOSS = "OpenAI GPT-2 124M 3.2924"
-OPENAI_CHOICE = [f"OpenAI GPT-2 {s}" for s in ("124M 0.2955", "350M 0.3752", "774M 0.4320", "1558M 0.4889")]
+OPENAI_LOSS = "3.2924"
+OPENAI_CHOICE = ["0.2955", "0.3752", "0.4320", "0.4889"]
+VIEWS = ["linear", "log-loss", "log-x", "log-both", "half"]
 FACTS = {
-    "version": "0.1", "corpus": "HuggingFaceFW/fineweb-edu", "dataset_id": "ab" * 32, "train_tokens": 40_000,
-    "val_tokens": 4096, "parameters": 124_439_808, "tokens_per_step": 1024, "seq_len": 64, "max_steps": 40,
+    "version": "0.1", "corpus": "fineweb-edu sample-10BT", "dataset_id": "ab" * 32, "train_tokens": 40_000,
+    "val_tokens": 10_485_760, "val_split_tokens": 12_345_678,
+    "parameters": 124_439_808, "tokens_per_step": 1024, "seq_len": 1024, "max_steps": 40,
     "world_size": 2, "device": "cpu", "torch": "2.13.0", "val_unigram_entropy": 7.25,
 }  # fmt: skip
 CHOICE: dict[str, Any] = {"name": "HellaSwag", "mode": "completion", "examples": 10042, "truncated": 3}
@@ -45,6 +57,17 @@ def metrics(step: int, choice: dict[str, Any], text: str) -> dict[str, Any]:
     if step % 20 == 0:
         row["samples"] = [{"prompt": "Hello", "text": f"Hello at {step}: {text}"}]
     return row
+
+
+def labels(text: str) -> list[str]:
+    """The labels of the lines that a page draws for values known beforehand, of every view."""
+    return re.findall(r"<text[^>]*>([^<]*)</text>", text)
+
+
+def curves(text: str, caption: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Steps or tokens, and values, of each curve of a picture: what the page shows under the pointer."""
+    (data,) = re.findall(rf"<figcaption>{caption}.*?<script[^>]*>(.*?)</script>", text, re.DOTALL)
+    return {curve["name"]: (curve["x"], curve["y"]) for curve in json.loads(data)["curves"]}
 
 
 def make_run(path: Path, steps: int = 40, choice: dict[str, Any] = CHOICE, text: str = "", **facts: Any) -> Path:
@@ -73,11 +96,11 @@ class Reader(HTMLParser):
         self.feed(text)
         self.close()
         assert self.open == []
-        self.rows = dict(zip(self.cells[::2], self.cells[1::2], strict=True))
+        self.rows = dict(zip(self.cells[::2], self.cells[1::2], strict=False))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_startendtag(tag, attrs)
-        if tag not in ("meta",):
+        if tag not in ("meta", "input"):
             self.open.append(tag)
         if tag in ("th", "td"):
             self.cells.append("")
@@ -98,10 +121,11 @@ class Reader(HTMLParser):
 def test_one_well_formed_page_that_asks_for_nothing(tmp_path: Path) -> None:
     text = page(tmp_path / "run", text=HOSTILE)
     read = Reader(text)
-    assert not read.tags & {"script", "link", "img", "image", "iframe", "object", "embed", "base", "foreignobject"}
-    for _, name, value in read.attributes:
+    assert not read.tags & {"link", "img", "image", "iframe", "object", "embed", "base", "foreignobject"}
+    for tag, name, value in read.attributes:
         assert not name.startswith("on")
         assert "//" not in value or name.startswith("xmlns"), (name, value)
+        assert (tag, name) not in (("script", "src"), ("script", "href"))
         if name in ("src", "href", "xlink:href"):
             assert value.startswith("#")
     assert "@import" not in text
@@ -117,7 +141,8 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
     text = page(tmp_path / "run", text=HOSTILE, corpus=HOSTILE, device=HOSTILE, choice=CHOICE | {"name": HOSTILE})
     assert "\x00" not in text and "\x1b" not in text
     shown = html.escape(HOSTILE.replace("\x00", "\ufffd").replace("\x1b", "\ufffd"))
-    assert text.count(shown) == 6  # title and h1, device, the set in the table and over its picture, the sample
+    # title and h1, device, the set in the table, over its picture and as label of its three drawings, the sample
+    assert text.count(shown) == 9
     assert "dir = &quot;&lt;here&gt;&quot;" in text
     assert text.count("</pre>") == 2
 
@@ -125,7 +150,7 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
 def test_summary(tmp_path: Path) -> None:
     text = page(tmp_path / "run")
     rows = Reader(text).rows
-    assert "<title>GPT-2 on HuggingFaceFW/fineweb-edu, 124,439,808 parameters</title>" in text
+    assert "<title>GPT-2 on fineweb-edu sample-10BT, 124,439,808 parameters</title>" in text
     assert rows["last step"] == "40 of 40"
     assert rows["training loss, last"] == "4.1099"
     assert rows["validation loss, best"] == "4.0000 at step 30"
@@ -148,29 +173,36 @@ def test_samples_are_the_last_ones(tmp_path: Path) -> None:
     assert "at 0:" not in text
 
 
-def test_five_pictures_and_the_lines_that_always_hold(tmp_path: Path) -> None:
+def test_five_pictures_in_every_view_and_the_lines_that_always_hold(tmp_path: Path) -> None:
     text = page(tmp_path / "run")
-    labels = [value for tag, name, value in Reader(text).attributes if (tag, name) == ("svg", "aria-label")]
-    assert labels == ["Loss", "Multiple-choice accuracy", "Learning rate", "Gradient norm", "Tokens per second"]
-    for line in ("uniform guess 10.82", "unigram entropy of the validation text 7.25", "chance 0.25"):
-        assert text.count(line) == 1
-    assert "#00000" not in text  # every colour is the page's
+    choice = "Accuracy: HellaSwag, 10,042 examples, completion mode"
+    drawn: dict[str, list[str]] = {}
+    for views, label in re.findall(r'<svg class="([^"]*)"[^>]*aria-label="([^"]*)"', text):
+        drawn.setdefault(label, []).extend(views.split())
+    assert list(drawn) == ["Loss", choice, "Learning rate", "Gradient norm", "Tokens per second"]
+    assert all(sorted(views) == sorted(VIEWS) for views in drawn.values())  # each view shows each picture once
+    assert {"uniform guess", "10.82", "unigram entropy", "7.25", "chance", "0.25"} <= set(labels(text))
+    assert "#0000" not in text  # every colour is the page's
 
 
 @pytest.mark.parametrize(
-    ("corpus", "shown"),
+    ("change", "shown"),
     [
-        ("HuggingFaceFW/fineweb-edu", True),
-        ("FineWeb-Edu sample-10BT", True),
-        ("HuggingFaceFW/fineweb", False),
-        ("HuggingFaceFW/fineweb-edu-score-2", False),
-        ("my-fineweb-edu", False),
-        ("shakespeare", False),
-        (None, False),
+        ({}, True),
+        ({"corpus": "fineweb-edu"}, False),  # the whole of it begins with other documents
+        ({"corpus": "fineweb-edu sample-100BT"}, False),
+        ({"corpus": "fineweb sample-10BT"}, False),
+        ({"corpus": "my fineweb-edu sample-10BT"}, False),
+        ({"corpus": None}, False),
+        ({"val_tokens": 10_485_759}, False),
+        ({"val_tokens": 1_048_576}, False),
+        ({"val_tokens": None}, False),
+        ({"seq_len": 512}, False),  # the same text in shorter contexts
     ],
 )
-def test_published_loss_only_beside_its_corpus(tmp_path: Path, corpus: str | None, shown: bool) -> None:
-    assert (OPENAI_LOSS in page(tmp_path / "run", corpus=corpus)) is shown
+def test_published_loss_only_beside_losses_of_its_text(change: dict[str, Any], shown: bool) -> None:
+    (loss, _), _ = pictures([Run("run", [metrics(0, CHOICE, "")], FACTS | change, "")], "step")
+    assert (3.2924 in loss.references.values()) is shown
 
 
 @pytest.mark.parametrize(
@@ -184,13 +216,12 @@ def test_published_loss_only_beside_its_corpus(tmp_path: Path, corpus: str | Non
         ({"name": None}, False),
     ],
 )
-def test_published_accuracies_only_beside_the_whole_set(tmp_path: Path, change: dict[str, Any], shown: bool) -> None:
+def test_published_accuracies_only_beside_the_whole_set(change: dict[str, Any], shown: bool) -> None:
     choice = CHOICE | change
-    text = page(tmp_path / "run", choice=choice)
-    assert [line in text for line in OPENAI_CHOICE] == [shown] * 4
+    (_, accuracy), _ = pictures([Run("run", [metrics(0, choice, "")], FACTS, "")], "step")
+    assert [float(line) in accuracy.references.values() for line in OPENAI_CHOICE] == [shown] * 4
     name = choice["name"] or "unnamed set"
-    assert f"<figcaption>Accuracy: {name}, {choice['examples']:,} examples, {choice['mode']} mode<" in text
-    assert ("HellaSwag" in text) is ("HellaSwag" in name)
+    assert accuracy.label == f"Accuracy: {name}, {choice['examples']:,} examples, {choice['mode']} mode"
 
 
 def test_results_of_another_set_are_not_drawn_with_the_last(tmp_path: Path) -> None:
@@ -198,13 +229,8 @@ def test_results_of_another_set_are_not_drawn_with_the_last(tmp_path: Path) -> N
     before = write_report(path).read_text()
     RunDirectory(path).append(metrics(40, CHOICE | {"examples": 100}, ""))
     after = write_report(path).read_text()
-    assert all(line in before and line not in after for line in OPENAI_CHOICE)
-    points = r'aria-label="Multiple-choice accuracy".*?</svg>'
-    drawn = [re.search(points, text, re.DOTALL) for text in (before, after)]
-    assert [len(re.findall("<use [^>]*var\\(--val\\)", match[0])) for match in drawn if match] == [
-        4 + 1,
-        1 + 1,
-    ]  # points, band
+    assert all(line in labels(before) and line not in labels(after) for line in OPENAI_CHOICE)
+    assert [curves(text, "Accuracy")["acc_norm_tokens"][0] for text in (before, after)] == [[0, 10, 20, 30], [40]]
 
 
 def test_an_unfinished_run_says_so_and_how_the_page_is_renewed(tmp_path: Path) -> None:
@@ -217,27 +243,27 @@ def test_an_unfinished_run_says_so_and_how_the_page_is_renewed(tmp_path: Path) -
 
 def test_same_run_same_bytes(tmp_path: Path) -> None:
     path = make_run(tmp_path / "run")
-    first, second = write_report(path), write_report(path, tmp_path / "new" / "page.html")
+    first, second = write_report(path), write_report(path, out=tmp_path / "new" / "page.html")
     assert (first, second) == (path / "report.html", tmp_path / "new" / "page.html")
     assert first.read_bytes() == second.read_bytes()
     third = tmp_path / "third.html"
-    program = f"from gpt2wds.train.report import write_report; write_report({str(path)!r}, {str(third)!r})"
+    program = f"from gpt2wds.train.report import write_report; write_report({str(path)!r}, out={str(third)!r})"
     subprocess.run([sys.executable, "-c", program], check=True)
     assert first.read_bytes() == third.read_bytes()
 
 
 def test_a_long_run_keeps_its_peaks_and_stays_small(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    run.metrics.write_text(
-        "".join(
-            json.dumps({"step": i, "grad_norm": 500.0 if i == 7777 else 1 + i % 7 / 10}) + "\n" for i in range(19_074)
-        )
-    )
+    values = [500.0 if i in (3, 7777) else 1 + i % 7 / 10 for i in range(19_074)]
+    run.metrics.write_text("".join(json.dumps({"step": i, "grad_norm": v}) + "\n" for i, v in enumerate(values)))
     text = write_report(tmp_path).read_text()
-    assert len(text) < 100_000
-    curve = max(re.findall(r'd="([^"]*)"[^>]*stroke: var\(--train\)', text), key=len)
+    assert len(text) < 300_000
+    steps, shown = curves(text, "Gradient norm")["Gradient norm"]
+    assert len(steps) < 1300 and {3, 7777} <= set(steps)
+    assert shown == [values[int(step)] for step in steps]  # real points, no averages
+    curve = re.findall(r'd="([^"]*)"[^>]*stroke: var\(--smooth\); stroke-opacity: 0.3', text)[0]  # the linear view's
     x, y = zip(*((float(a), float(b)) for a, b in re.findall(r"[ML] (\S+) (\S+)", curve)), strict=True)
-    assert (x[y.index(min(y))] - x[0]) / (x[-1] - x[0]) == pytest.approx(7777 / 19_073, abs=1e-3)
+    assert (x[-y[::-1].index(min(y)) - 1] - x[0]) / (x[-1] - x[0]) == pytest.approx(7777 / 19_073, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -281,45 +307,235 @@ def test_errors_are_one_line_with_a_remedy(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "run" / "report.html").exists()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the page was not rendered")
-@pytest.mark.parametrize("width", [390, 1400])
-def test_chromium_shows_it_without_overflow(tmp_path: Path, width: int) -> None:
-    text = page(tmp_path / "run", text="word " * 60 + "x" * 500, device="d" * 200, choice=CHOICE | {"name": "n" * 90})
-    # The page itself has no script; this copy, in a frame of that width, tells what it measures.
-    measure = (
-        "const e = document.documentElement; const s = [...document.querySelectorAll('svg')];"
-        "top.document.title = [innerWidth, e.scrollWidth, s.length,"
-        "Math.round(Math.min(...s.map(x => x.getBoundingClientRect().width)))].join(' ');"
-    )
-    (tmp_path / "copy.html").write_text(
-        text.replace("</body>", f"<script>onload = () => {{{measure}}}</script></body>")
-    )
+def in_chromium(path: Path, text: str, script: str, width: int) -> tuple[str, Path]:
+    """What `script` (an expression over the loaded page) gives, and a picture, of a page in a frame of that width.
+
+    The page's policy lets no script run but its own: the copy that is measured has no policy.
+    """
+    text = re.sub("<meta http-equiv[^>]*>", "", text)
+    probe = f"<script>onload = () => {{ top.document.title = {script}; }}</script></body>"
+    (path / "copy.html").write_text(text.replace("</body>", probe))
     style = f"border: 0; width: {width}px; height: 6000px"
     frame = f'<title>-</title><body style="margin: 0"><iframe src="copy.html" style="{style}"></iframe>'
-    (tmp_path / "frame.html").write_text(frame)
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --allow-file-access-from-files --enable-logging=stderr"
-    )
-    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},6000"]
-    page_url = (tmp_path / "frame.html").as_uri()
+    (path / "frame.html").write_text(frame)
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={path / 'profile'}", f"--window-size={width},6000"]
+    page_url = (path / "frame.html").as_uri()
     dom = subprocess.run([*command, "--dump-dom", page_url], capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in dom.stderr
-    title = re.search("<title>(.*?)</title>", dom.stdout)
+    title = re.search("<title>(.*?)</title>", dom.stdout, re.DOTALL)
     assert title
-    inner, scroll, pictures, narrowest = map(int, title[1].split())
-    assert (inner, scroll, pictures) == (width, width, 5)
-    assert narrowest > 300
-    shot = tmp_path / "shot.png"
+    shot = path / "shot.png"
     subprocess.run([*command, f"--screenshot={shot}", page_url], capture_output=True, timeout=120, check=True)
+    return html.unescape(title[1]), shot
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1400])
+@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_chromium_shows_it_without_overflow(tmp_path: Path, width: int, several: bool) -> None:
+    for name in "ab":
+        choice = CHOICE | {"name": "n" * 90}
+        make_run(tmp_path / (name * 60), text="word " * 60 + "x" * 500, device="d" * 200, choice=choice)
+    names = [tmp_path / ("a" * 60), tmp_path / ("b" * 60)]
+    text = write_report(*names[: 1 + several], out=tmp_path / "page.html").read_text()
+    measure = """(() => {
+      const e = document.documentElement;
+      const s = [...document.querySelectorAll("svg")].map(x => x.getBoundingClientRect().width).filter(x => x);
+      return [innerWidth, e.scrollWidth, s.length, Math.round(Math.min(...s))].join(" ");
+    })()"""
+    title, shot = in_chromium(tmp_path, text, measure, width)
+    inner, scroll, pictures, narrowest = map(int, title.split())
+    assert (inner, scroll, pictures) == (width, width, 5 + several)
+    assert narrowest > 300
     assert shot.stat().st_size > 50_000
+
+
+@needs_chromium
+def test_values_under_the_pointer_in_every_view(tmp_path: Path) -> None:
+    """The pointer goes to where the curve of validation has its step 20."""
+    text = page(tmp_path / "run")
+    script = """JSON.stringify(VIEWS.map(view => {
+      document.getElementById(view).checked = true;
+      const plots = document.querySelector(".plots"), box = plots.querySelector(".values");
+      const svg = [...plots.querySelectorAll("svg")].find(x => x.getClientRects().length);
+      const style = x => x.getAttribute("style") || "";
+      const line = [...svg.querySelectorAll("path")].find(x => style(x).includes("fill: none; stroke: var(--val)"));
+      const points = line.getAttribute("d").match(/[ML] \\S+ \\S+/g), [, x, y] = points.at(-3).split(" ").map(Number);
+      const place = new DOMPoint(x, y).matrixTransform(line.getScreenCTM());
+      const send = kind => plots.dispatchEvent(new PointerEvent(kind, {clientX: place.x, clientY: place.y}));
+      const states = [box.hidden];
+      send("pointermove");
+      const rows = [...box.querySelectorAll("tr")].map(row => [...row.cells].map(cell => cell.textContent));
+      const guide = plots.querySelector(".guide").getBoundingClientRect();
+      states.push(box.hidden, Math.abs(guide.x - place.x) < 1.5);
+      send("pointerleave");
+      return [svg.getAttribute("class"), [...states, box.hidden], rows];
+    }))""".replace("VIEWS", json.dumps(VIEWS))
+    title, _ = in_chromium(tmp_path, text, script, 1400)
+    drawn = curves(text, "Loss")
+    rows = [[name, f"{y[x.index(20)]:.6g}", "step 20"] for name, (x, y) in drawn.items()]
+    assert [row[0] for row in rows] == ["training", "training, smoothed", "validation"]
+    assert json.loads(title) == [[view, [True, False, True, True], rows] for view in VIEWS]
+
+
+@needs_chromium
+def test_a_script_that_is_not_the_pages_own_does_not_run(tmp_path: Path) -> None:
+    text = page(tmp_path / "run").replace("</h1>", '</h1><script>document.title = "bad"</script>', 1)
+    (tmp_path / "page.html").write_text(text)
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    url = (tmp_path / "page.html").as_uri()
+    dom = subprocess.run([*command, url], capture_output=True, text=True, timeout=120, check=True)
+    assert "<title>GPT-2 on" in dom.stdout
+    assert 'class="values"' in dom.stdout  # its own did
 
 
 def test_losses_that_are_not_numbers_are_told(tmp_path: Path) -> None:
     """Not the last good ones alone, as if they were the last."""
     path = make_run(tmp_path / "run", steps=20)
+    assert Reader(write_report(path).read_text()).rows["training loss, last"] == f"{4 + 6 * math.exp(-2):.4f}"
     for step in (21, 22, 23):
         RunDirectory(path).append({"step": step, "tokens": step, "train_loss": math.nan})
     text = write_report(path).read_text()
-    assert "training loss, not a number" in text and "4 times, first at step 3, last at 23" in text
+    rows = Reader(text).rows
+    assert rows["training loss, not a number"] == "4 times, first at step 3, last at 23"
+    assert rows["training loss, last"] == f"{4 + 6 * math.exp(-2):.4f} at step 20; from step 21 on not a number"
     assert "validation loss, not a number" not in text
+
+
+def test_size_of_the_split_and_origin(tmp_path: Path) -> None:
+    rows = Reader(page(tmp_path / "a")).rows
+    assert rows["validation text, tokens used"] == "10,485,760 of the split's 12,345,678"
+    assert "begun from" not in rows
+    rows = Reader(page(tmp_path / "b", val_split_tokens=None, origin="runs/other")).rows
+    assert rows["validation text, tokens used"] == "10,485,760"
+    assert rows["begun from"] == "runs/other"
+    origin = {"path": "runs/other", "step": 12, "sha256": "cd" * 32}
+    rows = Reader(page(tmp_path / "c", origin=origin)).rows
+    assert rows["begun from"] == f"runs/other, step 12, sha256 {'cd' * 32}"
+
+
+def rewrite(run: Path, config: str) -> Path:
+    RunDirectory(run).config.write_text(config)
+    return run
+
+
+def columns(text: str, heading: str) -> list[list[str]]:
+    """The cells of the table below a heading, row by row."""
+    part = text.partition(f"<h2>{heading}</h2>")[2].partition("</table>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", part)
+    return [[html.unescape(re.sub("<[^>]*>", "", cell)) for cell in re.findall(r"<t[hd].*?</t[hd]>", r)] for r in rows]
+
+
+def test_several_runs_in_the_same_pictures(tmp_path: Path) -> None:
+    a = rewrite(make_run(tmp_path / "x" / "a"), '[run]\ndir = "x"\n[train]\nlearning_rate = 6e-4\nschedule = "<wsd>"\n')
+    b = rewrite(
+        make_run(tmp_path / "b", steps=30, tokens_per_step=2048), '[run]\ndir = "b"\n[train]\nschedule = "cosine"\n'
+    )
+    out = write_report(a, b, out=tmp_path / "both.html", by="step")
+    text = out.read_text()
+    Reader(text)
+    assert "<h1>2 runs of GPT-2 on fineweb-edu sample-10BT</h1>" in text
+    assert curves(text, "Validation loss") == {
+        "a": ([0, 10, 20, 30, 40], [10.5, 6.70728, 5.31201, 4, 4.60989]),
+        "b": ([0, 10, 20, 30], [10.5, 6.70728, 5.31201, 4]),
+    }
+    assert list(curves(text, "Training loss")) == ["a", "b", "a, smoothed", "b, smoothed"]
+    assert list(curves(text, "Accuracy")) == list(curves(text, "Learning rate")) == ["a", "b"]
+    assert OPENAI_LOSS in labels(text)
+    results = {row[0]: row[1:] for row in columns(text, "Results")}
+    assert results[""] == ["a", "b"]
+    assert results["last step"] == ["40 of 40", "30 of 40"]
+    assert results["tokens per step"] == ["1,024", "2,048"]
+    differences = columns(text, "What their configurations differ in")
+    assert differences[1:] == [["train.learning_rate", "0.0006", "–"], ["train.schedule", "<wsd>", "cosine"]]
+    assert "b is unfinished: step 30 of 40" in text and "a is unfinished" not in text
+    assert "A step is not the same number of tokens in all runs" in text
+    assert "do not compare" not in text
+    assert write_report(a, b, out=tmp_path / "again.html").read_bytes() == out.read_bytes()
+
+
+def test_runs_by_tokens(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", steps=20)
+    text = write_report(a, b, out=tmp_path / "both.html", by="tokens").read_text()
+    assert curves(text, "Validation loss")["b"][0] == [0, 10240, 20480]
+    assert "tokens trained on" in labels(text) and "step" not in labels(text)
+    assert "Nothing but the directory." in text
+    RunDirectory(b).append({"step": 21, "train_loss": 1.0})
+    with pytest.raises(Error, match="expected tokens in every row of .*b/metrics.jsonl, got .*; compare by step"):
+        write_report(a, b, out=tmp_path / "both.html", by="tokens")
+    with pytest.raises(Error, match="by: expected step or tokens, got 'epoch'"):
+        write_report(a, by="epoch")
+
+
+@pytest.mark.parametrize("change", [{"val_tokens": 4096}, {"dataset_id": "cd" * 32}, {"seq_len": 512}])
+def test_runs_of_other_validation_text_are_not_compared_in_silence(tmp_path: Path, change: dict[str, Any]) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", **change)
+    text = write_report(a, b, out=tmp_path / "both.html").read_text()
+    assert "Validation losses are not of the same text" in text
+    assert not {OPENAI_LOSS, "unigram entropy"} & set(labels(text)) and "uniform guess" in labels(text)
+
+
+def test_accuracies_of_other_sets_are_pictures_of_their_own(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", choice=CHOICE | {"mode": "lm-eval"})
+    text = write_report(a, b, out=tmp_path / "both.html").read_text()
+    assert list(curves(text, "Accuracy: HellaSwag, 10,042 examples, completion")) == ["a"]
+    assert list(curves(text, "Accuracy: HellaSwag, 10,042 examples, lm-eval")) == ["b"]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [make_run(tmp_path / name / "run", steps=10) for name in ("a<b>", "c")]
+    monkeypatch.chdir(tmp_path)
+    assert write_report(*runs) == Path("report.html")
+    text = Path("report.html").read_text()
+    assert columns(text, "Results")[0][1:] == ["a<b>/run", "c/run"]
+    assert "a<b>" not in text  # not as HTML
+    with pytest.raises(Error, match="expected different run directories, got .* more than once; leave one out"):
+        write_report(runs[0], runs[0] / ".." / "run")
+
+
+@pytest.mark.slow
+def test_three_runs_of_full_length_stay_below_3_mb(tmp_path: Path) -> None:
+    noise = random.Random(0)
+    for name in "abc":
+        run = RunDirectory(make_run(tmp_path / name, steps=0))
+        rows = [metrics(step, CHOICE, "") if step % 250 == 0 else {"step": step} for step in range(19_074)]
+        for row in rows:
+            row |= {
+                "train_loss": 3 + noise.random(),
+                "grad_norm": noise.random(),
+                "learning_rate": 1 / (row["step"] + 1),
+            }
+            row["tokens_per_second"] = 150_000 * noise.random()
+        run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = write_report(*(tmp_path / name for name in "abc"), out=tmp_path / "page.html")
+    assert out.stat().st_size < 3_000_000
+
+
+def test_labels_lie_beside_the_axes_and_not_on_each_other(tmp_path: Path) -> None:
+    """So no curve can be under one: axes end where labels begin."""
+    text = page(tmp_path / "run", val_unigram_entropy=10.7)  # beside the uniform guess
+    known = {"uniform guess", "unigram entropy", "OpenAI 124M", "chance", "OpenAI 350M", "OpenAI 774M", "OpenAI 1558M"}
+    found = 0
+    for axes, drawing in re.findall(r'data-axes="([^"]*)">(.*?)</svg>', text, re.DOTALL):
+        right = float(axes.split()[1])
+        texts = re.findall(r'<text [^>]*transform="translate\((\S+) (\S+)\)">([^<]*)</text>', drawing)
+        places = [(float(x), float(y)) for x, y, label in texts if label in known]
+        assert all(x > right for x, _ in places)
+        heights = sorted(y for _, y in places)
+        assert all(b - a > 17 for a, b in itertools.pairwise(heights))  # two lines of 8 points
+        found += len(places)
+    assert found > 20
+
+
+def test_a_directory_of_another_kind_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(Error, match="expected a run directory, got the dataset .*; gpt2wds-shard info .* tells of it"):
+        write_report(tmp_path)
+    weights = tmp_path / "step-0000010"
+    weights.mkdir()
+    (weights / "model.safetensors").write_bytes(b"")
+    with pytest.raises(Error, match="expected a run directory, got the weights .*; give the directory that"):
+        write_report(weights)
+    a, b = make_run(tmp_path / "a", steps=1), rewrite(make_run(tmp_path / "b", steps=1), "no toml")
+    with pytest.raises(Error, match="run b: expected TOML in config.toml, got .*; restore it"):
+        write_report(a, b, out=tmp_path / "page.html")

@@ -103,11 +103,11 @@ def _read_checked() -> None:
     from huggingface_hub import HfFileSystem
 
     class Checked(HfFileSystem):
-        def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-            place: Any = self.resolve_path(path)
-            info = self.info(path)
+        def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:  # type: ignore[override]
+            place: Any = self.resolve_path(path, revision=options.get("revision"))
             if mode != "rb" or getattr(place, "repo_type", "") != "dataset":
                 return super()._open(path, mode, **options)
+            info = self.info(path, revision=options.get("revision"))
             etag = info["lfs"]["sha256"] if info.get("lfs") else info["blob_id"]
             return HubFile(place.repo_id, place.revision, place.path_in_repo, info["size"], etag).open()
 

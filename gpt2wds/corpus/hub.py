@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,10 +44,11 @@ class HubRows:
     def rows(self, location: HubFile) -> Iterator[dict[str, Any]]:
         import datasets
 
+        _read_checked()
         try:
             builder = _builder(location.repo, self.config, location.revision)
             found = builder.config.data_files or {}
-            urls = [url for url in found.get(self.split, []) if str(url) == str(location)]
+            urls = [url for url in found.get(self.split, []) if str(url) == str(location)][:1]  # it may be named twice
             builder.config.data_files = datasets.data_files.DataFilesDict(
                 {self.split: datasets.data_files.DataFilesList(urls, [])}
             )
@@ -92,6 +94,24 @@ class _OpenRows:
                 skipped -= 1
             else:
                 yield row
+
+
+@cache
+def _read_checked() -> None:
+    """Let `datasets`, too, read the Hub's files by ranges that are checked: fsspec asks what this registers."""
+    import fsspec
+    from huggingface_hub import HfFileSystem
+
+    class Checked(HfFileSystem):
+        def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:  # type: ignore[override]
+            place: Any = self.resolve_path(path, revision=options.get("revision"))
+            if mode != "rb" or getattr(place, "repo_type", "") != "dataset":
+                return super()._open(path, mode, **options)
+            info = self.info(path, revision=options.get("revision"))
+            etag = info["lfs"]["sha256"] if info.get("lfs") else info["blob_id"]
+            return HubFile(place.repo_id, place.revision, place.path_in_repo, info["size"], etag).open()
+
+    fsspec.register_implementation("hf", Checked, clobber=True)
 
 
 def resolve(repo: str, config: str | None, split: str, revision: str | None) -> tuple[str, list[HubFile]]:

@@ -306,11 +306,21 @@ def test_400_files_behind_50_ms_are_planned_with_at_most_two_requests_each(tmp_p
         assert float(seconds) < 30
 
 
-def test_a_local_directory_does_not_stand_for_the_hubs_dataset(tmp_path: Path):
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_local_directory_does_not_stand_for_the_hubs_dataset(tmp_path: Path, kind: str):
+    """Nor is a file read twice that its card names twice."""
     folder, here = tmp_path / "hub", tmp_path / "here"
-    for place, text in ((folder, "from the Hub"), (here / "owner" / "csv", "from here")):
+    places = [
+        (folder, "from the Hub"),
+        *((here / below, "from here") for below in ("owner/csv", "hf:/datasets/owner/csv")),
+    ]
+    for place, text in places:
         place.mkdir(parents=True)
-        (place / "a.jsonl").write_text("".join(json.dumps({"text": f"{text} {n}"}) + "\n" for n in range(10)))
+        rows = [f"{text} {n}" for n in range(10)]
+        lines = [json.dumps({"text": row}) for row in rows] if kind == "jsonl" else ["text", *rows]
+        (place / f"a.{kind}").write_text("".join(f"{line}\n" for line in lines))
+        card = f"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: [a.{kind}, a.{kind}]\n"
+        (place / "README.md").write_text(f"---\n{card}---\n")
     with LoopbackHub({"datasets/owner/csv": folder}) as hub:
         environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
         program = [
@@ -325,3 +335,27 @@ def test_a_local_directory_does_not_stand_for_the_hubs_dataset(tmp_path: Path):
         done = subprocess.run(program, env=environment, cwd=here, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
     assert texts_of(here / "out") == [f"from the Hub {n}" for n in range(10)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["empty", "elsewhere", "short"])
+def test_datasets_too_reads_ranges_that_are_checked(tmp_path: Path, fault: str):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    rows = [text_of(row) for row in range(50)]
+    with (folder / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["n", "text"], *enumerate(rows)])
+    with LoopbackHub({"datasets/owner/name": folder}) as hub:
+
+        def shard(out: str) -> subprocess.CompletedProcess:
+            arguments = ["hf", "owner/name", "--val-docs", "5", "--workers", "1", "--out", str(tmp_path / out)]
+            return command("gpt2wds-shard", *arguments, endpoint=hub.url, home=tmp_path / "home")
+
+        hub.faults = [fault, "", fault, fault, ""]
+        done = shard("out")
+        assert done.returncode == 0 and hub.faults == [], done.stderr
+        assert texts_of(tmp_path / "out") == rows
+        hub.faults = [fault] * 100
+        done = shard("wrong")
+        assert done.returncode == 1 and "the same command goes on" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and not (tmp_path / "wrong" / "manifest.json").exists()

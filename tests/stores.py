@@ -120,7 +120,7 @@ class FaultyProxy:
                     self.answer(fault.status, [("Content-Type", "application/xml")], text.encode())
                 else:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    self.connection.close()  # a reset
+                    self.close_connection = True  # a reset, when the handler lets go of the socket
 
             def answer(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
                 self.send_response(status)

@@ -18,6 +18,8 @@ pytest.importorskip("s3fs", reason="needs the extra 's3'")
 
 Tree = dict[str, bytes]
 
+pytestmark = pytest.mark.slow  # a real server, and processes that start anew for each command
+
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[ObjectStore]:
@@ -93,7 +95,6 @@ def test_nothing_is_left_in_temporary_folders(store: ObjectStore, corpus: Path, 
     assert [path for path in tmp_path.rglob("*") if "data-gym-cache" not in path.parts] == []
 
 
-@pytest.mark.slow
 def test_kills_change_nothing(store: ObjectStore, corpus: Path, whole: Path) -> None:
     chance, stages = random.Random(7), []
     for attempt in itertools.count():
@@ -124,7 +125,6 @@ def test_kills_change_nothing(store: ObjectStore, corpus: Path, whole: Path) -> 
     assert len(set(stages)) > 3, stages  # the moments were of different stages
 
 
-@pytest.mark.slow
 def test_two_at_once_make_one_dataset(store: ObjectStore, corpus: Path, whole: Path) -> None:
     both = [store.start("gpt2wds-shard", *arguments(corpus, store.url("both"))) for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
@@ -153,7 +153,6 @@ def trained(store: ObjectStore, run: Path, data: object, *more: str, **environme
     return done.returncode, done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_from_a_store_is_training_from_here(
     store: ObjectStore, whole: Path, remote: str, tmp_path: Path, workers: int
@@ -166,7 +165,6 @@ def test_training_from_a_store_is_training_from_here(
     assert runs[0] == runs[1] and len(runs[0].splitlines()) > 2
 
 
-@pytest.mark.slow
 def test_a_shard_that_vanishes_in_mid_run_is_one_line(store: ObjectStore, whole: Path, tmp_path: Path) -> None:
     for name, data in tree(whole).items():
         if not name.startswith("train-000"):

@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OVERRIDES ?=
+# A file's tests stay together, for what they share.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-all lint clean-demo
 .DELETE_ON_ERROR:
@@ -27,10 +29,10 @@ demo: $(VENV)/demo-is-installed
 	@$(BIN)/gpt2wds-eval report demo/run
 
 test: $(VENV)/dev-is-installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 test-all: $(VENV)/dev-is-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 lint: $(VENV)/dev-is-installed
 	$(BIN)/ruff check .

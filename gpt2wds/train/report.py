@@ -199,7 +199,8 @@ def _origin(facts: Row) -> str | None:
     """What the run's first weights were: a path or name, or an object with the path and more about it."""
     origin = facts.get("origin")
     if isinstance(origin, dict):
-        return ", ".join(str(v) if k == "path" else f"{k} {v}" for k, v in origin.items() if v is not None)
+        names = {"path": "", "sha256": "SHA-256 of its weights "}
+        return ", ".join(f"{names.get(k, f'{k} ')}{v}" for k, v in origin.items() if v is not None)
     return str(origin) if origin else None
 
 

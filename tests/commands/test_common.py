@@ -68,7 +68,7 @@ progress.close("loss 3.1")
     [
         (shard_commands.main, "export data --format llmc --out s3://bucket/data", "--out"),
         (eval_commands.main, "hellaswag model --data data --per-example s3://bucket/data", "--per-example"),
-        (eval_commands.main, "report s3://bucket/data", "run_dir"),
+        (eval_commands.main, "report s3://bucket/data", "run_dirs"),
         (eval_commands.main, "report run --out s3://bucket/data", "--out"),
     ],
 )

@@ -411,7 +411,7 @@ def test_size_of_the_split_and_origin(tmp_path: Path) -> None:
     assert rows["begun from"] == "runs/other"
     origin = {"path": "runs/other", "step": 12, "sha256": "cd" * 32}
     rows = Reader(page(tmp_path / "c", origin=origin)).rows
-    assert rows["begun from"] == f"runs/other, step 12, sha256 {'cd' * 32}"
+    assert rows["begun from"] == f"runs/other, step 12, SHA-256 of its weights {'cd' * 32}"
 
 
 def rewrite(run: Path, config: str) -> Path:

@@ -13,6 +13,8 @@ only makes shards never loads torch. What is in the modules beside them may chan
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .corpus.corpora import Files, HubDataset, MultipleChoice, Plays
     from .corpus.cutting import Cut
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer, load_tokenizer
     from .train.weights import load_weights
 
-__version__ = "0.1.0"
 __all__ = [
     "GPT2",
     "Cut",

@@ -13,8 +13,8 @@ from typing import BinaryIO, cast
 
 import fsspec
 
-from . import files
 from .errors import Error, reason
+from .files import commit, replacing, synced, temporary_name
 from .locations import RangedFile
 from .stores import Answer, Question, ask, filesystem, fresh
 
@@ -99,10 +99,10 @@ class Folder:
                 return answer, self._send(name, f"/dev/fd/{file.fileno()}")
         final = Path(self.path, name)
         final.parent.mkdir(exist_ok=True)
-        temporary = files.temporary_name(final)
-        with files.synced(temporary) as file:
+        temporary = temporary_name(final)
+        with synced(temporary) as file:
             answer = write(file)
-        return answer, files.commit(temporary, final)
+        return answer, commit(temporary, final)
 
     def create_text(self, name: str, text: str) -> bool:
         """A file of this text; False when another was there first, which stays."""
@@ -111,7 +111,7 @@ class Folder:
     def replace(self, name: str, data: bytes) -> None:
         """Replace a file in one step: a reader sees the old or the new."""
         if self.is_local:
-            with files.replacing(Path(self.path, name)) as file:
+            with replacing(Path(self.path, name)) as file:
                 file.write(data)
             return
         self._ask(name, lambda system, path: _placed(system.pipe_file, path, data))

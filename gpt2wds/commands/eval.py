@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from .. import __version__
 from ..dataset.directory import Dataset
 from ..dataset.prompts import ENDINGS, MODES
 from ..errors import Error
 from ..train import report
 from ..train.curves import X_NAMES
+from ..version import __version__
 from .common import DEVICE, DTYPE, Commands, LocalPath, ProgressLine, counted, heading, print_json
 from .text import loss_command, sample_command
 from .trace import trace_command

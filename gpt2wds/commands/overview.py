@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend
 
-from .. import __version__
 from ..dataset.directory import Dataset
 from ..dataset.loader import StepBatches
 from ..dataset.order import even_share
@@ -16,6 +15,7 @@ from ..evaluate.text import unigram_entropy
 from ..model import GPT2
 from ..train.cost import activation_bytes, flops_per_token, training_bytes
 from ..train.update import micro_batch_shape
+from ..version import __version__
 from .common import counted
 from .settings import Config
 

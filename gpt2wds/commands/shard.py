@@ -12,7 +12,6 @@ from typing import Any
 import click
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .. import __version__
 from ..corpus import corpora, sharding
 from ..corpus.corpora import Request
 from ..corpus.cutting import Cut
@@ -22,6 +21,7 @@ from ..corpus.ray_executor import OnRay
 from ..dataset.directory import Dataset
 from ..errors import Error
 from ..folder import Folder
+from ..version import __version__
 from .common import Commands, Directory, ProgressLine, counted
 from .looking import cat_command, export_command, info_command, skipped, totals, verify_command
 

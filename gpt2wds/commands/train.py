@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from .. import __version__
 from ..config import explain_config, load_config
 from ..train.signals import Signals, end_with_launcher
+from ..version import __version__
 from .common import one_line_errors
 
 _KEYS = {"device": "run.device", "seed": "run.seed", "seq_len": "data.seq_len"}

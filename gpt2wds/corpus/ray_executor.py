@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, files
 from ..errors import Error, reason
+from ..files import temporary_name
 from ..folder import Folder
+from ..version import __version__
 from .executors import MakeRun, Report, Run, WorkerBug, as_message
 from .ray_cluster import connected
 
@@ -250,7 +251,7 @@ def _cannot_load(error: Exception) -> Error:
 @contextlib.contextmanager
 def _marked(out: Folder) -> Iterator[str]:
     """The name of a file that is in `out` for the time of the run: a node that sees it sees the same directory."""
-    mark = files.temporary_name(Path("shared")).name
+    mark = temporary_name(Path("shared")).name
     out.create_text(mark, "")
     try:
         yield mark

@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from .. import fast_tokenizer, files
 from ..dataset import shards
 from ..dataset.directory import Dataset
 from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, LaterFormat, Manifest
 from ..errors import Error
+from ..fast_tokenizer import prove
+from ..files import TEMPORARY
 from ..folder import Folder
 from ..tokenizer import load_tokenizer
 from . import cutting
@@ -163,7 +164,7 @@ def run_missing(
 def _runner(out: Folder, plan: Plan) -> TaskRunner:
     """Called on the machine that will run tasks. Raises Error where its tokenizer is not the plan's."""
     _refuse_other_tokenizer(out, plan)
-    return TaskRunner(out, plan, fast_tokenizer.prove(load_tokenizer()) if plan.kind == TOKENS else None)
+    return TaskRunner(out, plan, prove(load_tokenizer()) if plan.kind == TOKENS else None)
 
 
 def discard_damaged(out: Folder, plan: Plan, todo: Sequence[Task]) -> None:
@@ -223,7 +224,7 @@ def remove_strays(out: Folder) -> None:
     """Temporary files that killed processes left; only called when nothing is left to do."""
     for below in ("", "receipts/"):
         for name in out.sizes(below.rstrip("/")):
-            if fnmatch(name, files.TEMPORARY):
+            if fnmatch(name, TEMPORARY):
                 out.remove(below + name)
 
 

@@ -250,7 +250,7 @@ def test_a_ray_of_its_own_ends_with_the_command(corpus: list[Path], whole: dict[
 
 @pytest.mark.slow
 def test_a_node_with_another_version_is_refused(cluster: Any, corpus: list[Path], tmp_path: Path) -> None:
-    newer = "import gpt2wds; gpt2wds.__version__ = '99'; from gpt2wds.commands.shard import main; main()"
+    newer = "from gpt2wds import version; version.__version__ = '99'; from gpt2wds.commands.shard import main; main()"
     line = [sys.executable, "-c", newer, *command(corpus, tmp_path / "out")[1:], "--executor", "ray"]
     done = subprocess.run([*line, "--ray-address", cluster.address], capture_output=True, text=True, timeout=90)
     said = done.stderr.splitlines()[-1]

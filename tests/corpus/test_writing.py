@@ -109,7 +109,7 @@ def test_a_panic_of_the_tokenizer_names_the_document_and_stops_nothing(tmp_path,
 
     encoding = tokenizer.encoding
     monkeypatch.setattr(tokenizer, "encoding", Panicking())
-    monkeypatch.setattr("gpt2wds.fast_tokenizer.prove", lambda tokenizer: None)
+    monkeypatch.setattr("gpt2wds.corpus.sharding.prove", lambda tokenizer: None)
     source = write_jsonl(tmp_path / "source.jsonl", ["a", "b", "poison", "c"])
     (entry,) = shard_files(tmp_path / "out", source, val_docs=0).shards("train")
     ((reason, ordinals),) = entry.skipped.items()

@@ -90,6 +90,13 @@ def in_process(run: Path, dataset: Dataset | Path, *overrides: str) -> tuple[int
     return result.exit_code, result.output
 
 
+def finished(run: Path, dataset: Dataset, *overrides: str) -> Path:
+    """A run that gpt2wds-train, called here, brought to its end."""
+    code, said = in_process(run, dataset, *overrides)
+    assert code == 0, said
+    return run
+
+
 def rows(run: Path) -> np.ndarray:
     """(steps, 4) of log.txt."""
     return np.loadtxt(run / "log.txt", ndmin=2)

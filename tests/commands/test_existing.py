@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from making import shard_choices
-from runs import in_process, rows
+from runs import finished, in_process, rows
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.train.checkpoint import list_checkpoints
@@ -24,9 +24,7 @@ SHORT = ("train.max_steps=4", "checkpoint.every_steps=2", "eval.every_steps=2")
 def short(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of four steps. Read it, do not change it."""
     run = tmp_path_factory.mktemp("short") / "run"
-    code, said = in_process(run, plays, *SHORT)
-    assert code == 0, said
-    return run
+    return finished(run, plays, *SHORT)
 
 
 @pytest.fixture

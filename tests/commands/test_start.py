@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import in_process, rows
+from runs import finished, in_process, rows
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.train.checkpoint import list_checkpoints
@@ -21,9 +21,7 @@ SHORT = ("train.max_steps=6", "checkpoint.every_steps=2", "eval.every_steps=2", 
 def first(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of six steps. Read it, do not change it."""
     run = tmp_path_factory.mktemp("first") / "run"
-    code, said = in_process(run, plays, *SHORT)
-    assert code == 0, said
-    return run
+    return finished(run, plays, *SHORT)
 
 
 def test_a_fork_that_changes_nothing_gives_the_same_numbers(plays: Dataset, first: Path, tmp_path: Path) -> None:

@@ -59,6 +59,14 @@ def receipts(out: Path) -> int:
     return len(list(out.glob("receipts/*.json")))
 
 
+def half_way(corpus: Path, out: Path) -> subprocess.Popen:
+    """A command that has made some shards."""
+    process = start(corpus, out)
+    while process.poll() is None and receipts(out) < 3:
+        time.sleep(0.005)
+    return process
+
+
 @pytest.mark.slow
 def test_25_kills_at_random_moments_change_nothing(corpus: Path, whole: dict[str, str], tmp_path: Path):
     chance, kills, stages = random.Random(11), 0, []
@@ -89,9 +97,7 @@ def test_25_kills_at_random_moments_change_nothing(corpus: Path, whole: dict[str
 @pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(corpus: Path, whole: dict[str, str], tmp_path: Path):
     out = tmp_path / "out"
-    process = start(corpus, out)
-    while process.poll() is None and receipts(out) < 3:
-        time.sleep(0.01)
+    process = half_way(corpus, out)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the group
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in said
@@ -153,9 +159,7 @@ def check_becomes(out: Path, wanted: dict[str, str]) -> None:
 @pytest.mark.slow
 def test_workers_whose_parent_was_killed_do_no_harm(corpus: Path, whole: dict[str, str], tmp_path: Path):
     out = tmp_path / "out"
-    process = start(corpus, out)
-    while process.poll() is None and receipts(out) < 3:
-        time.sleep(0.005)
+    process = half_way(corpus, out)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert not (out / "manifest.json").exists()

@@ -22,7 +22,9 @@ TEMPORARY = ".*.tmp"  # matches what killed processes leave
 
 
 def local_path(path: str | Path) -> Path:
-    """A path of this machine. Raises Error for a URL, which would become a directory called "s3:"."""
+    """A path of this machine. Raises Error for a URL, which would become a directory called "s3:", and for no name."""
+    if not str(path).strip():
+        raise Error("expected a path, got an empty name")
     if "://" in str(path):
         raise Error(f"expected a path of this machine, got the URL {path}; give a local directory")
     return Path(path)

@@ -27,6 +27,8 @@ class Folder:
     """
 
     def __init__(self, path: "str | Path | Folder"):
+        if not str(path).strip():
+            raise Error("expected a directory or a URL, got an empty name")
         self.path = str(path).removeprefix("file://").rstrip("/") or "/"
         self.is_local = "://" not in self.path
         if not self.is_local:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,7 +82,10 @@ def preview(settings: Config, world: World, ranks: int | None = None, tokens_per
     forecast(settings, start.model, assembly.batches, planned, run.say)
     step, last = start.state.step, settings.train.max_steps
     if tokens_per_second:
-        time = timedelta(seconds=round((last - step) * settings.train.tokens_per_step / tokens_per_second))
+        seconds = (last - step) * settings.train.tokens_per_step / tokens_per_second
+        if not seconds < timedelta.max.total_seconds():  # nor is nan
+            raise Error(f"tokens_per_second: expected a rate that ends these steps, got {tokens_per_second}")
+        time = timedelta(seconds=round(seconds))
         run.say(
             f"time: {last - step:,} steps at {tokens_per_second:,.0f} tokens/s take {time}, "
             "without evaluations and checkpoints"
@@ -94,6 +98,11 @@ def preview(settings: Config, world: World, ranks: int | None = None, tokens_per
 
 def _run_directory(settings: Config, world: World) -> RunDirectory:
     tensorboard = settings.run.tensorboard and world.is_main
+    for name in ("manifest.json", "plan.json"):
+        if Path(settings.run.dir, name).exists():
+            raise Error(f"run.dir: expected a directory of the run's own, got {settings.run.dir}, which has a dataset")
+    if Path(settings.run.dir).is_file():
+        raise Error(f"run.dir: expected a directory, got {settings.run.dir}, which is a file")
     return RunDirectory(settings.run.dir, is_main=world.is_main, tensorboard=tensorboard)
 
 

@@ -115,6 +115,8 @@ def sample_command(
     from ..evaluate.text import generate
     from .models import load
 
+    if seed + num > 1 << 63:
+        raise Error(f"--seed: expected one that leaves room for {num} samples below 2^63, got {seed}")
     tokenizer = load_tokenizer()
     with join_world(device) as world:
         gpt2, step = load(model, world)

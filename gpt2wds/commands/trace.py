@@ -72,6 +72,8 @@ def trace_command(
     """
     if (step is None) == (document is None):
         raise click.UsageError("give either --step or --document")
+    if document is not None and (whole_text or with_loss):
+        raise click.UsageError("--text and --loss are for --step")
     run = _traced_run(run_dir, data)
     if document is not None:
         source, _, number = document.rpartition(":")
@@ -126,7 +128,8 @@ def _losses(
     path = newest_sound_checkpoint(run.run.checkpoints, lambda text: print(text, file=sys.stderr), before=step)
     if path is None:
         raise Error(
-            f"{run.run.checkpoints}: expected a checkpoint before step {step}; checkpoint.keep says how many are kept"
+            f"{run.run.checkpoints}: expected a checkpoint before step {step}, got none: a run keeps its "
+            "newest ones, as many as checkpoint.keep says, and has none before its first"
         )
     with join_world(device) as world:
         model = load_weights(path).to(world.device).eval()

@@ -45,6 +45,8 @@ def main(
     """
     if config is None and not print_config:
         raise click.UsageError("Missing argument 'CONFIG'; --print-config writes one to begin with.")
+    if config is not None and "=" in str(config) and not config.exists():
+        raise click.UsageError("CONFIG, a TOML file, comes before [SECTION.KEY=VALUE]; --print-config writes one.")
     if (ranks or tokens_per_second) and not dry_run:
         raise click.UsageError("--ranks and --tokens-per-second are for --dry-run.")
     signals = Signals()

@@ -52,7 +52,10 @@ def naming_damage(location: Location) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise Error(f"{location}: it does not decompress to its end ({error}); restore the file") from None
+        raise Error(
+            f"{location}: it does not decompress to its end ({error}); restore the file, and "
+            "make the dataset anew in an empty directory: what was read of it before the damage showed may be wrong"
+        ) from None
 
 
 class _ZstdStream(SeekableReader):

@@ -3,6 +3,8 @@
 import glob
 import logging
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -36,12 +38,43 @@ def expanded(path: str) -> list[str]:
         return _within(path)
     if not is_pattern:
         raise Error(f"files: expected a file, got {path!r}, which is {'no file' if Path(path).exists() else 'missing'}")
-    return _some([name for name in glob.glob(path, recursive=True) if Path(name).is_file()], path)
+    if "**" in path:  # glob says nothing of a directory that it cannot read
+        base = path[: re.search(r"[*?[]", path).start()]  # type: ignore[union-attr]
+        for _ in _walked(os.path.dirname(base) or "."):
+            pass
+    return _some([name for name in glob.glob(path, recursive=True) if _is_readable(name)], path)
+
+
+def _walked(directory: str) -> Iterator[str]:
+    """The files below a directory, hidden ones excepted, each directory once. Raises Error for one it cannot list."""
+
+    def fail(error: OSError) -> None:
+        raise Error(f"files: cannot list {error.filename!r} ({reason(error)}); make it readable, or leave it out")
+
+    seen = set()
+    for folder, below, names in os.walk(directory, onerror=fail, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:  # a link to a directory above
+            below.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        below[:] = [name for name in below if not name.startswith(".")]
+        yield from (os.path.join(folder, name) for name in names if not name.startswith("."))
+
+
+def _is_readable(name: str) -> bool:
+    """Whether it is a file. Raises Error for what is named like a source and is none: a broken link, a pipe."""
+    if Path(name).is_file():
+        return True
+    if suffix_of(name) and not Path(name).is_dir():
+        kind = "a broken link" if Path(name).is_symlink() else "no regular file"
+        raise Error(f"files: expected a file, got {name!r}, which is {kind}; remove it, or leave it out")
+    return False
 
 
 def _within(directory: str) -> list[str]:
-    found = [name for name in glob.glob(os.path.join(directory, "**"), recursive=True) if Path(name).is_file()]
-    known = [name for name in found if suffix_of(name)]
+    found = list(_walked(directory))
+    known = [name for name in found if suffix_of(name) and _is_readable(name)]
     others = sorted(set(found) - set(known))
     if not known:
         raise Error(f"files: expected a directory with {', '.join(BY_SUFFIX)}, got {directory!r}, which has none")

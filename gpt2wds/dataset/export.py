@@ -6,6 +6,7 @@ else. Both little-endian, as on every machine these run on. A document begins wi
 """
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,8 +29,9 @@ def export_dataset(
     """Write all splits that have tokens to `out` as LLMC or NANOGPT; returns the files.
 
     Killed and called again with the same arguments it goes on after the last finished file; files get their `.bin`
-    names when all are finished. `progress` hears of the tokens written, or found written. Raises Error for a dataset
-    of anything but tokens, for an `out` that has a dataset or another export, and for a damaged dataset.
+    names when all are finished. What is there already is compared. `progress` hears of the tokens written, or found
+    written. Raises Error for a dataset of anything but tokens, for an `out` that has a dataset or another export, and
+    for a damaged dataset.
     """
     if dataset.kind != TOKENS:
         raise Error(f"dataset {dataset.path}: expected tokens to export, got {dataset.kind}")
@@ -38,8 +40,9 @@ def export_dataset(
     for name, (split, numbers) in names.items():
         tokens = sum(dataset.shards(split)[number].tokens for number in numbers)
         header = _llmc_header(tokens) if file_format == LLMC else b""
-        size = len(header) + 2 * tokens
-        if any(path.exists() and path.stat().st_size == size for path in (out / name, out / f"{name}{DONE}")):
+        parts = (part for number in numbers for part in dataset.iterate_tokens(split, number))
+        done = next((path for path in (out / name, out / f"{name}{DONE}") if path.exists()), None)
+        if done and _holds(done, header, parts):
             progress(tokens)
             continue
         with files.replacing(out / f"{name}{DONE}") as file:
@@ -52,6 +55,13 @@ def export_dataset(
     for stray in out.glob(files.TEMPORARY):
         stray.unlink(missing_ok=True)
     return [out / name for name in names]
+
+
+def _holds(path: Path, header: bytes, parts: Iterable[np.ndarray]) -> bool:
+    """Whether a file is the header and these tokens, and no more."""
+    with path.open("rb") as file:
+        tokens = (part.astype("<u2", copy=False).tobytes() for part in parts)
+        return all(file.read(len(data)) == data for data in chain([header], tokens)) and not file.read(1)
 
 
 def _claim(out: Path, ours: str, names: Iterable[str]) -> None:

@@ -37,7 +37,7 @@ def verify_dataset(dataset: Dataset) -> list[str]:
             "parameters": {name: value for name, value in request.items() if value is not None},
         }
     except Error as error:
-        return [f"plan.json: {error}; restore it, or delete it: no reader needs it"]
+        return [f"plan.json: {error}; restore it: no reader needs it, but no shard can be made again without it"]
     return [
         f"plan.json: {name!r}: expected {repr(getattr(dataset.manifest, name))[:80]}, as in manifest.json, "
         f"got {repr(value)[:80]}; restore the one that was changed, or make the dataset again"

@@ -156,10 +156,11 @@ def generate(
 def choose_token(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
     if temperature < LIKELIEST_BELOW:
         return int(logits.argmax())
+    scaled = logits / temperature
     if top_k:
         threshold = logits.topk(min(top_k, len(logits))).values[-1]
-        logits = logits.masked_fill(logits < threshold, -torch.inf)
-    p = torch.softmax(logits / temperature, dim=0)
+        scaled = scaled.masked_fill(logits < threshold, -torch.inf)
+    p = torch.softmax(scaled, dim=0)
     if top_p < 1:
         ordered, places = p.sort(descending=True)
         beyond = ordered.cumsum(dim=0) - ordered >= top_p  # the first one never is

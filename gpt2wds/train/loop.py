@@ -145,6 +145,7 @@ class Trainer:
                     warn=self.run.say,
                 )
             except OSError as error:
+                self.run.check()  # a directory that is gone is not what room would mend
                 problem = f"step {step}: the checkpoint could not be written ({reason(error)})"
                 if self.checkpoint.on_error == "stop":
                     raise Error(f"{problem}; make room, then the same command goes on from the one before") from None

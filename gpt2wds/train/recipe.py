@@ -41,7 +41,7 @@ class Train:
     compile: bool = key(True, "", "torch.compile with static shapes")
 
     def __post_init__(self) -> None:
-        at_least("train", self, max_steps=1, micro_batch_sequences=1)
+        at_least("train", self, max_steps=1, micro_batch_sequences=1, decay_steps=0)
         if not 0 < self.learning_rate < math.inf:
             raise Error(f"train.learning_rate: expected more than 0, got {self.learning_rate}")
         if self.min_learning_rate is None:

@@ -42,6 +42,8 @@ def write_report(*run_dirs: str | Path, out: str | Path | None = None, by: str =
     if out is None:
         out = Path(run_dirs[0], "report.html") if len(runs) == 1 else "report.html"
     text = _page_of_one(runs[0], by) if len(runs) == 1 else _page_of_several(runs, by)
+    if Path(out).is_dir():
+        raise Error(f"out: expected a file to write, got the directory {out}")
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     files.replace(Path(out), text)
     return Path(out)

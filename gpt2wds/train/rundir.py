@@ -120,13 +120,18 @@ class RunDirectory:
     def rewind(self, step: int) -> None:
         """Drop all rows after `step` (and half-written ones): a resumed run writes them again.
 
-        A killed run may have logged steps that its last checkpoint does not have.
+        A killed run may have logged steps that its last checkpoint does not have. Rows that log.txt lost otherwise come
+        back from metrics.jsonl, which has the same numbers.
         """
         if not self._is_main:
             return
-        rows = [line for number, line in _checked(self.log, _log_step) if 0 <= number <= step]
+        rows = {number: line for number, line in _checked(self.log, _log_step) if 0 <= number <= step}
         objects = [line for number, line in _checked(self.metrics, _metrics_step) if number <= step]
-        files.replace(self.log, LOG_HEADER + "".join(rows))
+        lost = {number: line for number, line in map(_log_row, objects) if number not in rows}
+        if lost:
+            first, last = min(lost), max(lost)
+            self.say(f"WARNING: {self.log}: steps {first:,} to {last:,} were missing, taken from {self.metrics.name}")
+        files.replace(self.log, LOG_HEADER + "".join(line for _, line in sorted((lost | rows).items())))
         files.replace(self.metrics, "".join(objects))
         if self._wants_board:
             from torch.utils.tensorboard import SummaryWriter
@@ -142,10 +147,8 @@ class RunDirectory:
         """
         if not self._is_main:
             return
-        columns = [metrics.get(name) for name in ("train_loss", "val_loss", "hella_acc")]
-        row = " ".join(map(_word, columns))
         with self._appending(self.log) as file:
-            file.write(f"{metrics['step']} {row}\n")
+            file.write(_row(metrics))
         with self._appending(self.metrics) as file:
             file.write(json.dumps(_without_nan(metrics), ensure_ascii=False) + "\n")
         if self._board is not None:
@@ -198,10 +201,22 @@ def _log_step(line: str) -> int:
 
 
 def _metrics_step(line: str) -> int:
-    step = json.loads(line)["step"]
-    if type(step) is not int:
-        raise TypeError(step)
-    return step
+    record = json.loads(line)
+    if type(record["step"]) is not int or any(isinstance(value, str) for value in record.values()):
+        raise TypeError(record)
+    return int(record["step"])
+
+
+def _log_row(line: str) -> tuple[int, str]:
+    """The step of a line of metrics.jsonl, and its row of log.txt."""
+    record = json.loads(line)
+    # null stands for what is not a number; what was not measured is not there.
+    return record["step"], _row({name: math.nan if value is None else value for name, value in record.items()})
+
+
+def _row(metrics: dict[str, Any]) -> str:
+    columns = " ".join(_word(metrics.get(name)) for name in ("train_loss", "val_loss", "hella_acc"))
+    return f"{metrics['step']} {columns}\n"
 
 
 def _word(value: float | None) -> str:

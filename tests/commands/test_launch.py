@@ -58,3 +58,24 @@ def test_a_shape_that_is_not_that_of_the_weights_is_refused(plays: Dataset, whol
     assert code == 1
     assert "expected the shape of model.init_from, 1 layers, 2 heads, 32 channels, got (3, 2, 32); leave" in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("model.n_layer=99999999999999999999", "n_layer must be at least 1 and at most 1,000"),
+        ("train.decay_steps=-1", "train.decay_steps: expected at least 0, got -1"),
+        ("run.dir={data}", "run.dir: expected a directory of the run's own, got {data}, which has a dataset"),
+        ("run.dir={data}/manifest.json", "which is a file"),
+    ],
+)
+def test_what_no_run_can_be_is_one_line(plays: Dataset, tmp_path: Path, option: str, said: str) -> None:
+    options = [option.format(data=plays.path), "model.n_head=2"]
+    code, output = in_process(tmp_path / "run", plays, *options)
+    assert code == 1 and output.count("\n") == 1 and said.format(data=plays.path) in output
+
+
+@pytest.mark.parametrize("rate", ["nan", "1e-320"])
+def test_a_rate_that_ends_nothing_is_one_line(plays: Dataset, tmp_path: Path, rate: str) -> None:
+    code, output = in_process(tmp_path / "run", plays, "--dry-run", "--tokens-per-second", rate)
+    assert code == 1 and output.splitlines()[-1].startswith("error: tokens_per_second: expected a rate that ends")

@@ -1,5 +1,7 @@
 """Paths, URLs and patterns: which files they mean."""
 
+import errno
+import os
 from pathlib import Path
 
 import fsspec
@@ -86,3 +88,37 @@ def test_urls_are_patterns_but_for_what_they_ask(monkeypatch: pytest.MonkeyPatch
         assert expanded(url) == [url]
     with pytest.raises(Error, match="nosuch://x/.*expected a URL that fsspec can read"):
         expanded("nosuch://x/*.jsonl")
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.txt"])
+def test_what_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b.txt").touch()
+    asked = str(tmp_path / pattern)
+    listed = os.scandir
+
+    def denied(path: str) -> object:  # to root nothing is
+        if str(path).endswith("deep"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listed(path)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Error, match=r"cannot list '.*deep' \(Permission denied\); make it"),
+    ):
+        patch.setattr(os, "scandir", denied)
+        expanded(asked)
+    (tmp_path / "c.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(Error, match=r"got '.*c\.txt', which is a broken link"):
+        expanded(asked)
+    (tmp_path / "c.txt").unlink()
+    os.mkfifo(tmp_path / "p.txt")
+    with pytest.raises(Error, match=r"got '.*p\.txt', which is no regular file"):
+        expanded(asked)
+
+
+def test_a_link_to_a_directory_above_is_walked_once(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert expanded(str(tmp_path)) == [str(tmp_path / "a.txt")]

@@ -122,3 +122,14 @@ def test_a_kill_leaves_nothing_that_looks_whole_and_is_gone_on_from(
     for path in (tmp_path / "whole").glob("*.bin"):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
     assert len(list((tmp_path / "out").iterdir())) == 5
+
+
+def test_a_damaged_file_is_written_again(plays: Dataset, tmp_path: Path):
+    export(plays, tmp_path, "llmc")
+    whole = (tmp_path / "train_000001.bin").read_bytes()
+    for damaged in (whole[:5000] + b"x" + whole[5001:], whole[:-2], whole + b"xx", b""):
+        (tmp_path / "train_000001.bin").write_bytes(damaged)
+        export(plays, tmp_path, "llmc")
+        assert (tmp_path / "train_000001.bin").read_bytes() == whole
+    result = CliRunner().invoke(main, ["export", plays.path, "--out", "", "--format", "llmc"])
+    assert result.exit_code == 1 and "--out: expected a path, got an empty name" in result.output

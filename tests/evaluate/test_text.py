@@ -127,6 +127,13 @@ def test_temperature_divides_the_logits() -> None:
         assert texts.count(second) / 300 == pytest.approx(expected, abs=0.09)  # three standard errors
 
 
+@pytest.mark.parametrize("temperature", [1e10, 1e300])
+def test_a_high_temperature_keeps_to_the_likeliest(temperature: float) -> None:
+    model = opinionated()
+    found = {continued(model, tokens=1, top_k=2, temperature=temperature, seed=seed) for seed in range(30)}
+    assert len(found) == 2
+
+
 @pytest.mark.parametrize("temperature", [1e-6, 1e-40, 5e-324])
 def test_next_to_no_temperature_is_none(temperature: float) -> None:
     model = opinionated()

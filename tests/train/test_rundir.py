@@ -115,3 +115,26 @@ def test_a_run_whose_directory_vanishes_ends_with_one_line(plays: Dataset, tmp_p
     assert said.strip().splitlines()[-1].startswith(f"error: {run}: the run directory is gone, removed or moved")
     assert "Traceback" not in said
     assert not run.exists()
+
+
+@pytest.mark.parametrize("lost", [0, 100])
+def test_rows_that_log_txt_lost_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: int) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.claim("")
+    run.rewind(-1)
+    for row in ({"step": 0, "val_loss": 10.5}, {"step": 1, "train_loss": 1 / 3}, {"step": 2, "train_loss": math.nan}):
+        run.append(row)
+    whole = run.log.read_bytes()
+    run.rewind(2)
+    assert run.log.read_bytes() == whole and "WARNING" not in capsys.readouterr().out
+    run.log.write_bytes(whole[: max(0, len(whole) - lost)]) if lost else run.log.unlink()
+    run.rewind(2)
+    assert run.log.read_bytes() == whole
+    assert "log.txt: steps 0 to 2 were missing, taken from metrics.jsonl" in capsys.readouterr().out
+
+
+def test_text_where_a_number_belongs_is_a_damaged_row(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.metrics.write_text('{"step": 1, "tokens": "x"}\n')
+    with pytest.raises(Error, match=r"metrics\.jsonl line 1: expected a row of one step"):
+        run.read_metrics()

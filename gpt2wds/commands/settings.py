@@ -8,6 +8,8 @@ from ..errors import Error
 from ..model import SIZES, GPT2Config
 from ..train.recipe import Checkpoint, Train, at_least, key, one_of
 
+LARGEST = {"n_layer": 1000, "n_head": 1000, "n_embd": 1 << 17}  # beyond any GPT-2: building it would not end
+
 
 @dataclass(frozen=True)
 class Run:
@@ -60,6 +62,9 @@ class Model:
     def __post_init__(self) -> None:
         given = [name for name in ("n_layer", "n_head", "n_embd") if getattr(self, name)]
         at_least("model", self, n_layer=0, n_head=0, n_embd=0)
+        for name, most in LARGEST.items():
+            if getattr(self, name) > most:
+                raise Error(f"model.{name}: expected at most {most:,}, got {getattr(self, name)}")
         if self.size not in SIZES:
             raise Error(f"model.size: expected {', '.join(SIZES)}, or n_layer, n_head and n_embd, got {self.size!r}")
         if given and len(given) < 3:

@@ -63,7 +63,7 @@ def test_a_shape_that_is_not_that_of_the_weights_is_refused(plays: Dataset, whol
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("model.n_layer=99999999999999999999", "n_layer must be at least 1 and at most 1,000"),
+        ("model.n_layer=99999999999999999999", "model.n_layer: expected at most 1,000, got 9999"),
         ("train.decay_steps=-1", "train.decay_steps: expected at least 0, got -1"),
         ("run.dir={data}", "run.dir: expected a directory of the run's own, got {data}, which has a dataset"),
         ("run.dir={data}/manifest.json", "which is a file"),

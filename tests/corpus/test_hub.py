@@ -141,6 +141,7 @@ def test_fineweb_streams_every_document_once_in_few_requests(fineweb: Path, tmp_
     assert sum(count for _, _, count in asked) < 3 * sum(sizes.values())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reads_no_finished_range_again(fineweb: Path, tmp_path: Path):
     with LoopbackHub({"datasets/HuggingFaceFW/fineweb-edu": fineweb}) as hub:
         hub.faults = [""] * 10 + ["whole"] * 20  # what is not read by then is refused
@@ -307,6 +308,7 @@ def test_400_files_behind_50_ms_are_planned_with_at_most_two_requests_each(tmp_p
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.slow
 def test_a_local_directory_does_not_stand_for_the_hubs_dataset(tmp_path: Path, kind: str):
     """Nor is a file read twice that its card names twice."""
     folder, here = tmp_path / "hub", tmp_path / "here"

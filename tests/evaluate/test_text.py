@@ -114,6 +114,7 @@ def test_every_way_to_choose_is_the_same_without_the_cache(temperature: float, t
     assert continued(model, **options) == continued(model, **options, use_cache=False)
 
 
+@pytest.mark.slow
 def test_temperature_divides_the_logits() -> None:
     model, tokenizer = opinionated(), load_tokenizer()
     with torch.no_grad():

@@ -33,5 +33,6 @@ def _known(error: BaseException, micro_batch: int) -> Error | None:
     if isinstance(error, dist.DistError) or "/gloo/" in text:
         return Error(f"a rank is gone, see what it said last ({reason(error)[:160]}); {_AGAIN}")
     if text.startswith("DataLoader worker"):
-        return Error(f"{reason(error)} Often memory is why: lower data.num_workers; {_AGAIN}")
+        # torch knows the signal only where its own handler saw the child's end first.
+        return Error(f"{reason(error).rstrip('.')}: often memory is why, lower data.num_workers; {_AGAIN}")
     return None

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from gpt2wds import Dataset, StepBatches
+from gpt2wds import Dataset, Error, StepBatches
 
 
 class Model(nn.Module):
@@ -36,7 +36,10 @@ if ranks > 1:
 torch.manual_seed(1)  # the same weights on every rank
 model = Model().to(device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-batches = StepBatches(Dataset(args.data), seq_len=64, sequences_per_step=8, seed=1337, rank=rank, world_size=ranks)
+try:
+    batches = StepBatches(Dataset(args.data), seq_len=64, sequences_per_step=8, seed=1337, rank=rank, world_size=ranks)
+except Error as error:  # what the user can mend is one line
+    raise SystemExit(f"error: {error}") from None
 parts, done = {"model": model, "optimizer": optimizer, "batches": batches}, 0
 if os.path.exists(args.checkpoint):
     saved = torch.load(args.checkpoint, map_location=device, weights_only=True)

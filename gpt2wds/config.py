@@ -105,15 +105,27 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         hint = typing.get_args(hint)[0]  # `float | None`: None is a default that TOML cannot say
     origin = typing.get_origin(hint)
     kind = origin or hint
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    good = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    if good and isinstance(hint, types.GenericAlias):
-        good = all(isinstance(item, typing.get_args(hint)[0]) for item in value)
+    if kind is list and isinstance(value, list):
+        (item,) = typing.get_args(hint)
+        value = [_as_float(each) if item is float else each for each in value]
+        good = all(isinstance(each, item) for each in value)
+    else:
+        value = _as_float(value) if kind is float else value
+        good = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     if not good:
         name = str(hint) if origin else hint.__name__
         raise Error(f"{where}: expected {name}, got {value!r}")
     return value
+
+
+def _as_float(value: Any) -> Any:
+    """A whole number as a float; TOML writes 1 where 1.0 is meant."""
+    if type(value) is not int:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return value  # beyond any float, and so not one
 
 
 def _toml(value: Any) -> str:

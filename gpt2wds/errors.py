@@ -23,3 +23,12 @@ def reason(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, in a message.
+
+    >>> counted(1, "document"), counted(12_000, "document")
+    ('1 document', '12,000 documents')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -46,7 +46,15 @@ def whole(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
 def test_the_own_loop_learns_and_is_short(whole: dict[int, float]) -> None:
     assert list(whole) == list(range(1, 13))
     assert whole[12] < whole[1] - 1
-    assert len((EXAMPLES / "own_loop.py").read_text().splitlines()) <= 60
+    assert len((EXAMPLES / "own_loop.py").read_text().splitlines()) <= 62
+
+
+@pytest.mark.slow
+def test_a_directory_that_is_none_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "own_loop.py"), str(tmp_path)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and "manifest.json" in done.stderr
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .. import files
 from ..errors import Error, reason
+from ..errors import counted as counted
 from ..folder import Folder
 
 _REMEDIES = {
@@ -108,6 +109,9 @@ class ProgressLine:
 
     def __init__(self, label: str, total: float | None, unit: str, done: float = 0):
         self._label, self._total, self._unit = label, total, unit
+        # One document, not "1 documents"; of bytes and the like there is no plural.
+        self._one = unit.strip().removesuffix("s")
+        unit = unit.removesuffix("s") if total == 1 else unit
         form = "{desc}: {n:,.0f}{unit}, {rate_fmt}{postfix}"
         if total is not None:
             form = "{desc}: {bar:10} {n:,.0f} of {total:,.0f}{unit}, {remaining} left, {rate_fmt}{postfix}"
@@ -145,6 +149,7 @@ class ProgressLine:
     def _say(self, note: str) -> None:
         self._said = time.monotonic()
         of = "" if self._total is None else f" of {self._total:,.0f}"
+        unit = self._one if (self._done if self._total is None else self._total) == 1 else self._unit.strip()
         seconds = self._said - self._start
         per_second = (self._done - self._before) / seconds if seconds > 0 else 0.0
         rate = f", {per_second:,.1f}/s" if seconds > 0 else ""
@@ -152,18 +157,10 @@ class ProgressLine:
         if self._total is not None and per_second > 0 and self._done < self._total:
             left = f", {timedelta(seconds=round((self._total - self._done) / per_second))} left"
         print(
-            f"{self._label}: {self._done:,.0f}{of} {self._unit.strip()}{rate}{left}{note and ', ' + note}",
+            f"{self._label}: {self._done:,.0f}{of} {unit}{rate}{left}{note and ', ' + note}",
             file=sys.stderr,
             flush=True,
         )
-
-
-def counted(number: int, noun: str) -> str:
-    """
-    >>> counted(1, "document"), counted(12_000, "document")
-    ('1 document', '12,000 documents')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def heading(result: dict[str, Any]) -> str:

@@ -81,6 +81,10 @@ def hellaswag_command(
     records, all_questions = [], []
     with join_world(device) as world:
         datasets = [Dataset(path) for path in data]
+        for i, dataset in enumerate(datasets):
+            if dataset.id in (same := [other.id for other in datasets[:i]]):
+                first = data[same.index(dataset.id)]
+                raise Error(f"--data: expected different datasets, {first} and {data[i]} are the same; leave one out")
         for name in (model, other) if other else (model,):
             gpt2, step = load(name, world)
             all_questions = [load_questions(dataset, mode, gpt2.config.n_positions, limit) for dataset in datasets]

@@ -57,7 +57,7 @@ def refuse_other_past(run: RunDirectory, before: Table | None, settings: Config,
         return
     if settings.train.max_steps < step:
         raise Error(
-            f"train.max_steps: expected at least the {step} steps that are done, got {settings.train.max_steps}"
+            f"train.max_steps: expected at least {step}, the number of steps done, got {settings.train.max_steps}"
         )
     old, new = Train(**before["train"]).rate_factor(), settings.train.rate_factor()
     other = next((number for number in range(1, step + 1) if old(number) != new(number)), None)

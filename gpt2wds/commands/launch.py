@@ -31,7 +31,7 @@ from ..train.loop import Evaluate, Trainer
 from ..train.rundir import RunDirectory
 from ..train.signals import Signals
 from ..train.update import Update
-from .common import ProgressLine
+from .common import ProgressLine, counted
 from .existing import (
     Measures,
     as_begun,
@@ -87,7 +87,7 @@ def preview(settings: Config, world: World, ranks: int | None = None, tokens_per
             raise Error(f"tokens_per_second: expected a rate that ends these steps, got {tokens_per_second}")
         time = timedelta(seconds=round(seconds))
         run.say(
-            f"time: {last - step:,} steps at {tokens_per_second:,.0f} tokens/s take {time}, "
+            f"time: {counted(last - step, 'step')} at {tokens_per_second:,.0f} tokens/s: {time}, "
             "without evaluations and checkpoints"
         )
     if start.checkpoint is not None:

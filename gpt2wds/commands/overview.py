@@ -33,7 +33,7 @@ def introduce(
     )
     say(f"data: {dataset.corpus}, {dataset.total('train', 'tokens'):,} training tokens, dataset_id {dataset.id}")
     say(
-        f"steps: {steps:,} of {tokens:,} tokens, {steps / batches.steps_per_epoch:.2f} epochs of "
+        f"steps: {steps:,} of {counted(tokens, 'token')}, {steps / batches.steps_per_epoch:.2f} epochs of "
         f"{counted(batches.steps_per_epoch, 'step')}; left out of an epoch: "
         f"{counted(batches.left_out, 'sequence')} (fewer than a step) and "
         f"{counted(batches.trailing_tokens, 'token')} at "

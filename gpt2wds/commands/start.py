@@ -12,7 +12,7 @@ import torch
 from ..config import differences, dump_config
 from ..dataset.loader import StepBatches
 from ..distributed import World
-from ..errors import Error
+from ..errors import Error, counted
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
 from ..train.checkpoint import State, load_state, newest_sound_checkpoint, state_hash
 from ..train.rundir import RunDirectory
@@ -47,7 +47,7 @@ def find_start(settings: Config, run: RunDirectory, batches: StepBatches) -> Sta
         start = _from_checkpoint(source, settings, batches, remedy)
         if start.state.step >= settings.train.max_steps:
             raise Error(
-                f"train.max_steps: expected more than the {start.state.step} steps of {source}, got "
+                f"train.max_steps: expected more than the {counted(start.state.step, 'step')} of {source}, got "
                 f"{settings.train.max_steps}"
             )
         origin = _origin("fork_from", settings.run.fork_from, source)
@@ -143,4 +143,4 @@ def _others_weights(source: Path, settings: Config) -> GPT2:
 
 
 def _shape_in_words(shape: tuple[int, int, int]) -> str:
-    return f"{shape[0]} layers, {shape[1]} heads, {shape[2]} channels"
+    return ", ".join(map(counted, shape, ("layer", "head", "channel")))

@@ -15,7 +15,7 @@ from ..dataset.manifest import SPLITS
 from ..dataset.validation import validation_sequences
 from ..errors import Error
 from ..tokenizer import load_tokenizer
-from .common import DEVICE, DTYPE, ProgressLine, heading, print_json
+from .common import DEVICE, DTYPE, ProgressLine, counted, heading, print_json
 
 if TYPE_CHECKING:
     from ..distributed import World
@@ -61,7 +61,7 @@ def loss_command(model: str, data: str, split: str, limit: int | None, as_json: 
     per_byte = "" if result["bits_per_byte"] is None else f", {result['bits_per_byte']:.4f} bits per byte"
     print(
         f"{heading(result)}: {dataset.corpus}, {split}: loss {result['loss']:.4f} nats per token, perplexity "
-        f"{result['perplexity']:,.2f}{per_byte}; {result['tokens']:,} tokens of {result['text_bytes']:,} bytes"
+        f"{result['perplexity']:,.2f}{per_byte}; {counted(result['tokens'], 'token')} of {counted(result['text_bytes'], 'byte')}"
     )
 
 
@@ -116,7 +116,7 @@ def sample_command(
     from .models import load
 
     if seed + num > 1 << 63:
-        raise Error(f"--seed: expected one that leaves room for {num} samples below 2^63, got {seed}")
+        raise Error(f"--seed: expected one that leaves room for {counted(num, 'sample')} below 2^63, got {seed}")
     tokenizer = load_tokenizer()
     with join_world(device) as world:
         gpt2, step = load(model, world)

@@ -235,7 +235,7 @@ def _print_document(run: TracedRun, found: dict[str, Any]) -> None:
     if found["skipped"]:
         print(f"{name}: left out when the dataset was made ({found['skipped']})")
         return
-    tokens = f"{found['tokens']:,} tokens from {found['first_token']:,} on in {found['shard']}"
+    tokens = f"{counted(found['tokens'], 'token')} from {found['first_token']:,} on in {found['shard']}"
     if found["split"] != "train":
         print(f"{name}: {tokens}, held out for validation, never trained on")
         return

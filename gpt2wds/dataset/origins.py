@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import Error
+from ..errors import Error, counted
 from .directory import Dataset
 from .manifest import SPLITS, ShardEntry, SourceSpan
 
@@ -165,7 +165,7 @@ def _stretches(split: str, shard: int, entry: ShardEntry) -> list[_Stretch]:
         before += documents
         first = None if first is None or taken is None else first + taken
     if before != entry.documents:
-        raise Error(f"{entry.file}: expected spans of {entry.documents} documents, got {before}; verify the dataset")
+        raise Error(f"{entry.file}: expected spans of {counted(entry.documents, 'document')}, got {before:,}; verify the dataset")
     return stretches
 
 

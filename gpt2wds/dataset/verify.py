@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Error, reason
+from ..errors import Error, counted, reason
 from ..strict_json import CHECK, load_json, refuse_damage
 from ..tokenizer import END_OF_TEXT
 from . import members
@@ -82,7 +82,8 @@ def verify_shard(dataset: Dataset, split: str, number: int) -> list[str]:
         expected = int(dataset.blocks[split]["documents"][block])
         if documents != expected:
             place = dataset.place(split, block)[1]
-            problems.append(f"{entry.file} block {place}: expected {expected} documents, got {documents}; {REPAIR}")
+            wanted = counted(expected, "document")
+            problems.append(f"{entry.file} block {place}: expected {wanted}, got {documents:,}; {REPAIR}")
     problems += _verify_file(dataset, entry, size)
     if not problems and digest.hexdigest() != entry.tokens_sha256:
         problems.append(f"{entry.file}: its tokens are not the manifest's (SHA-256 differs)")

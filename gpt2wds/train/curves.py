@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import counted
 from .figures import Curve, Picture
 from .page import RUN_COLORS, as_html, key, run_key
 
@@ -51,7 +52,7 @@ def kind(result: Row) -> list[Any]:
 
 def set_name(result: Row) -> str:
     name, examples, mode = kind(result)
-    parts = [name or "unnamed set", f"{examples:,} examples" if examples else "", f"{mode} mode" if mode else ""]
+    parts = [name or "unnamed set", counted(examples, "example") if examples else "", f"{mode} mode" if mode else ""]
     return ", ".join(filter(None, parts))
 
 

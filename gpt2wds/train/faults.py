@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from ..errors import Error, reason
+from ..errors import Error, counted, reason
 
 _AGAIN = "the same command goes on from the last checkpoint"
 
@@ -29,7 +29,7 @@ def _known(error: BaseException, micro_batch: int) -> Error | None:
         remedy = "lower data.seq_len or take a smaller model"
         if micro_batch > 1:
             remedy = f"try train.micro_batch_sequences={micro_batch // 2}, which changes no loss"
-        return Error(f"out of memory with micro-batches of {micro_batch} sequence(s): {remedy}")
+        return Error(f"out of memory with micro-batches of {counted(micro_batch, 'sequence')}: {remedy}")
     if isinstance(error, dist.DistError) or "/gloo/" in text:
         return Error(f"a rank is gone, see what it said last ({reason(error)[:160]}); {_AGAIN}")
     if text.startswith("DataLoader worker"):

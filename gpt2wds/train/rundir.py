@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from .. import files
 from ..errors import Error
+from ..strict_json import load_json
 from .lock import Lock
 
 LOG_HEADER = "# step train_loss val_loss hella_acc\n"
@@ -172,10 +173,12 @@ class RunDirectory:
         if not self.facts_path.exists():
             return {}
         try:
-            facts = json.loads(self.facts_path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            facts = load_json(self.facts_path.read_bytes())
+            if not isinstance(facts, dict):
+                raise Error(f"it is no object but {repr(facts)[:40]}")
+        except Error as error:
             raise Error(f"{self.facts_path}: expected JSON ({error}); remove it, training writes it again") from None
-        return facts if isinstance(facts, dict) else {}
+        return facts
 
 
 def _checked(path: Path, step_of: Callable[[str], int]) -> Iterator[tuple[int, str]]:

@@ -31,6 +31,14 @@ def test_progress_tells_what_is_left(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert re.fullmatch(r"0:00:(0[4-9]|[1-5]\d)", said)
 
 
+@pytest.mark.parametrize(("total", "said"), [(1, "reading: 1 of 1 document,"), (None, "reading: 1 document,")])
+def test_one_is_no_plural(total: int | None, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = common.ProgressLine("reading", total, " documents")
+    progress.update(1)
+    progress.close()
+    assert said in capsys.readouterr().err
+
+
 def test_a_terminal_has_whole_numbers_and_messages_above_the_line() -> None:
     program = """
 import time

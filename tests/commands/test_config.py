@@ -30,6 +30,7 @@ class Kitchen:
     pans: int = 3
     warmth: float = 20.5
     open: bool = False
+    sizes: list[float] = field(default_factory=lambda: [1.5])
     dishes: list[str] = field(default_factory=lambda: ["soup"])
 
 
@@ -57,6 +58,8 @@ def test_defaults_file_and_overrides(tmp_path: Path) -> None:
     changed = load(tmp_path, text, "kitchen.pans=7", "cellar.depth=3", "kitchen.name=big-one", "kitchen.open=true")
     assert changed == House(Kitchen("big-one", pans=7, open=True, dishes=["pie", "stew"]), Cellar(3.0))
     assert type(changed.cellar.depth) is float
+    sizes = load(tmp_path, "[kitchen]\nsizes = [1, 2.5]").kitchen.sizes
+    assert sizes == [1.0, 2.5] and type(sizes[0]) is float
     assert load(tmp_path, "", 'kitchen.dishes=["a=b", "c"]', "kitchen.pans=1", "kitchen.pans=2") == House(
         Kitchen(pans=2, dishes=["a=b", "c"])
     )
@@ -78,6 +81,8 @@ def test_defaults_file_and_overrides(tmp_path: Path) -> None:
         ("[kitchen]\nname = 1", [], r"kitchen.name: expected str, got 1"),
         ('[kitchen]\ndishes = "soup"', [], r"kitchen.dishes: expected list\[str\], got 'soup'"),
         ("[kitchen]\ndishes = [1]", [], r"kitchen.dishes: expected list\[str\], got \[1\]"),
+        ("[kitchen]\nsizes = [true]", [], r"kitchen.sizes: expected list\[float\], got \[True\]"),
+        (f"[kitchen]\nsizes = [1{'0' * 400}]", [], r"kitchen.sizes: expected list\[float\], got \[1000"),
         ("", ["kitchen.pans=many"], r"kitchen.pans: expected int, got 'many'"),
         ("kitchen = 1", [], r"expected a section \[kitchen\], got kitchen = 1"),
         ("kitchen = 1", ["kitchen.pans=2"], r"expected a section \[kitchen\], got kitchen = 1"),
@@ -175,6 +180,7 @@ MISTAKES = {
     "train.max_stps=3": "unknown key train.max_stps; did you mean train.max_steps?",
     "train.betas=[0.9]": "train.betas: expected two numbers from 0 to below 1, got [0.9]",
     "train.betas=[0.9, 1.0]": "train.betas: expected two numbers from 0 to below 1, got [0.9, 1.0]",
+    "train.betas=[1, 2]": "train.betas: expected two numbers from 0 to below 1, got [1.0, 2.0]",
     "train.grad_clip=0": "train.grad_clip: expected more than 0 (inf for none), got 0",
     "train.on_nan=ignore": "train.on_nan: expected stop or skip, got 'ignore'",
     "train.parallel=tp": "train.parallel: expected ddp or fsdp, got 'tp'",
@@ -329,7 +335,7 @@ def test_a_dry_run_as_several_ranks_needs_one_process(plays: Dataset, tmp_path: 
     assert "3 ranks" in result.output
     slots = re.findall(r"rank (\d): slots (\d) to (\d) of 8, 1 micro-steps? of at most 3 seq", result.output)
     assert slots == [("0", "0", "1"), ("1", "2", "4"), ("2", "5", "7")]
-    assert "time: 2 steps at 10 tokens/s take 0:00:51, without evaluations and checkpoints" in result.output
+    assert "time: 2 steps at 10 tokens/s: 0:00:51, without evaluations and checkpoints" in result.output
     assert not (tmp_path / "run").exists()
     result = click.testing.CliRunner().invoke(main, [*command, "--ranks", "9"])
     assert_one_line(result.exit_code, result.stderr, "expected at least one sequence per rank, got 8 sequences for 9")

@@ -146,7 +146,7 @@ def test_random_weights_are_told_in_truth_too(plays: Dataset, stopped: Path) -> 
         ("run.seed=1", "state: it was saved with seed 1337, here it is 1; give that one again"),
         ("data.seq_len=64", "state: it was saved with seq_len 32, here it is 64"),
         ("train.tokens_per_step=512", "expected train.tokens_per_step = 256, got 512; give the one it was saved with"),
-        ("model.n_layer=2", "expected a model of 1 layers, 2 heads, 32 channels, got (2, 2, 32)"),
+        ("model.n_layer=2", "expected a model of 1 layer, 2 heads, 32 channels, got (2, 2, 32)"),
         ("train.optimizer=muon", "optimizer state: expected that of AdamW and Muon, got another's"),
     ],
 )
@@ -177,7 +177,7 @@ def test_a_longer_run_where_no_past_step_changes(plays: Dataset, tmp_path: Path)
     np.testing.assert_array_equal(rows(tmp_path / "grown"), rows(tmp_path / "whole"))
     assert config(tmp_path / "grown")["train"]["max_steps"] == facts(tmp_path / "grown")["max_steps"] == 8
     code, said = in_process(tmp_path / "grown", plays, *settings, "train.max_steps=7")
-    assert (code, "train.max_steps: expected at least the 8 steps that are done, got 7" in said) == (1, True), said
+    assert (code, "train.max_steps: expected at least 8, the number of steps done, got 7" in said) == (1, True), said
 
 
 def test_with_wsd_until_the_decay_began(plays: Dataset, tmp_path: Path) -> None:

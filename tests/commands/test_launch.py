@@ -56,7 +56,7 @@ def test_a_shape_that_is_not_that_of_the_weights_is_refused(plays: Dataset, whol
     """Not left out in silence, and then written into config.toml."""
     code, said = in_process(tmp_path / "run", plays, f"model.init_from={whole}", "model.n_layer=3")
     assert code == 1
-    assert "expected the shape of model.init_from, 1 layers, 2 heads, 32 channels, got (3, 2, 32); leave" in said
+    assert "expected the shape of model.init_from, 1 layer, 2 heads, 32 channels, got (3, 2, 32); leave" in said
     assert not (tmp_path / "run").exists()
 
 

@@ -440,14 +440,25 @@ def test_several_datasets_are_one_table(choices: Dataset, model_path: Path, tmp_
 
 
 def test_two_models_on_several_datasets(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
-    other, data = saved(tmp_path, opinionated(seed=3)), ("--data", choices.path)
-    alone = json.loads(command(model_path, other, *data, "--json"))
-    assert json.loads(command(model_path, other, *data, *data, "--json")) == {
-        "datasets": [{"data": choices.path, **alone}] * 2
+    source = tmp_path / "mine.jsonl"
+    source.write_text("".join(SAMPLE.read_text().splitlines(keepends=True)[:20]))
+    mine, other = shard_choices(tmp_path / "data", source), saved(tmp_path, opinionated(seed=3))
+    both = ("--data", choices.path, "--data", mine.path)
+    alone = [json.loads(command(model_path, other, "--data", each.path, "--json")) for each in (choices, mine)]
+    assert json.loads(command(model_path, other, *both, "--json")) == {
+        "datasets": [{"data": each.path, **one} for each, one in zip((choices, mine), alone, strict=True)]
     }
-    lines = command(model_path, other, *data, *data).splitlines()
+    lines = command(model_path, other, *both).splitlines()
     assert [line.split()[-3] for line in lines[2:6]] == [f"{path}," for path in (model_path, other)] * 2
-    assert lines.count(f"{other} less {model_path} on sample, with McNemar's exact two-sided p") == 2
+    for name in ("sample", "mine"):
+        assert f"{other} less {model_path} on {name}, with McNemar's exact two-sided p" in lines
+
+
+def test_a_dataset_given_twice_is_one_line(choices: Dataset, model_path: Path) -> None:
+    twice = ["hellaswag", str(model_path), "--data", choices.path, "--data", f"{choices.path}/"]
+    result = CliRunner().invoke(eval_command.main, twice)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: --data: expected different datasets, {choices.path} and ")
 
 
 def test_a_model_against_itself(choices: Dataset, model_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_too_little_memory_is_one_line(plays: Dataset, tmp_path: Path) -> None:
     said = finish(program(limited), 1)
     assert "Traceback" not in said
     last = said.strip().splitlines()[-1]
-    assert last.startswith("error: out of memory with micro-batches of 2048 sequence(s): try train.micro_batch_seq")
+    assert last.startswith("error: out of memory with micro-batches of 2,048 sequences: try train.micro_batch_seq")
     assert "train.micro_batch_sequences=1024, which" in last
 
 

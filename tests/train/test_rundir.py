@@ -82,9 +82,10 @@ def test_a_damaged_row_is_named_and_nothing_is_lost(tmp_path: Path, name: str, d
     assert [row["step"] for row in run.read_metrics()] == [0, 1]
 
 
-def test_damaged_facts_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b'{"a": \xff}', b"[]", b"null", b"[" * 100_000])
+def test_damaged_facts_are_named(tmp_path: Path, damage: bytes) -> None:
     run = RunDirectory(tmp_path)
-    run.facts_path.write_bytes(b'{"a": \xff}')
+    run.facts_path.write_bytes(damage)
     with pytest.raises(Error, match=r"run\.json: expected JSON \(.*\); remove it, training writes it again"):
         run.read_facts()
 

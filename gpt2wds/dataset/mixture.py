@@ -7,6 +7,7 @@ dataset is a mixture of one. Needs no torch.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -192,17 +193,14 @@ def _no_slot(dataset: Dataset, pairs: Sequence[tuple[Dataset, float]], slots: in
     enough = math.ceil(1 / min(shares))
     (weight,) = (w for d, w in pairs if d is dataset)
     others = sum((Fraction(str(w)) for d, w in pairs if d is not dataset), Fraction(0))
-    more = f"a weight of {_upwards(others / (slots - 1))}, or " if len(pairs) <= slots else ""
+    more = ""
+    if len(pairs) <= slots:
+        least, upwards = others / (slots - 1), Context(prec=3, rounding=ROUND_CEILING)
+        more = f"a weight of {upwards.divide(Decimal(least.numerator), Decimal(least.denominator))}, or "
     return (
         f"expected a weight that gives it one of the {slots} sequences of a step, got {weight:g}, which gives it none; "
         f"{more}steps of {enough} sequences, that is {enough * seq_len} tokens, are enough"
     )
-
-
-def _upwards(value: Fraction) -> str:
-    """A short decimal number that is not below the value."""
-    digits = max(0, 2 - math.floor(math.log10(value)))
-    return f"{math.ceil(value * 10**digits) / 10**digits:g}"
 
 
 def _and(values: Sequence[object]) -> str:

@@ -42,8 +42,12 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Data:
-    path: str | list[Weighted] = key(
-        "data/fineweb-edu", "path or URL", "a dataset directory of tokens, or a list of {path = …, weight = …}"
+    path: str | list[Weighted] = field(
+        default="data/fineweb-edu",
+        metadata={
+            "unit": "path or URL",
+            "says": "a dataset directory of tokens, or several: [{path = …, weight = …}, …]",
+        },
     )
     seq_len: int = key(1024, "tokens", "of a sequence; the positions of a fresh model")
     num_workers: int = key(0, "processes", "of each rank that read ahead; 0: the training process reads")
@@ -67,6 +71,13 @@ class Data:
     def weighted(self) -> list[Weighted]:
         """The datasets with their weights, of which one alone has any."""
         return [Weighted(self.path, 1.0)] if isinstance(self.path, str) else self.path
+
+    @property
+    def described(self) -> str:
+        """The datasets in one line."""
+        if isinstance(self.path, str):
+            return self.path
+        return ", ".join(f"{each.path} (weight {each.weight:g})" for each in self.path)
 
     @property
     def skipped(self) -> tuple[range, ...]:

@@ -177,9 +177,16 @@ def _records(state: Mapping[str, Any], own: Sequence[Portion]) -> list[Mapping[s
     if _shares(weights) != _shares(here_weights):
         raise Error(
             f"it was saved with the weights {_and(weights)}, here they are {_and(here_weights)}, which is another "
-            "order of the data; give those again, or begin a new run with nothing but the model"
+            "order of the data; give those again"
         )
     return records
+
+
+def identity(own: Sequence[Portion]) -> str:
+    """Which data these are: a dataset's id, or how much of a step each of several has."""
+    if len(own) == 1:
+        return own[0].dataset.id
+    return " + ".join(f"{portion.share} of {portion.dataset.id}" for portion in own)
 
 
 def _shares(weights: Sequence[float]) -> list[Fraction]:

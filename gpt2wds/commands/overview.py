@@ -54,10 +54,10 @@ def _about_data(settings: Config, portions: Sequence[Portion]) -> Iterator[str]:
     yield f"steps: {steps:,} of {tokens:,} tokens, which {len(portions)} datasets share by their weights"
     weights = math.fsum(portion.weight for portion in portions)
     for portion in portions:
-        slots, path = len(portion.slots), portion.dataset.path
+        slots, path, share = len(portion.slots), portion.dataset.path, portion.weight / weights
         yield f"data: {path}: {_named(portion)}"
         yield (
-            f"{path}: weight {portion.weight:g}, {portion.weight / weights:.2%}, is {slots:,} of {total:,} sequences of "
+            f"{path}: weight {portion.weight:g}, {share:.2%}, is {slots:,} of {total:,} sequences of "
             f"a step, {slots / total:.2%}; {steps * slots * settings.data.seq_len:,} tokens, {_epochs(portion, steps)}"
         )
         if not portion.dataset.shards("val"):

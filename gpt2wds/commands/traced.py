@@ -12,7 +12,6 @@ from ..dataset.origins import Place
 from ..dataset.trace import Trace
 from ..errors import Error
 from ..train.rundir import RunDirectory
-from .common import counted
 
 READ, NOT_YET, LEFT_OUT, FILLS_NO_STEP = "read", "not yet", "left out", "fills no step"
 
@@ -69,7 +68,9 @@ def traced_run(folder: Path, data: tuple[str, ...]) -> TracedRun:
     except (ValueError, TypeError) as error:  # TOML, UTF-8, or what it says
         raise Error(f"{run.config}: {error}; restore it, it says how the run was begun") from None
     if data and len(data) != len(weighted):
-        raise Error(f"--data: expected {counted(len(weighted), 'directory')}, as the run has datasets, got {len(data)}")
+        raise Error(
+            f"--data: expected {len(weighted)}, one for each dataset of the run in their order, got {len(data)}"
+        )
     paths = data or tuple(path for path, _ in weighted)
     pairs = [(Dataset(path), weight) for path, (_, weight) in zip(paths, weighted, strict=True)]
     mixed = portions(pairs, sequences_per_step=tokens // seq_len, seq_len=seq_len)

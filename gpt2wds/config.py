@@ -96,25 +96,33 @@ def _build(values: dict[str, Any], schema: type[Any], source: str, prefix: str) 
                 raise Error(f"configuration {source}: expected a section [{name}], got {name} = {value!r}")
             built[name] = _build(value, typing.cast(type, hint), source, f"{prefix}{name}.")
         else:
-            built[name] = _checked(value, hint, f"configuration {source}: {prefix}{name}")
+            built[name] = _checked(value, hint, source, f"{prefix}{name}")
+    for field in dataclasses.fields(schema):
+        if field.name not in built and field.default is field.default_factory is dataclasses.MISSING:
+            raise Error(f"configuration {source}: expected {prefix}{field.name}, got none")
     return schema(**built)
 
 
-def _checked(value: Any, hint: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        hint = typing.get_args(hint)[0]  # `float | None`: None is a default that TOML cannot say
-    origin = typing.get_origin(hint)
+def _checked(value: Any, hint: Any, source: str, key: str) -> Any:
+    options = [hint]
+    if isinstance(hint, types.UnionType):  # `float | None`: None is a default that TOML cannot say
+        options = [option for option in typing.get_args(hint) if option is not types.NoneType]
+        hint = next(
+            (option for option in options if isinstance(value, typing.get_origin(option) or option)), options[0]
+        )
+    origin, items = typing.get_origin(hint), typing.get_args(hint)
     kind = origin or hint
-    if kind is list and isinstance(value, list):
-        (item,) = typing.get_args(hint)
-        value = [_as_float(each) if item is float else each for each in value]
-        good = all(isinstance(each, item) for each in value)
-    else:
-        value = _as_float(value) if kind is float else value
-        good = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    if kind is list and isinstance(value, list) and items[0] is float:
+        value = [_as_float(each) for each in value]
+    value = _as_float(value) if kind is float else value
+    good = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    if good and items and dataclasses.is_dataclass(items[0]) and all(isinstance(item, dict) for item in value):
+        tables = typing.cast(type, items[0])
+        return [_build(item, tables, source, f"{key}[{i}].") for i, item in enumerate(value)]
+    if good and items:
+        good = all(isinstance(item, items[0]) for item in value)
     if not good:
-        name = str(hint) if origin else hint.__name__
-        raise Error(f"{where}: expected {name}, got {value!r}")
+        raise Error(f"configuration {source}: {key}: expected {' or '.join(map(_named, options))}, got {value!r}")
     return value
 
 
@@ -128,6 +136,18 @@ def _as_float(value: Any) -> Any:
         return value  # beyond any float, and so not one
 
 
+def _named(hint: Any) -> str:
+    """What a type of the schema is called; a table of its own, by its keys.
+
+    >>> _named(list[str]), _named(int)
+    ('list[str]', 'int')
+    """
+    items = typing.get_args(hint)
+    if items and dataclasses.is_dataclass(items[0]):
+        return "a list of tables {" + ", ".join(f"{field.name} = …" for field in dataclasses.fields(items[0])) + "}"
+    return str(hint) if items else str(hint.__name__)
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -136,4 +156,6 @@ def _toml(value: Any) -> str:
         return f'"{escaped}"'
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
+    if dataclasses.is_dataclass(value):
+        return "{" + ", ".join(f"{name} = {_toml(item)}" for name, item in vars(value).items()) + "}"
     return repr(value)

@@ -2,11 +2,12 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import differences, dump_config
 from ..dataset.directory import Dataset
+from ..dataset.mixture import Portion
 from ..dataset.order import step_ranges
 from ..errors import Error
 from ..train.checkpoint import State
@@ -94,9 +95,10 @@ def as_begun(settings: Config, before: Table | None, state: State, run: RunDirec
     )
 
 
-def measures(settings: Config, dataset: Dataset, choices: Dataset | None) -> Measures:
+def measures(settings: Config, portions: Sequence[Portion], choices: Dataset | None) -> Measures:
     """What the columns mean: how much validation text, and which examples in which mode, where there are any."""
-    found: Measures = {"val_tokens": min(settings.eval.val_tokens, dataset.total("val", "tokens"))}
+    held_out = (portion.dataset.total("val", "tokens") for portion in portions)
+    found: Measures = {"val_tokens": sum(min(settings.eval.val_tokens, tokens) for tokens in held_out)}
     if choices is not None:
         found["hellaswag"] = {"dataset_id": choices.id, "mode": settings.eval.hellaswag_mode}
     return found

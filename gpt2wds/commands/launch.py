@@ -1,7 +1,6 @@
 """Settings and a world → data, model and optimizer → the training loop."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,15 +14,10 @@ import torch
 from ..config import dump_config
 from ..dataset.directory import Dataset
 from ..dataset.loader import StepBatches
-from ..dataset.validation import validation_sequences
 from ..distributed import World
 from ..errors import Error
-from ..evaluate.hellaswag import score
-from ..evaluate.inference import NotFinite
-from ..evaluate.questions import Questions, load_questions
-from ..evaluate.text import generate, validation_loss
-from ..model import GPT2, VOCAB_SIZE, GPT2Config
-from ..tokenizer import Tokenizer, load_tokenizer
+from ..model import VOCAB_SIZE, GPT2Config
+from ..tokenizer import load_tokenizer
 from ..train.checkpoint import State
 from ..train.cost import flops_per_token, peak_flops
 from ..train.hf_tokenizer import tokenizer_files
@@ -41,11 +35,10 @@ from .existing import (
     refuse_other_mathematics,
     refuse_other_past,
 )
-from .overview import device_name, forecast, introduce, run_facts
+from .measuring import evaluation
+from .overview import device_name, forecast, introduce, run_facts, say_epochs
 from .settings import Config
 from .start import Start, find_start, refuse_on_all_ranks, refuse_other_starts
-
-EVALUATION_SEQUENCES = 16  # of one forward pass over validation text, at most
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,6 @@ class Assembly:
     settings: Config
     world: World
     run: RunDirectory
-    dataset: Dataset
     batches: StepBatches
     evaluate: Evaluate
     start: Start
@@ -78,7 +70,7 @@ def preview(settings: Config, world: World, ranks: int | None = None, tokens_per
     assembly = assemble(settings, world, run, ranks)
     settings, start = assembly.settings, assembly.start  # with what "auto" is here
     planned = dataclasses.replace(world, world_size=ranks or world.world_size)
-    introduce(settings, assembly.dataset, start.model, assembly.batches, planned, run.say)
+    introduce(settings, start.model, assembly.batches, planned, run.say)
     forecast(settings, start.model, assembly.batches, planned, run.say)
     step, last = start.state.step, settings.train.max_steps
     if tokens_per_second:
@@ -131,11 +123,11 @@ def assemble(settings: Config, world: World, run: RunDirectory, ranks: int | Non
     Raises Error where settings, data, model and run directory do not fit.
     """
     settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, dtype=_dtype(settings, world)))
-    dataset = Dataset(settings.data.path)
+    data = [(Dataset(each.path), each.weight) for each in settings.data.weighted]
     before = configuration_before(run)
     refuse_other_mathematics(run, before, settings)
     batches = StepBatches(
-        dataset,
+        data,
         seq_len=settings.data.seq_len,
         sequences_per_step=settings.sequences_per_step,
         seed=settings.run.seed,
@@ -144,9 +136,9 @@ def assemble(settings: Config, world: World, run: RunDirectory, ranks: int | Non
         num_workers=settings.data.num_workers,
     )
     start = find_start(settings, run, batches)
-    refuse_other_starts(start, settings, world)
+    refuse_other_starts(start, settings, batches, world)
     choices = Dataset(settings.eval.hellaswag) if settings.eval.hellaswag else None
-    means = measures(settings, dataset, choices)
+    means = measures(settings, batches.portions, choices)
     if start.checkpoint is not None:
         if before is None:
             run.say(f"WARNING: {run.config} is not there; held to what {start.checkpoint} says of itself")
@@ -154,8 +146,8 @@ def assemble(settings: Config, world: World, run: RunDirectory, ranks: int | Non
         settings = as_begun(settings, before, start.state, run)
         means = kept_measures(run, before, means)
     start.model.to(world.device)
-    evaluate = _evaluation(settings, dataset, choices, start.model.config, world, run.say)
-    return Assembly(settings, world, run, dataset, batches, evaluate, start, means)
+    evaluate = evaluation(settings, batches.portions, choices, start.model.config, world, run.say)
+    return Assembly(settings, world, run, batches, evaluate, start, means)
 
 
 def train(assembly: Assembly, signals: Signals) -> int:
@@ -175,7 +167,7 @@ def train(assembly: Assembly, signals: Signals) -> int:
     # compared what was there.
     world.barrier()
     run.claim(dump_config(settings))
-    introduce(settings, assembly.dataset, model, assembly.batches, world, run.say)
+    introduce(settings, model, assembly.batches, world, run.say)
     if start.checkpoint is not None:
         if state.step == settings.train.max_steps and any(row["step"] == state.step for row in run.read_metrics()):
             run.say(f"already finished: {run.path}")
@@ -183,7 +175,9 @@ def train(assembly: Assembly, signals: Signals) -> int:
         run.say(f"resuming from {start.checkpoint}")
     elif settings.run.fork_from:
         run.say(f"beginning from {state.origin and state.origin['path']}, step {state.step:,}")
-    run.write_facts(run_facts(settings, assembly.dataset, model, world) | assembly.measures | _origin_fact(state))
+    run.write_facts(
+        run_facts(settings, assembly.batches.portions, model, world) | assembly.measures | _origin_fact(state)
+    )
     peak = peak_flops(device_name(world), settings.train.dtype)
     progress = ProgressLine("training", settings.train.max_steps, " steps", done=state.step)
     trainer = Trainer(
@@ -199,6 +193,7 @@ def train(assembly: Assembly, signals: Signals) -> int:
         peak_tokens_per_second=peak and peak * world.world_size / flops_per_token(model, settings.data.seq_len),
     )
     stopped_by = trainer.train(state)
+    say_epochs(assembly.batches, run.say)
     if not stopped_by:
         run.say(f"finished: {run.path}")
     return stopped_by
@@ -229,54 +224,3 @@ def _dtype(settings: Config, world: World) -> str:
     if dtype == "bfloat16" and on_gpu and not torch.cuda.is_bf16_supported():
         raise Error('train.dtype: this GPU has no bfloat16; use train.dtype = "float32"')
     return dtype
-
-
-def _sample(model: GPT2, tokenizer: Tokenizer, prompt: str, settings: Config, world: World) -> str:
-    seed = settings.run.seed
-    return generate(model, tokenizer, prompt, tokens=settings.eval.sample_tokens, seed=seed, device=world.device)
-
-
-def _evaluation(
-    settings: Config,
-    dataset: Dataset,
-    choices: Dataset | None,
-    config: GPT2Config,
-    world: World,
-    say: Callable[[str], None],
-) -> Evaluate:
-    """What is measured every eval.every_steps: validation loss, HellaSwag, samples; each where there is something."""
-    questions: Questions | None = None
-    if choices is not None:
-        questions = load_questions(choices, settings.eval.hellaswag_mode, config.n_positions)
-    tokenizer = load_tokenizer() if settings.eval.sample_prompts else None
-
-    def evaluate(model: GPT2) -> dict[str, Any]:
-        model.eval()
-        metrics: dict[str, Any] = {}
-        if dataset.shards("val"):
-            batches = validation_sequences(
-                dataset,
-                seq_len=settings.data.seq_len,
-                max_tokens=settings.eval.val_tokens,
-                # Where a micro-batch fits, so does this.
-                batch_sequences=min(EVALUATION_SEQUENCES, settings.train.micro_batch_sequences),
-                rank=world.rank,
-                world_size=world.world_size,
-            )
-            metrics["val_loss"] = validation_loss(model, batches, world, settings.train.dtype)
-        try:
-            if questions is not None:
-                metrics["hella_acc"] = math.nan
-                metrics["hellaswag"] = score(model, questions, world, settings.train.dtype)
-                metrics["hella_acc"] = metrics["hellaswag"]["acc_norm_tokens"]
-            if tokenizer is not None and world.is_main:
-                metrics["samples"] = [
-                    {"prompt": prompt, "text": _sample(model, tokenizer, prompt, settings, world)}
-                    for prompt in settings.eval.sample_prompts
-                ]
-        except NotFinite as error:
-            say(f"WARNING: {error}")
-        model.train()
-        return metrics
-
-    return evaluate

@@ -1,6 +1,7 @@
 """What a run says of itself before it begins, and the facts its report tells."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.nn.attention import SDPBackend
 
 from ..dataset.directory import Dataset
 from ..dataset.loader import StepBatches
+from ..dataset.mixture import Portion, identity
 from ..dataset.order import even_share
 from ..distributed import World
 from ..evaluate.text import unigram_entropy
@@ -17,28 +19,21 @@ from ..train.cost import activation_bytes, flops_per_token, training_bytes
 from ..train.update import micro_batch_shape
 from ..version import __version__
 from .common import counted
+from .measuring import mean_of_shares
 from .settings import Config
 
 
-def introduce(
-    settings: Config, dataset: Dataset, model: GPT2, batches: StepBatches, world: World, say: Callable[[str], None]
-) -> None:
+def introduce(settings: Config, model: GPT2, batches: StepBatches, world: World, say: Callable[[str], None]) -> None:
     """Hardware, sizes, steps, and what of the data is left out."""
-    steps, tokens = settings.train.max_steps, settings.train.tokens_per_step
+    steps = settings.train.max_steps
     say(f"gpt2wds {__version__}, torch {torch.__version__}, {device_name(world)}, {counted(world.world_size, 'rank')}")
     c = model.config
     say(
         f"model: {model.parameter_count():,} parameters, {counted(c.n_layer, 'layer')}, "
         f"{counted(c.n_head, 'head')}, {c.n_embd:,} channels"
     )
-    say(f"data: {dataset.corpus}, {dataset.total('train', 'tokens'):,} training tokens, dataset_id {dataset.id}")
-    say(
-        f"steps: {steps:,} of {counted(tokens, 'token')}, {steps / batches.steps_per_epoch:.2f} epochs of "
-        f"{counted(batches.steps_per_epoch, 'step')}; left out of an epoch: "
-        f"{counted(batches.left_out, 'sequence')} (fewer than a step) and "
-        f"{counted(batches.trailing_tokens, 'token')} at "
-        "shards' ends (fewer than a sequence)"
-    )
+    for line in _about_data(settings, batches.portions):
+        say(line)
     if settings.data.skip_steps:
         left_out = sum(any(step in skipped for skipped in settings.data.skipped) for step in range(1, steps + 1))
         names = ", ".join(settings.data.skip_steps)
@@ -49,18 +44,61 @@ def introduce(
     )
 
 
+def _about_data(settings: Config, portions: Sequence[Portion]) -> Iterator[str]:
+    """What is read: of each dataset how much, how often, and what is left out."""
+    steps, tokens, total = settings.train.max_steps, settings.train.tokens_per_step, settings.sequences_per_step
+    if len(portions) == 1:
+        yield f"data: {_named(portions[0])}"
+        yield f"steps: {steps:,} of {counted(tokens, 'token')}, {_epochs(portions[0], steps)}"
+        return
+    yield f"steps: {steps:,} of {counted(tokens, 'token')}, which {len(portions)} datasets share by their weights"
+    weights = math.fsum(portion.weight for portion in portions)
+    for portion in portions:
+        slots, path, share = len(portion.slots), portion.dataset.path, portion.weight / weights
+        yield f"data: {path}: {_named(portion)}"
+        yield (
+            f"{path}: weight {portion.weight:g}, {share:.2%}, is {slots:,} of {total:,} sequences of "
+            f"a step, {slots / total:.2%}; {steps * slots * settings.data.seq_len:,} tokens, {_epochs(portion, steps)}"
+        )
+        if not portion.dataset.shards("val"):
+            yield f"{path}: no validation text; the validation loss is that of the others"
+
+
+def _named(portion: Portion) -> str:
+    dataset = portion.dataset
+    return f"{dataset.corpus}, {dataset.total('train', 'tokens'):,} training tokens, dataset_id {dataset.id}"
+
+
+def _epochs(portion: Portion, steps: int) -> str:
+    return (
+        f"{steps / portion.steps_per_epoch:.2f} epochs of {counted(portion.steps_per_epoch, 'step')}; left out of an "
+        f"epoch: {counted(portion.left_out, 'sequence')} (fewer than a step) and "
+        f"{counted(portion.trailing_tokens, 'token')} at shards' ends (fewer than a sequence)"
+    )
+
+
+def say_epochs(batches: StepBatches, say: Callable[[str], None]) -> None:
+    """How often each of several datasets was read so far; of one alone the number of steps says it."""
+    if len(batches.portions) > 1:
+        pairs = zip(batches.portions, batches.epochs_read(), strict=True)
+        say(f"epochs read so far: {', '.join(f'{portion.dataset.path} {epochs:.2f}' for portion, epochs in pairs)}")
+
+
 def forecast(settings: Config, model: GPT2, batches: StepBatches, world: World, say: Callable[[str], None]) -> None:
     """What a dry run adds: who takes what of a step, and an estimate of the memory it needs."""
     total, ranks = settings.sequences_per_step, world.world_size
     parts, size = micro_batch_shape(total, ranks, settings.train.micro_batch_sequences)
     for rank in range(ranks):
         slots = even_share(total, rank, ranks)
-        starts = [slots.start * batches.steps_per_epoch + step for step in range(min(3, settings.train.max_steps))]
+        first = next(portion for portion in batches.portions if slots.start in portion.slots)
+        begin = (slots.start - first.slots.start) * first.steps_per_epoch
+        starts = range(begin, begin + min(3, first.steps_per_epoch, settings.train.max_steps))
+        of = f" of {first.dataset.path}" if len(batches.portions) > 1 else ""
         say(
             f"rank {rank}: slots {slots.start:,} to {slots.stop - 1:,} of {total:,}, "
             f"{counted(parts, 'micro-step')} of at most {counted(size, 'sequence')}; "
             f"its first steps begin at positions {', '.join(f'{s:,}' for s in starts)} of "
-            f"{batches.sequences:,}"
+            f"{first.sequences:,}{of}"
         )
     # Whether the head's logits exist as a whole: on a CPU they do not.
     on_cpu = world.device.type == "cpu"
@@ -98,15 +136,16 @@ def attention_kernel(settings: Config, model: GPT2, world: World) -> str:
     return f"{name} (cuDNN {torch.backends.cudnn.version()}){slow}"
 
 
-def run_facts(settings: Config, dataset: Dataset, model: GPT2, world: World) -> dict[str, Any]:
+def run_facts(settings: Config, portions: Sequence[Portion], model: GPT2, world: World) -> dict[str, Any]:
     """What the report tells of the run as a whole."""
-    blocks = (dataset.read_tokens("val", block) for block in range(len(dataset.blocks["val"])))
-    return {
+    datasets = [portion.dataset for portion in portions]
+    entropies = [_unigram_entropy(dataset) for dataset in datasets]
+    facts = {
         "version": __version__,
-        "corpus": dataset.corpus,
-        "dataset_id": dataset.id,
-        "train_tokens": dataset.total("train", "tokens"),
-        "val_split_tokens": dataset.total("val", "tokens"),
+        "corpus": " + ".join(dataset.corpus for dataset in datasets),
+        "dataset_id": identity(portions),
+        "train_tokens": sum(dataset.total("train", "tokens") for dataset in datasets),
+        "val_split_tokens": sum(dataset.total("val", "tokens") for dataset in datasets),
         "parameters": model.parameter_count(),
         "tokens_per_step": settings.train.tokens_per_step,
         "seq_len": settings.data.seq_len,
@@ -114,8 +153,29 @@ def run_facts(settings: Config, dataset: Dataset, model: GPT2, world: World) -> 
         "world_size": world.world_size,
         "device": device_name(world),
         "torch": torch.__version__,
-        "val_unigram_entropy": unigram_entropy(blocks) if len(dataset.blocks["val"]) else None,
+        "val_unigram_entropy": mean_of_shares(entropies, portions),
     }
+    return facts | ({"datasets": [_facts_of(portion) for portion in portions]} if len(portions) > 1 else {})
+
+
+def _facts_of(portion: Portion) -> dict[str, Any]:
+    """One of several datasets: `steps_per_epoch` of its own epochs, `sequences_per_step` of its slots."""
+    dataset = portion.dataset
+    return {
+        "path": str(dataset.path),
+        "corpus": dataset.corpus,
+        "dataset_id": dataset.id,
+        "weight": portion.weight,
+        "sequences_per_step": len(portion.slots),
+        "steps_per_epoch": portion.steps_per_epoch,
+        "train_tokens": dataset.total("train", "tokens"),
+        "val_split_tokens": dataset.total("val", "tokens"),
+    }
+
+
+def _unigram_entropy(dataset: Dataset) -> float | None:
+    blocks = (dataset.read_tokens("val", block) for block in range(len(dataset.blocks["val"])))
+    return unigram_entropy(blocks) if len(dataset.blocks["val"]) else None
 
 
 def device_name(world: World) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..dataset.mixture import check_weight
 from ..dataset.order import step_ranges
 from ..dataset.prompts import MODES
 from ..errors import Error
@@ -27,8 +28,27 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Weighted:
+    """A dataset of several, and how much of each step it has, beside the others' weights."""
+
+    path: str
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not self.path.strip():
+            raise Error(f"data.path: expected dataset directories, got {self.path!r}; for example data/mine")
+        check_weight(self.weight, f"data.path: weight of {self.path}")
+
+
+@dataclass(frozen=True)
 class Data:
-    path: str = key("data/fineweb-edu", "path or URL", "a dataset directory of tokens")
+    path: str | list[Weighted] = field(
+        default="data/fineweb-edu",
+        metadata={
+            "unit": "path or URL",
+            "says": "a dataset directory of tokens, or several: [{path = …, weight = …}, …]",
+        },
+    )
     seq_len: int = key(1024, "tokens", "of a sequence; the positions of a fresh model")
     num_workers: int = key(0, "processes", "of each rank that read ahead; 0: the training process reads")
     skip_steps: list[str] = field(
@@ -39,8 +59,25 @@ class Data:
     def __post_init__(self) -> None:
         at_least("data", self, seq_len=1, num_workers=0)
         _ = self.skipped
-        if not self.path.strip():
+        if not self.path or (isinstance(self.path, str) and not self.path.strip()):
             raise Error(f"data.path: expected a dataset directory, got {self.path!r}; for example data/mine")
+        if isinstance(self.path, str) and self.path.lstrip().startswith("[{"):  # given on a command line
+            raise Error(
+                f"data.path: expected TOML, got {self.path}; write it as in "
+                """'data.path=[{path = "data/a", weight = 3}, {path = "data/b", weight = 1}]'"""
+            )
+
+    @property
+    def weighted(self) -> list[Weighted]:
+        """The datasets with their weights, of which one alone has any."""
+        return [Weighted(self.path, 1.0)] if isinstance(self.path, str) else self.path
+
+    @property
+    def described(self) -> str:
+        """The datasets in one line."""
+        if isinstance(self.path, str):
+            return self.path
+        return ", ".join(f"{each.path} (weight {each.weight:g})" for each in self.path)
 
     @property
     def skipped(self) -> tuple[range, ...]:

@@ -11,6 +11,7 @@ import torch
 
 from ..config import differences, dump_config
 from ..dataset.loader import StepBatches
+from ..dataset.mixture import identity
 from ..distributed import World
 from ..errors import Error, counted
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
@@ -39,7 +40,10 @@ def find_start(settings: Config, run: RunDirectory, batches: StepBatches) -> Sta
     """What the run's newest sound checkpoint holds, or else a new run's beginning; `batches` goes to its place."""
     checkpoint = newest_sound_checkpoint(run.checkpoints, run.say)
     if checkpoint is not None:
-        remedy = f"{checkpoint}, data.path = {settings.data.path}: {{}}, or choose another run.dir"
+        remedy = (
+            f"{checkpoint}, data.path = {settings.data.described}: {{}}, or choose another run.dir, where "
+            f"model.init_from={run.path} begins a new run with what this one has learned"
+        )
         return _from_checkpoint(checkpoint, settings, batches, remedy)
     if settings.run.fork_from:
         source = find_checkpoint(Path(settings.run.fork_from))
@@ -84,17 +88,22 @@ def _origin(key: str, asked: str, source: Path) -> dict[str, Any]:
     return {key: asked, "path": str(source.resolve()), "step": step_of(source), "sha256": weights_hash(source)}
 
 
-def refuse_other_starts(start: Start, settings: Config, world: World) -> None:
-    """Raise Error where ranks would start from different steps or states, or with different configurations."""
-    config = dump_config(settings)
-    others = world.gather((start.state.step, start.hash, config))
-    step, digest, config = others[0]
-    for rank, (its_step, its_digest, its_config) in enumerate(others):
+def refuse_other_starts(start: Start, settings: Config, batches: StepBatches, world: World) -> None:
+    """Raise Error where ranks would start from different steps or states, or with different data or configurations."""
+    others = world.gather((start.state.step, start.hash, identity(batches.portions), dump_config(settings)))
+    step, digest, data, config = others[0]
+    for rank, (its_step, its_digest, its_data, its_config) in enumerate(others):
         if (its_step, its_digest) != (step, digest):
             refuse_on_all_ranks(
                 f"ranks would start from different states: rank 0 from step {step:,} ({digest[:12] or 'a new model'}), "
                 f"rank {rank} from step {its_step:,} ({its_digest[:12] or 'a new model'}); see that every host has the "
                 f"same {settings.run.dir}, not an old view or a damaged copy of it, then give the same command again",
+                world,
+            )
+        if its_data != data:
+            refuse_on_all_ranks(
+                f"ranks have different data: rank 0 dataset_id {data}, rank {rank} {its_data}; see that every host has "
+                "the same datasets, and give all ranks the same data.path",
                 world,
             )
         changed = [

@@ -1,4 +1,4 @@
-"""One epoch of a rank's slots, as a WebDataset pipeline.
+"""One epoch of some slots of one dataset, as a WebDataset pipeline.
 
     entries  →  samples  →  sequences of a step
 
@@ -16,11 +16,10 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import webdataset
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
-from ..errors import Error
 from .directory import Dataset
-from .order import EpochOrder, Position, Slots, even_share
+from .order import EpochOrder, Position, Slots
 
 AHEAD = 64  # blocks of a URL that are read at once, and held: 8 MB
 
@@ -30,7 +29,7 @@ Entry = tuple[list[int], list[int], list[int]]
 
 
 class EpochSequences(IterableDataset):
-    """One epoch of a rank's slots: yields (slots, seq_len + 1) uint16 per step; in a worker, the worker's slots."""
+    """One epoch of some slots of one dataset: yields (slots, seq_len + 1) uint16 per step."""
 
     def __init__(
         self, dataset: Dataset, seq_len: int, sequences_per_step: int, seed: int, slots: range, position: Position
@@ -39,21 +38,16 @@ class EpochSequences(IterableDataset):
         self._seed, self._slots, self._position = seed, slots, position
 
     def __iter__(self) -> Iterator[Any]:
-        worker = get_worker_info()
-        slots = self._slots
-        if worker is not None:
-            share = even_share(len(slots), worker.id, worker.num_workers)
-            slots = slots[share.start : share.stop]
         tokens = self._dataset.blocks["train"]["tokens"]
         order = EpochOrder(tokens, seq_len=self._seq_len, seed=self._seed, epoch=self._position.epoch)
         left = Slots(order.sequences, self._sequences_per_step, self._position.taken)
-        visits = [_visits(order, left, slot) for slot in slots]
+        visits = [_visits(order, left, slot) for slot in self._slots]
         pipeline = webdataset.DataPipeline(
             lambda: (block for _, _, new in _entries(order, visits) for block in new),
             self._samples,
             lambda samples: self._steps(samples, order, visits, left.steps),
         )
-        return iter(pipeline) if worker is None else _error_as_item(pipeline)
+        return iter(pipeline)
 
     def _samples(self, blocks: Iterable[int]) -> Iterator[Sample]:
         """Blocks with their tokens. From a URL so many are asked for at once, ahead of need."""
@@ -97,14 +91,6 @@ class EpochSequences(IterableDataset):
             del read
             for block, place in zip(blocks, places, strict=True):
                 yield tokens[block][place * length : (place + 1) * length + 1]
-
-
-def _error_as_item(steps: Iterable[np.ndarray]) -> Iterator[np.ndarray | str]:
-    """In a worker what goes wrong is its last item: DataLoader would wrap an exception into a page of traceback."""
-    try:
-        yield from steps
-    except Error as error:
-        yield str(error)
 
 
 def _entries(order: EpochOrder, visits: list[np.ndarray]) -> Iterator[Entry]:

@@ -1,7 +1,7 @@
-"""A dataset directory → the batches of one rank, from where it was to the end of time, with a state."""
+"""Datasets → the batches of one rank, from where it was to the end of time, with a state."""
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -9,10 +9,10 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..errors import Error
-from .directory import Dataset
 from .epoch import EpochSequences
-from .manifest import TOKENS, member
-from .order import Position, Slots, even_share
+from .manifest import member
+from .mixture import Data, Portion, portions, positions_of, state_of
+from .order import Position, even_share
 from .shards import BLOCK_TOKENS
 
 GRACE_SECONDS = 60  # that a worker process outlives a signal to stop
@@ -24,6 +24,11 @@ class StepBatches(IterableDataset):
 
     Row i holds a sequence's inputs and, one further, its targets. The stream goes on from its state, which counts the
     steps that were handed out and fits any `sequences_per_step`, number of ranks and of workers.
+
+    `dataset` is one, or a mixture: `[(Dataset("data/a"), 3), (Dataset("data/b"), 1)]`, datasets with their weights. The
+    slots of a step are divided among them by weight; each follows its own order and counts its own epochs. `portions`
+    says what each has; `sequences`, `left_out` and `trailing_tokens` are of all together, `steps_per_epoch` of the one
+    whose epoch ends first.
 
     `num_workers` processes of this class's own read ahead; a torch DataLoader around it takes `batch_size=None` and no
     workers, for each of them would repeat every step. Raises Error for arguments that cannot be, and when the data hold
@@ -37,7 +42,7 @@ class StepBatches(IterableDataset):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Data,
         *,
         seq_len: int,
         sequences_per_step: int,
@@ -46,8 +51,6 @@ class StepBatches(IterableDataset):
         world_size: int = 1,
         num_workers: int = 0,
     ):
-        if dataset.kind != TOKENS:
-            raise Error(f"dataset {dataset.path}: expected tokens to train on, got {dataset.kind}")
         if not 1 <= seq_len <= BLOCK_TOKENS:
             raise Error(f"seq_len: expected 1 to {BLOCK_TOKENS}, got {seq_len}")
         if not 0 <= seed < 2**64:
@@ -59,36 +62,27 @@ class StepBatches(IterableDataset):
                 f"sequences_per_step: expected at least one sequence per rank, got {sequences_per_step} sequences "
                 f"for {world_size} ranks"
             )
-        self.dataset, self.seq_len, self.sequences_per_step, self.seed = dataset, seq_len, sequences_per_step, seed
+        self.seq_len, self.sequences_per_step, self.seed = seq_len, sequences_per_step, seed
         self.slots = even_share(sequences_per_step, rank, world_size)
         self.num_workers = min(num_workers, len(self.slots))
-        per_block = (dataset.blocks["train"]["tokens"].astype(np.int64) - 1) // seq_len
-        self.sequences = int(per_block.sum())
-        self.steps_per_epoch = self.sequences // sequences_per_step
-        self.left_out = self.sequences - self.steps_per_epoch * sequences_per_step
-        # Targets no sequence reaches: a shard's first token is never a target, its last few fill no sequence.
-        targets = dataset.total("train", "tokens") - sum(1 for entry in dataset.shards("train") if entry.tokens)
-        self.trailing_tokens = targets - self.sequences * seq_len
-        if self.steps_per_epoch < 1:
-            raise Error(f"dataset {dataset.path}: {self._too_short()}")
-        self._position = Position()
+        self.portions = portions(dataset, sequences_per_step=sequences_per_step, seq_len=seq_len)
+        self.sequences = sum(portion.sequences for portion in self.portions)
+        self.steps_per_epoch = min(portion.steps_per_epoch for portion in self.portions)
+        self.left_out = sum(portion.left_out for portion in self.portions)
+        self.trailing_tokens = sum(portion.trailing_tokens for portion in self.portions)
+        self._settings = {"seed": seed, "seq_len": seq_len}
+        self._positions = tuple(Position() for _ in self.portions)
         self._iterators = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The state: JSON-able, the same on every rank. Keep it as it is; its members may change between versions."""
-        return {
-            "version": STATE_VERSION,
-            "dataset_id": self.dataset.id,
-            "seed": self.seed,
-            "seq_len": self.seq_len,
-            "epoch": self._position.epoch,
-            "taken": [list(pair) for pair in self._position.taken],
-        }
+        return {"version": STATE_VERSION, **state_of(self.portions, self._positions, self._settings)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: with a new iterator, those made before are of no use any more.
 
-        Raises Error for the state of another dataset, seed or seq_len, of a later version, and for what is no state.
+        Raises Error for the state of other data or weights, of another seed or seq_len, of a later version, and for
+        what is no state.
         """
         if not isinstance(state, Mapping):
             raise Error(f"state: expected what state_dict() gave, got {repr(state)[:80]}")
@@ -96,11 +90,7 @@ class StepBatches(IterableDataset):
             version = member({"version": 1, **state}, "version", int)  # the first ones had none
             if version > STATE_VERSION:
                 raise Error(f"expected version {STATE_VERSION}, got {version}; update gpt2wds")
-            for name, own in (("dataset_id", self.dataset.id), ("seed", self.seed), ("seq_len", self.seq_len)):
-                if state.get(name) != own:
-                    raise Error(f"it was saved with {name} {state.get(name)}, here it is {own}; give that one again")
-            taken = _checked_taken(member(state, "taken", list), self.sequences)
-            self._position = Position(member(state, "epoch", int), taken)
+            self._positions = positions_of(state, self.portions, self._settings)
         except Error as error:
             raise Error(f"state: {error}") from None
         self._iterators += 1
@@ -110,36 +100,28 @@ class StepBatches(IterableDataset):
             raise WorkersRepeat()
         self._iterators += 1
         current = self._iterators
-        while True:
-            start, following = self._position, Position(self._position.epoch + 1)
-            steps = Slots(self.sequences, self.sequences_per_step, start.taken).steps
-            if not steps:
-                self._position = following
-                continue
-            for done, sequences in enumerate(self._epoch(start), 1):
-                self._position = start.after(self.sequences_per_step, done) if done < steps else following
-                yield sequences
-                if self._iterators != current:
-                    raise RuntimeError("StepBatches: one iterator at a time, this one is older than the state")
+        starts = zip(self.portions, self._positions, strict=True)
+        places = zip(*(portion.positions(start) for portion, start in starts), strict=True)
+        for sequences, place in zip(self._steps(), places, strict=True):
+            self._positions = place
+            yield sequences
+            if self._iterators != current:
+                raise RuntimeError("StepBatches: one iterator at a time, this one is older than the state")
 
-    def _too_short(self) -> str:
-        if not self.sequences:
-            tokens = self.dataset.total("train", "tokens")
-            return f"expected a text of more than seq_len = {self.seq_len} tokens, got {tokens} in all; lower seq_len"
-        return (
-            f"expected at least one step of {self.sequences_per_step} sequences of {self.seq_len} tokens, got "
-            f"{self.sequences} sequences; a step may have at most {self.sequences}, that is "
-            f"{self.sequences * self.seq_len} tokens"
-        )
+    def epochs_read(self) -> tuple[float, ...]:
+        """Epochs of each dataset in the steps that were handed out."""
+        found = zip(self.portions, self._positions, strict=True)
+        return tuple(portion.epochs(position) for portion, position in found)
 
-    def _epoch(self, position: Position) -> Iterator[np.ndarray]:
-        dataset = EpochSequences(self.dataset, self.seq_len, self.sequences_per_step, self.seed, self.slots, position)
+    def _steps(self) -> Iterator[np.ndarray]:
+        """This rank's share of each step from the positions on, without end."""
+        source = SlotSequences(self.portions, self.seq_len, self.seed, self.slots, self._positions)
         if not self.num_workers:
-            yield from dataset
+            yield from source
             return
         # Each worker gives its slots of a step; the loader takes turns, so a step is one share from each.
         loader = DataLoader(
-            dataset,
+            source,
             batch_size=None,
             num_workers=self.num_workers,
             prefetch_factor=4,
@@ -154,6 +136,40 @@ class StepBatches(IterableDataset):
             yield np.concatenate([share.numpy() for share in step])
 
 
+class SlotSequences(IterableDataset):
+    """Some of a step's slots, whosever they are: yields (slots, seq_len + 1) uint16 per step, without end.
+
+    In a worker those are the worker's share of the slots.
+    """
+
+    def __init__(
+        self, mixed: tuple[Portion, ...], seq_len: int, seed: int, slots: range, positions: tuple[Position, ...]
+    ):
+        self._mixed, self._seq_len, self._seed, self._slots, self._positions = mixed, seq_len, seed, slots, positions
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        slots = self._slots
+        if worker is not None:
+            share = even_share(len(slots), worker.id, worker.num_workers)
+            slots = slots[share.start : share.stop]
+        parts = []
+        for portion, position in zip(self._mixed, self._positions, strict=True):
+            first, end = max(slots.start, portion.slots.start), min(slots.stop, portion.slots.stop)
+            if first < end:
+                own = range(first - portion.slots.start, end - portion.slots.start)
+                parts.append(self._epochs(portion, own, position))
+        steps = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        return steps if worker is None else _error_as_item(steps)
+
+    def _epochs(self, portion: Portion, slots: range, position: Position) -> Iterator[np.ndarray]:
+        """One dataset's slots, counted from its own first."""
+        while True:
+            per_step = len(portion.slots)
+            yield from EpochSequences(portion.dataset, self._seq_len, per_step, self._seed, slots, position)
+            position = Position(position.epoch + 1)
+
+
 class WorkersRepeat(Error):
     """Raised in a torch DataLoader's worker, and again in its parent, which would add a page of traceback."""
 
@@ -164,17 +180,6 @@ class WorkersRepeat(Error):
         )
 
 
-def _checked_taken(pairs: list[Any], sequences: int) -> tuple[tuple[int, int], ...]:
-    """A position's (sequences per step, steps), as far as an epoch of so many sequences has them. Raises Error."""
-    taken: tuple[tuple[int, int], ...] = ()
-    for pair in pairs:
-        whole = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n > 0 for n in pair)
-        if not whole or pair[1] > Slots(sequences, pair[0], taken).steps:
-            raise Error(f"'taken': expected steps of an epoch of {sequences} sequences, got {repr(pairs)[:80]}")
-        taken = (*taken, (pair[0], pair[1]))
-    return taken
-
-
 def _leave_signals_to_the_parent(_: int) -> None:
     """Schedulers send a signal to all processes: the parent saves first, and needs its workers for that."""
 
@@ -183,3 +188,11 @@ def _leave_signals_to_the_parent(_: int) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, wait)
+
+
+def _error_as_item(steps: Iterable[np.ndarray]) -> Iterator[np.ndarray | str]:
+    """In a worker what goes wrong is its last item: DataLoader would wrap an exception into a page of traceback."""
+    try:
+        yield from steps
+    except Error as error:
+        yield str(error)

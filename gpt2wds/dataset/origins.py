@@ -165,7 +165,8 @@ def _stretches(split: str, shard: int, entry: ShardEntry) -> list[_Stretch]:
         before += documents
         first = None if first is None or taken is None else first + taken
     if before != entry.documents:
-        raise Error(f"{entry.file}: expected spans of {counted(entry.documents, 'document')}, got {before:,}; verify the dataset")
+        wanted = counted(entry.documents, "document")
+        raise Error(f"{entry.file}: expected spans of {wanted}, got {before:,}; verify the dataset")
     return stretches
 
 

@@ -182,7 +182,8 @@ def _setting(run: Run) -> dict[str, str]:
     rates = [row["tokens_per_second"] for row in run.rows if row.get("tokens_per_second") is not None]
     facts, tokens = run.facts, run.rows[-1].get("tokens")
     corpus_tokens, val_split = facts.get("train_tokens"), facts.get("val_split_tokens")
-    epochs = f", {tokens / corpus_tokens:.2f} epochs" if tokens is not None and corpus_tokens else ""
+    datasets = _datasets(run)
+    epochs = f", {tokens / corpus_tokens:.2f} epochs" if tokens is not None and corpus_tokens and not datasets else ""
     used = facts.get("val_tokens")
     of_split = f" of the split's {val_split:,}" if val_split is not None else ""
     candidates = {
@@ -194,7 +195,22 @@ def _setting(run: Run) -> dict[str, str]:
         "ranks": facts.get("world_size"), "device": facts.get("device"), "torch": facts.get("torch"),
         "gpt2wds": facts.get("version"), "dataset": facts.get("dataset_id"),
     }  # fmt: skip
-    return {k: f"{v:,}" if isinstance(v, int) else str(v) for k, v in candidates.items() if v is not None}
+    return {k: f"{v:,}" if isinstance(v, int) else str(v) for k, v in candidates.items() if v is not None} | datasets
+
+
+def _datasets(run: Run) -> dict[str, str]:
+    """A line for each of several datasets: its part of a step, how often it was read, its own validation loss."""
+    lines, step = {}, run.rows[-1]["step"]
+    losses: list[float | None] = next((row["val_losses"] for row in reversed(run.rows) if "val_losses" in row), [])
+    for number, one in enumerate(run.facts.get("datasets", ())):
+        own, seq_len = one["sequences_per_step"], run.facts["seq_len"]
+        line = (
+            f"weight {one['weight']:g}, {own * seq_len / run.facts['tokens_per_step']:.2%} of a step, "
+            f"{step / one['steps_per_epoch']:.2f} epochs of {one['train_tokens']:,} tokens"
+        )
+        loss = losses[number] if number < len(losses) else None
+        lines[f"of {one['path']}"] = line + (f"; validation loss, last, {loss:.4f}" if loss is not None else "")
+    return lines
 
 
 def _origin(facts: Row) -> str | None:

@@ -1,0 +1,95 @@
+"""What is measured of a model while it is trained: validation loss, HellaSwag, samples."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..dataset.directory import Dataset
+from ..dataset.mixture import Portion
+from ..dataset.validation import validation_sequences
+from ..distributed import World
+from ..evaluate.hellaswag import score
+from ..evaluate.inference import NotFinite
+from ..evaluate.questions import Questions, load_questions
+from ..evaluate.text import generate, validation_loss
+from ..model import GPT2, GPT2Config
+from ..tokenizer import Tokenizer, load_tokenizer
+from ..train.loop import Evaluate
+from .settings import Config
+
+EVALUATION_SEQUENCES = 16  # of one forward pass over validation text, at most
+
+
+def mean_of_shares(values: Sequence[float | None], portions: Sequence[Portion]) -> float | None:
+    """The mean of the datasets' values, weighted by what they have of a step, over those that have a value."""
+    pairs = [(len(p.slots), value) for p, value in zip(portions, values, strict=True) if value is not None]
+    if len(pairs) == 1:
+        return pairs[0][1]  # as it is: a product and a quotient could round
+    return sum(slots * value for slots, value in pairs) / sum(slots for slots, _ in pairs) if pairs else None
+
+
+def _validation_loss(model: GPT2, dataset: Dataset, settings: Config, world: World) -> float | None:
+    if not dataset.shards("val"):
+        return None
+    batches = validation_sequences(
+        dataset,
+        seq_len=settings.data.seq_len,
+        max_tokens=settings.eval.val_tokens,
+        # Where a micro-batch fits, so does this.
+        batch_sequences=min(EVALUATION_SEQUENCES, settings.train.micro_batch_sequences),
+        rank=world.rank,
+        world_size=world.world_size,
+    )
+    return validation_loss(model, batches, world, settings.train.dtype)
+
+
+def _sample(model: GPT2, tokenizer: Tokenizer, prompt: str, settings: Config, world: World) -> str:
+    seed = settings.run.seed
+    return generate(model, tokenizer, prompt, tokens=settings.eval.sample_tokens, seed=seed, device=world.device)
+
+
+def evaluation(
+    settings: Config,
+    portions: Sequence[Portion],
+    choices: Dataset | None,
+    config: GPT2Config,
+    world: World,
+    say: Callable[[str], None],
+) -> Evaluate:
+    """What is measured every eval.every_steps: validation loss, HellaSwag, samples; each where there is something.
+
+    Of several datasets each has its own validation loss, on as much text as if it were alone, and `val_loss` is their
+    mean, weighted by what each has of a step: as the training loss is of them. None stands for a dataset without text.
+    """
+    questions: Questions | None = None
+    if choices is not None:
+        questions = load_questions(choices, settings.eval.hellaswag_mode, config.n_positions)
+    tokenizer = load_tokenizer() if settings.eval.sample_prompts else None
+
+    def evaluate(model: GPT2) -> dict[str, Any]:
+        model.eval()
+        metrics: dict[str, Any] = {}
+        losses = [_validation_loss(model, portion.dataset, settings, world) for portion in portions]
+        if (mean := mean_of_shares(losses, portions)) is not None:
+            metrics["val_loss"] = mean
+        if mean is not None and len(losses) > 1:
+            metrics["val_losses"] = losses
+            pairs = zip(portions, losses, strict=True)
+            named = [f"{portion.dataset.path} {loss:.4f}" for portion, loss in pairs if loss is not None]
+            say(f"validation loss of {', '.join(named)}")
+        try:
+            if questions is not None:
+                metrics["hella_acc"] = math.nan
+                metrics["hellaswag"] = score(model, questions, world, settings.train.dtype)
+                metrics["hella_acc"] = metrics["hellaswag"]["acc_norm_tokens"]
+            if tokenizer is not None and world.is_main:
+                metrics["samples"] = [
+                    {"prompt": prompt, "text": _sample(model, tokenizer, prompt, settings, world)}
+                    for prompt in settings.eval.sample_prompts
+                ]
+        except NotFinite as error:
+            say(f"WARNING: {error}")
+        model.train()
+        return metrics
+
+    return evaluate

@@ -1,0 +1,97 @@
+"""A run directory → the order its run reads in, and how far it is."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..dataset.directory import Dataset
+from ..dataset.manifest import member
+from ..dataset.mixture import check_weight, identity, portions
+from ..dataset.order import step_ranges
+from ..dataset.origins import Place
+from ..dataset.trace import Trace
+from ..errors import Error
+from ..train.rundir import RunDirectory
+
+READ, NOT_YET, LEFT_OUT, FILLS_NO_STEP = "read", "not yet", "left out", "fills no step"
+
+
+@dataclass(frozen=True)
+class TracedRun:
+    """A run's order, and how far it is: `last_step` updates are logged, of which `skip_steps` were none.
+
+    traces: of each of its datasets, which have a step's slots one after the other.
+    """
+
+    run: RunDirectory
+    traces: tuple[Trace, ...]
+    seq_len: int
+    max_steps: int
+    last_step: int
+    skip_steps: tuple[range, ...]
+
+    def state(self, step: int | None) -> str:
+        """What became of a step's sequences; of those of no step None is given."""
+        if step is None:
+            return FILLS_NO_STEP
+        if any(step in steps for steps in self.skip_steps):
+            return LEFT_OUT
+        return READ if step <= self.last_step else NOT_YET
+
+    def find(self, source: str, number: int) -> list[tuple[Trace, Place]]:
+        """Where a document is: in each dataset that has it. Raises Error where none has."""
+        found, problems = [], []
+        for trace in self.traces:
+            try:
+                found.append((trace, trace.find(source, number)))
+            except Error as error:
+                problems.append(f"{trace.dataset.path}: {error}" if len(self.traces) > 1 else str(error))
+        if not found:
+            raise Error("; ".join(problems))
+        return found
+
+
+def traced_run(folder: Path, data: tuple[str, ...]) -> TracedRun:
+    """What the run's configuration says of its order; `data` stands in for its datasets' places. Raises Error."""
+    run = RunDirectory(folder, is_main=False)
+    if not run.config.exists():
+        raise Error(f"{folder}: expected a run directory ({run.config.name}), got none")
+    try:
+        config = tomllib.loads(run.config.read_text(encoding="utf-8"))
+        tables = {name: member(config, name, dict) for name in ("run", "data", "train")}
+        seq_len, seed = member(tables["data"], "seq_len", int), tables["run"].get("seed")
+        tokens, steps = (member(tables["train"], name, int) for name in ("tokens_per_step", "max_steps"))
+        skipped = step_ranges(tables["data"].get("skip_steps", []))
+        weighted = _weighted(tables["data"].get("path"))
+        if type(seed) is not int or not 0 < seq_len <= tokens:
+            raise Error("expected 'seed', and 'tokens_per_step' of 'seq_len' or more")
+    except (ValueError, TypeError) as error:  # TOML, UTF-8, or what it says
+        raise Error(f"{run.config}: {error}; restore it, it says how the run was begun") from None
+    if data and len(data) != len(weighted):
+        raise Error(
+            f"--data: expected {len(weighted)}, one for each dataset of the run in their order, got {len(data)}"
+        )
+    paths = data or tuple(path for path, _ in weighted)
+    pairs = [(Dataset(path), weight) for path, (_, weight) in zip(paths, weighted, strict=True)]
+    mixed = portions(pairs, sequences_per_step=tokens // seq_len, seq_len=seq_len)
+    known, here = run.read_facts().get("dataset_id"), identity(mixed)
+    if known not in (None, here):
+        raise Error(
+            f"{', '.join(paths)}: expected the run's dataset, {known}, got {here}; give its directory with --data"
+        )
+    rows = run.read_metrics()
+    traces = tuple(
+        Trace(portion.dataset, seq_len=seq_len, sequences_per_step=len(portion.slots), seed=seed) for portion in mixed
+    )
+    return TracedRun(run, traces, seq_len, steps, rows[-1]["step"] if rows else 0, skipped)
+
+
+def _weighted(path: object) -> list[tuple[str, float]]:
+    """What `data.path` says: one dataset, or several with their weights."""
+    if isinstance(path, str):
+        return [(path, 1)]
+    if not isinstance(path, list) or not path or not all(isinstance(each, dict) for each in path):
+        raise Error(f"'path': expected a text, or a list of tables, got {path!r}")
+    for each in path:
+        check_weight(each.get("weight"), "'weight'")
+    return [(member(each, "path", str), each["weight"]) for each in path]

@@ -38,7 +38,7 @@ from .existing import (
 from .measuring import evaluation
 from .overview import device_name, forecast, introduce, run_facts, say_epochs
 from .settings import Config
-from .start import Start, find_start, refuse_on_all_ranks, refuse_other_starts
+from .start import Start, find_start, refuse_nothing_to_train, refuse_on_all_ranks, refuse_other_starts
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Assembly:
     world: World
     run: RunDirectory
     batches: StepBatches
+    update: Update
     evaluate: Evaluate
     start: Start
     measures: Measures
@@ -67,6 +68,7 @@ def preview(settings: Config, world: World, ranks: int | None = None, tokens_per
     if ranks and world.world_size > 1:
         raise Error(f"ranks: expected one process to plan for {ranks}, got {world.world_size}; leave torchrun out")
     run = _run_directory(settings, world)
+    run.refuse_damaged_rows()
     assembly = assemble(settings, world, run, ranks)
     settings, start = assembly.settings, assembly.start  # with what "auto" is here
     planned = dataclasses.replace(world, world_size=ranks or world.world_size)
@@ -93,8 +95,10 @@ def _run_directory(settings: Config, world: World) -> RunDirectory:
     for name in ("manifest.json", "plan.json"):
         if Path(settings.run.dir, name).exists():
             raise Error(f"run.dir: expected a directory of the run's own, got {settings.run.dir}, which has a dataset")
-    if Path(settings.run.dir).is_file():
-        raise Error(f"run.dir: expected a directory, got {settings.run.dir}, which is a file")
+    for path in (Path(settings.run.dir), *Path(settings.run.dir).parents):
+        if path.exists() and not path.is_dir():
+            which = "which is a file" if path == Path(settings.run.dir) else f"in the file {path}"
+            raise Error(f"run.dir: expected a directory, got {settings.run.dir}, {which}")
     return RunDirectory(settings.run.dir, is_main=world.is_main, tensorboard=tensorboard)
 
 
@@ -136,6 +140,7 @@ def assemble(settings: Config, world: World, run: RunDirectory, ranks: int | Non
         num_workers=settings.data.num_workers,
     )
     start = find_start(settings, run, batches)
+    refuse_nothing_to_train(start, settings)
     refuse_other_starts(start, settings, batches, world)
     choices = Dataset(settings.eval.hellaswag) if settings.eval.hellaswag else None
     means = measures(settings, batches.portions, choices)
@@ -147,15 +152,8 @@ def assemble(settings: Config, world: World, run: RunDirectory, ranks: int | Non
         means = kept_measures(run, before, means)
     start.model.to(world.device)
     evaluate = evaluation(settings, batches.portions, choices, start.model.config, world, run.say)
-    return Assembly(settings, world, run, batches, evaluate, start, means)
-
-
-def train(assembly: Assembly, signals: Signals) -> int:
-    """Train to the end; returns the signal that stopped it, or 0."""
-    settings, world, run, start = assembly.settings, assembly.world, assembly.run, assembly.start
-    model, state = start.model, start.state
     update = Update(
-        model,
+        start.model,
         settings.train,
         world,
         sequences_per_step=settings.sequences_per_step,
@@ -163,6 +161,13 @@ def train(assembly: Assembly, signals: Signals) -> int:
         say=run.say,
     )
     update.load_optimizer_tensors(start.moments)
+    return Assembly(settings, world, run, batches, update, evaluate, start, means)
+
+
+def train(assembly: Assembly, signals: Signals) -> int:
+    """Train to the end; returns the signal that stopped it, or 0."""
+    settings, world, run, start = assembly.settings, assembly.world, assembly.run, assembly.start
+    model, state = start.model, start.state
     # Only now, when all of it is known to be possible: a mistake corrected is no other run. And once every rank has
     # compared what was there.
     world.barrier()
@@ -181,7 +186,7 @@ def train(assembly: Assembly, signals: Signals) -> int:
     peak = peak_flops(device_name(world), settings.train.dtype)
     progress = ProgressLine("training", settings.train.max_steps, " steps", done=state.step)
     trainer = Trainer(
-        update,
+        assembly.update,
         assembly.batches,
         assembly.evaluate,
         run,

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..dataset.directory import Dataset
 from ..dataset.mixture import Portion
-from ..dataset.validation import validation_sequences
+from ..dataset.validation import refuse_too_short, validation_sequences
 from ..distributed import World
 from ..evaluate.hellaswag import score
 from ..evaluate.inference import NotFinite
@@ -61,6 +61,9 @@ def evaluation(
     Of several datasets each has its own validation loss, on as much text as if it were alone, and `val_loss` is their
     mean, weighted by what each has of a step: as the training loss is of them. None stands for a dataset without text.
     """
+    for portion in portions:
+        if portion.dataset.shards("val"):
+            refuse_too_short(portion.dataset, seq_len=settings.data.seq_len, max_tokens=settings.eval.val_tokens)
     questions: Questions | None = None
     if choices is not None:
         questions = load_questions(choices, settings.eval.hellaswag_mode, config.n_positions)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from ..dataset.manifest import member
 from ..distributed import World
 from ..errors import Error, reason
 from ..model import GPT2
 from ..train.checkpoint import CONFIG, STATE, WEIGHTS, newest_sound_checkpoint, refuse_damaged
 from ..train.rundir import RunDirectory
-from ..train.weights import SHARDED, load_weights
+from ..train.weights import SHARDED, load_weights, weights_hash
 
 
 def _warn(text: str) -> None:
@@ -33,6 +34,25 @@ def find_checkpoint(path: Path) -> Path:
     if newest is None:
         raise Error(f"run.fork_from: expected a checkpoint, or a run directory that has one, got {path}")
     return newest
+
+
+def weights_before(run: RunDirectory, step: int) -> Path:
+    """The newest sound weights before a step of a run: a checkpoint of its own, or what it began from. Raises Error."""
+    own = newest_sound_checkpoint(run.checkpoints, _warn, before=step)
+    if own is not None:
+        return own
+    none = f"{run.checkpoints}: expected a checkpoint before step {step}, got none"
+    origin = run.read_facts().get("origin")
+    if not isinstance(origin, dict):
+        raise Error(f"{none}: a run keeps its newest, as many as checkpoint.keep says, and has none before its first")
+    begun, path = origin.get("step"), Path(member(origin, "path", str))
+    if "fork_from" in origin and isinstance(begun, int) and begun >= step:
+        raise Error(f"{none}: it was forked after step {begun}, from {path}; ask the run that this is of")
+    if not (path / CONFIG).exists():
+        raise Error(f"{none}, and what the run began from is gone: {path}")
+    if weights_hash(path) != origin.get("sha256"):
+        raise Error(f"{none}, and what the run began from has changed since: {path}")
+    return path
 
 
 def find_weights(model: str) -> Path:

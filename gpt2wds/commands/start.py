@@ -63,10 +63,20 @@ def find_start(settings: Config, run: RunDirectory, batches: StepBatches) -> Sta
     return Start(GPT2(GPT2Config(*settings.model.shape, n_positions=settings.data.seq_len), seed=settings.run.seed))
 
 
+def refuse_nothing_to_train(start: Start, settings: Config) -> None:
+    """Raise Error for a new run all of whose steps are left out: it would end well, and have trained nothing."""
+    steps, skipped = range(start.state.step + 1, settings.train.max_steps + 1), settings.data.skipped
+    if start.checkpoint is None and all(any(step in left_out for left_out in skipped) for step in steps):
+        raise Error(
+            f"data.skip_steps: expected some of the steps {steps.start:,} to {steps[-1]:,} to train on, got all left "
+            "out; take some back, or raise train.max_steps"
+        )
+
+
 def _from_checkpoint(path: Path, settings: Config, batches: StepBatches, remedy: str) -> Start:
-    """Raises Error, with a remedy, where the checkpoint says itself that it is of another configuration."""
+    """Raises Error, with a remedy, where the checkpoint, a sound one, is of another configuration."""
     state, moments = load_state(path)
-    model = load_weights(path)
+    model = load_weights(path, is_checked=True)
     tokens, asked = state.row["tokens"], settings.model.asked_shape
     shape = (model.config.n_layer, model.config.n_head, model.config.n_embd)
     try:

@@ -1,7 +1,6 @@
 """gpt2wds-eval trace: what a step of a run read, and when a document was read."""
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +81,15 @@ def _losses(
     """(sequences,) losses under the newest sound checkpoint before a step; its name; whether this is the main rank."""
     from ..distributed import join_world
     from ..evaluate.text import sequence_losses
-    from ..train.checkpoint import newest_sound_checkpoint
     from ..train.weights import load_weights
+    from .models import weights_before
 
-    path = newest_sound_checkpoint(run.run.checkpoints, lambda text: print(text, file=sys.stderr), before=step)
-    if path is None:
-        raise Error(
-            f"{run.run.checkpoints}: expected a checkpoint before step {step}, got none: a run keeps its "
-            "newest ones, as many as checkpoint.keep says, and has none before its first"
-        )
+    path = weights_before(run.run, step)
     with join_world(device) as world:
         model = load_weights(path).to(world.device).eval()
         losses = sequence_losses(model, np.stack([s.tokens for s in sequences]), world, dtype)
-        return losses, path.name, world.is_main
+        name = path.name if path.parent == run.run.checkpoints else str(path)
+        return losses, name, world.is_main
 
 
 def _step(

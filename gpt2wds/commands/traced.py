@@ -1,5 +1,6 @@
 """A run directory → the order its run reads in, and how far it is."""
 
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,16 +75,24 @@ def traced_run(folder: Path, data: tuple[str, ...]) -> TracedRun:
     paths = data or tuple(path for path, _ in weighted)
     pairs = [(Dataset(path), weight) for path, (_, weight) in zip(paths, weighted, strict=True)]
     mixed = portions(pairs, sequences_per_step=tokens // seq_len, seq_len=seq_len)
-    known, here = run.read_facts().get("dataset_id"), identity(mixed)
+    known, here = _known_data(run), identity(mixed)
     if known not in (None, here):
         raise Error(
             f"{', '.join(paths)}: expected the run's dataset, {known}, got {here}; give its directory with --data"
         )
-    rows = run.read_metrics()
     traces = tuple(
         Trace(portion.dataset, seq_len=seq_len, sequences_per_step=len(portion.slots), seed=seed) for portion in mixed
     )
-    return TracedRun(run, traces, seq_len, steps, rows[-1]["step"] if rows else 0, skipped)
+    return TracedRun(run, traces, seq_len, steps, run.last_step(), skipped)
+
+
+def _known_data(run: RunDirectory) -> object:
+    """The `dataset_id` that the run noted; None where it did not, or its notes are damaged."""
+    try:
+        return run.read_facts().get("dataset_id")
+    except Error as error:
+        print(f"WARNING: {error}; whether the dataset is the run's cannot be told", file=sys.stderr)
+        return None
 
 
 def _weighted(path: object) -> list[tuple[str, float]]:

@@ -72,4 +72,5 @@ def main(
 
 def _with_keys(text: str) -> str:
     """A message of the library with the configuration's keys in place of its arguments' names."""
+    text = text.replace("max_tokens =", "eval.val_tokens =")
     return re.sub("^(device|seed|seq_len):", lambda found: f"{_KEYS[found[1]]}:", text)

@@ -26,19 +26,7 @@ def validation_sequences(
     All ranks together give each batch of a single rank once, so what is computed from them does not depend on how many
     share the work. Raises Error when there is not one sequence.
     """
-    if dataset.kind != TOKENS:
-        raise Error(f"dataset {dataset.path}: expected tokens, got {dataset.kind}; make some with gpt2wds-shard files")
-    tokens = dataset.blocks[split]["tokens"].astype(np.int64)
-    per_block = np.maximum(tokens - 1, 0) // seq_len
-    total = min(int(per_block.sum()), max_tokens // seq_len)
-    held = dataset.total(split, "tokens")
-    if not held:
-        raise Error(f"dataset {dataset.path}: expected text for {split}, got none; take another split or dataset")
-    if not total:
-        got = f"{held:,}, of which max_tokens = {max_tokens:,} are used" if max_tokens < held else f"{held:,}"
-        raise Error(
-            f"dataset {dataset.path}: expected a {split} text of more than seq_len = {seq_len:,} tokens, got {got}"
-        )
+    per_block, total = _sequences(dataset, seq_len, max_tokens, split)
     dealt = even_share(math.ceil(total / batch_sequences), rank, world_size)
     mine = range(dealt.start * batch_sequences, min(dealt.stop * batch_sequences, total))
     starts = np.cumsum(per_block) - per_block
@@ -55,3 +43,26 @@ def validation_sequences(
                 batch = []
     if batch:
         yield np.stack(batch)
+
+
+def refuse_too_short(dataset: Dataset, *, seq_len: int, max_tokens: int, split: str = "val") -> None:
+    """Raise Error where validation_sequences would: where there is not one sequence."""
+    _sequences(dataset, seq_len, max_tokens, split)
+
+
+def _sequences(dataset: Dataset, seq_len: int, max_tokens: int, split: str) -> tuple[np.ndarray, int]:
+    """(blocks,) sequences in each block, and how many of all are used. Raises Error where that is none."""
+    if dataset.kind != TOKENS:
+        raise Error(f"dataset {dataset.path}: expected tokens, got {dataset.kind}; make some with gpt2wds-shard files")
+    tokens = dataset.blocks[split]["tokens"].astype(np.int64)
+    per_block = np.maximum(tokens - 1, 0) // seq_len
+    total = min(int(per_block.sum()), max_tokens // seq_len)
+    held = dataset.total(split, "tokens")
+    if not held:
+        raise Error(f"dataset {dataset.path}: expected text for {split}, got none; take another split or dataset")
+    if not total:
+        got = f"{held:,}, of which max_tokens = {max_tokens:,} are used" if max_tokens < held else f"{held:,}"
+        raise Error(
+            f"dataset {dataset.path}: expected a {split} text of more than seq_len = {seq_len:,} tokens, got {got}"
+        )
+    return per_block, total

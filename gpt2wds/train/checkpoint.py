@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..dataset.manifest import member
 from ..errors import Error, reason
 from ..files import sync
 from ..model import GPT2, hf_config
@@ -57,9 +58,23 @@ class State:
 
     @classmethod
     def from_json(cls, text: str) -> "State":
-        record = json.loads(text)
+        """Raises Error for what is no state, whoever wrote it."""
+        try:
+            record = json.loads(text)  # NaN, which a row may have, is not JSON's
+        except (ValueError, RecursionError) as error:
+            raise Error(f"it is no JSON ({reason(error)})") from None
+        step, row = member(record, "step", int), member(record, "row", dict)
+        if member(row, "step", int) != step or member(row, "tokens", int) < step:
+            raise Error(f"'row': expected that of step {step}, got {repr(row)[:80]}")
+        if not all(value is None or isinstance(value, int | float) for value in row.values()):
+            raise Error(f"'row': expected numbers, got {repr(row)[:80]}")
         # Before 0.1 the members of `batches` stood beside the others.
-        return cls(record["step"], record["row"], record.get("batches", record), record.get("origin"))
+        batches, origin = record.get("batches", record), record.get("origin")
+        if batches is not None:
+            batches = member({"batches": batches}, "batches", dict)
+        if origin is not None:
+            member(member(record, "origin", dict), "path", str)
+        return cls(step, row, batches, origin)
 
 
 def save_checkpoint(
@@ -156,8 +171,15 @@ def refuse_damaged(path: Path) -> None:
 
 
 def load_state(path: Path) -> tuple[State, dict[str, torch.Tensor]]:
-    """A checkpoint's state, and its optimizer's tensors by name."""
-    return State.from_json((path / STATE).read_text()), load_file(path / OPTIMIZER)
+    """A checkpoint's state, and its optimizer's tensors by name. Raises Error where they are none."""
+    try:
+        state = State.from_json((path / STATE).read_text(encoding="utf-8"))
+    except ValueError as error:  # Error, or of UTF-8
+        raise Error(f"{path / STATE}: expected a checkpoint's state, {error}; take another checkpoint") from None
+    try:
+        return state, load_file(path / OPTIMIZER)
+    except SafetensorError as error:
+        raise Error(f"{path / OPTIMIZER}: expected tensors, {reason(error)}; take another checkpoint") from None
 
 
 def state_hash(path: Path) -> str:

@@ -68,6 +68,9 @@ class Optimizers:
         for name, value in tensors.items():
             parameter_name, _, key = name.rpartition(":")
             parameter = parameters[parameter_name]
+            if value.dim() and value.shape != parameter.shape:
+                shapes = f"expected {tuple(parameter.shape)}, got {tuple(value.shape)}"
+                raise Error(f"optimizer state: {name}: {shapes}; take the checkpoint of another step")
             state = owner[parameter].state[parameter]
             # AdamW's step count lives on the CPU unless the update is fused on a GPU; it moves it there itself.
             state[key] = value.clone() if value.dim() == 0 else _placed_as(parameter, value)

@@ -82,7 +82,8 @@ def _read(path: Path, name: str, by: str) -> Run:
 
 def _page_of_one(run: Run, by: str) -> str:
     body = _unfinished(run, "Unfinished")
-    body += f'<div class="grid">\n{page.table(list(_results(run).items()))}{page.table(list(_setting(run).items()))}'
+    setting = [(name, value) for name, value in _setting(run).items() if name != "parameters"]  # below the title
+    body += f'<div class="grid">\n{page.table(list(_results(run).items()))}{page.table(setting)}'
     body += f"</div>\n{_pictures([run], by)}{_samples(run.rows)}<h2>Configuration</h2>\n{_config(run, 'config.toml')}"
     return page.document(_title(run), _size(run), body)
 

@@ -16,8 +16,9 @@ import importlib.util
 import json
 import math
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,6 +30,7 @@ from ..strict_json import load_json
 from .lock import Lock
 
 LOG_HEADER = "# step train_loss val_loss hella_acc\n"
+DAMAGED = (ValueError, RecursionError, IndexError, TypeError, KeyError)  # what reading a damaged row raises
 
 
 class RunDirectory:
@@ -118,6 +120,11 @@ class RunDirectory:
             "bring it back, then the same command goes on from its newest checkpoint"
         )
 
+    def refuse_damaged_rows(self) -> None:
+        """Raise Error where `rewind` would."""
+        for path, step_of in ((self.log, _log_step), (self.metrics, _metrics_step)):
+            deque(_checked(path, step_of), maxlen=0)
+
     def rewind(self, step: int) -> None:
         """Drop all rows after `step` (and half-written ones): a resumed run writes them again.
 
@@ -165,6 +172,14 @@ class RunDirectory:
         """
         return [json.loads(line) for _, line in _checked(self.metrics, _metrics_step)]
 
+    def last_step(self) -> int:
+        """The last step that is logged, in whatever state the files are; 0 where none can be read."""
+        for path, step_of in ((self.metrics, _metrics_step), (self.log, _log_step)):
+            for data in reversed(path.read_bytes().splitlines() if path.exists() else []):
+                with suppress(*DAMAGED):
+                    return max(0, step_of(data.decode("utf-8")))
+        return 0
+
     def write_facts(self, facts: dict[str, Any]) -> None:
         if self._is_main:
             files.replace(self.facts_path, json.dumps(facts, indent=1) + "\n")
@@ -192,7 +207,7 @@ def _checked(path: Path, step_of: Callable[[str], int]) -> Iterator[tuple[int, s
             try:
                 line = data.decode("utf-8")
                 yield step_of(line), line
-            except (ValueError, RecursionError, IndexError, TypeError, KeyError):
+            except DAMAGED:
                 raise Error(
                     f"{path} line {number}: expected a row of one step, got {data[:40]!r}; restore the file, or delete "
                     "that line: the run itself does not need it"

@@ -1,8 +1,10 @@
 """From a configuration to a run: what is announced, and the weights that it starts from."""
 
+import hashlib
 import re
 import shutil
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from runs import in_process, rows
@@ -19,6 +21,47 @@ def test_a_dry_run_on_an_existing_run_says_where_it_would_continue(plays: Datase
     checkpoint = whole / "checkpoints" / "step-0000012"
     assert f"this run exists: it would continue from {checkpoint}, step 12 of 12" in said
     assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["eval.val_tokens=1"], "expected a val text of more than seq_len = 32 tokens, got "),
+        (['data.skip_steps=["1-8", "9-40"]'], "data.skip_steps: expected some of the steps 1 to 12 to train on"),
+        (["run.fork_from={whole}", "train.max_steps=14", 'data.skip_steps=["13-14"]'], "some of the steps 13 to 14"),
+        (["run.fork_from={whole}", "train.max_steps=14", "train.optimizer=muon"], "optimizer state: expected that of"),
+        (["run.dir={whole}/log.txt/run"], "/run, in the file "),
+    ],
+)
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_dry_run_refuses_what_the_run_refuses(
+    plays: Dataset, whole: Path, tmp_path: Path, options: list[str], said: str, dry: list[str]
+) -> None:
+    code, output = in_process(tmp_path / "run", plays, *(option.format(whole=whole) for option in options), *dry)
+    assert code == 1 and output.startswith("error: ") and output.count("\n") == 1 and said in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_reads_the_rows_there_are(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(whole, tmp_path / "run"))
+    with (copy / "log.txt").open("a") as file:
+        file.write("no row\n")
+    shutil.rmtree(list_checkpoints(copy / "checkpoints")[-1])
+    for dry in (["--dry-run"], []):
+        code, output = in_process(copy, plays, *dry)
+        assert code == 1 and "log.txt line 15: expected a row of one step" in output, output
+
+
+def test_a_resume_hashes_the_weights_once(plays: Dataset, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed, digest = [], hashlib.file_digest
+
+    def counting(file: BinaryIO, kind: str) -> Any:
+        hashed.append(Path(file.name).name)
+        return digest(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    assert in_process(whole, plays, "--dry-run")[0] == 0
+    assert hashed.count("model.safetensors") == 1
 
 
 def test_a_checkpoint_is_of_the_size_announced(whole: Path) -> None:

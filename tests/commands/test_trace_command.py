@@ -129,6 +129,38 @@ def test_an_older_checkpoint_is_taken_where_the_one_before_is_gone_or_damaged(
     assert "expected a checkpoint before step 1" in refusal(run, "--step", 1, "--loss")
 
 
+def test_a_forks_first_step_has_the_loss_of_what_it_began_from(traced: tuple[Path, Dataset], tmp_path: Path) -> None:
+    run, dataset = traced
+    source, fork = run / "checkpoints" / "step-0000005", tmp_path / "fork"
+    code, said = in_process(fork, dataset, f"run.fork_from={source}", "checkpoint.every_steps=4", "eval.val_tokens=64")
+    assert code == 0, said
+    logged = {int(row[0]): row[1] for row in rows(fork)}
+    found = ask_json(fork, "--step", 6, "--loss")
+    assert found["checkpoint"] == str(source)
+    np.testing.assert_allclose(np.mean([r["loss"] for r in found["sequences"]]), logged[6], rtol=1e-5)
+    assert ask_json(fork, "--step", 9, "--loss")["checkpoint"] == "step-0000008"
+    assert f"it was forked after step 5, from {source}; ask the run" in refusal(fork, "--step", 5, "--loss")
+    facts = json.loads((fork / "run.json").read_text())
+    for change, said in (("sha256", "has changed since"), ("path", "is gone")):
+        other = {**facts, "origin": {**facts["origin"], change: str(tmp_path / "nowhere")}}
+        (fork / "run.json").write_text(json.dumps(other))
+        assert f"and what the run began from {said}" in refusal(fork, "--step", 6, "--loss")
+
+
+def test_it_needs_no_sound_rows_and_facts(traced: tuple[Path, Dataset], tmp_path: Path) -> None:
+    run = continued(traced[0], tmp_path, 40)
+    whole = ask_json(run, "--step", 4)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join([*lines[:3], "x\n", *lines[4:], '{"step": 13, "cut']))
+    (run / "run.json").write_text("[]")
+    result = CliRunner().invoke(main, ["trace", str(run), "--step", "4", "--json"])
+    assert (result.exit_code, json.loads(result.stdout)) == (0, whole)
+    assert "run.json: expected JSON" in result.stderr and "whether the dataset is the run's" in result.stderr
+    assert "the run is at step 12" in ask(run, "--step", 30)
+    (run / "metrics.jsonl").unlink()
+    assert "the run is at step 12" in ask(run, "--step", 30)
+
+
 def test_a_documents_steps_are_those_that_show_it(traced: tuple[Path, Dataset]) -> None:
     run, _ = traced
     shown: dict[int, set[tuple[int, int]]] = {}

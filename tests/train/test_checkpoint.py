@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 import transformers
 
+from gpt2wds.errors import Error
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.train.checkpoint import (
     State,
@@ -44,12 +46,55 @@ def trained() -> tuple[GPT2, Optimizers]:
 
 def save(folder: Path, *steps: int, keep: int = 3) -> list[Path]:
     model, optimizers = trained()
-    return [save_checkpoint(folder, State(step), model, optimizers.state(model), keep=keep) for step in steps]
+    states = [State(step, {"step": step, "tokens": 8 * step}) for step in steps]
+    return [save_checkpoint(folder, state, model, optimizers.state(model), keep=keep) for state in states]
 
 
 def names(folder: Path) -> list[str]:
     """Everything in the folder, hidden names too."""
     return sorted(path.name for path in folder.iterdir())
+
+
+GOOD_STATE = {"step": 2, "row": {"step": 2, "tokens": 512, "train_loss": 3.5}, "batches": {"epoch": 0}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": None}, "'step': expected a count, got nothing"),
+        ({"step": -1}, "'step': expected a count, got -1"),
+        ({"step": 3}, "'row': expected that of step 3, got {'step': 2"),
+        ({"row": {"step": 2}}, "'tokens': expected a count, got nothing"),
+        ({"row": {"step": 2, "tokens": 512, "train_loss": "low"}}, "'row': expected numbers, got"),
+        ({"row": []}, "'row': expected an object, got []"),
+        ({"batches": [1]}, "'batches': expected an object, got [1]"),
+        ({"origin": "x"}, "'origin': expected an object, got 'x'"),
+        ({"origin": {}}, "'path': expected text, got nothing"),
+    ],
+)
+def test_a_state_of_a_stranger_is_checked(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    assert State.from_json(json.dumps(GOOD_STATE)).row["train_loss"] == 3.5
+    (tmp_path / "state.json").write_text(json.dumps(GOOD_STATE | change))
+    with pytest.raises(Error, match=re.escape(f"state.json: expected a checkpoint's state, {said}")):
+        load_state(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000])
+def test_a_state_that_is_none_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "state.json").write_bytes(content)
+    with pytest.raises(Error, match=r"state.json: expected a checkpoint's state, .*; take another checkpoint"):
+        load_state(tmp_path)
+
+
+def test_an_optimizers_state_of_a_stranger_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(json.dumps(GOOD_STATE))
+    (tmp_path / "optimizer.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(Error, match=r"optimizer\.safetensors: expected tensors, .*; take another checkpoint"):
+        load_state(tmp_path)
+    model, optimizers = trained()
+    other = {name: value[..., :1] if value.dim() else value for name, value in optimizers.state(model).items()}
+    with pytest.raises(Error, match=r"optimizer state: .*: expected \(.*\), got \(.*1\)"):
+        optimizers.load_state(model, other)
 
 
 def test_transformers_opens_it(tmp_path: Path) -> None:
@@ -98,7 +143,7 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizers = trained()
     batches = {"version": 1, "epoch": 3, "taken": [[8, 5], [4, 1]], "dataset_id": "é"}
-    state = State(12, {"train_loss": 10.123456789012345}, batches)
+    state = State(12, {"step": 12, "tokens": 96, "train_loss": 10.123456789012345}, batches)
     path = save_checkpoint(tmp_path, state, model, optimizers.state(model), keep=1)
     other = load_weights(path)
     restored, tensors = load_state(path)

@@ -18,6 +18,7 @@ from ..distributed import World
 from ..errors import Error
 from ..model import VOCAB_SIZE, GPT2Config
 from ..tokenizer import load_tokenizer
+from ..train.boards import BOARDS
 from ..train.checkpoint import State
 from ..train.cost import flops_per_token, peak_flops
 from ..train.hf_tokenizer import tokenizer_files
@@ -91,7 +92,7 @@ def preview(settings: Config, world: World, ranks: int | None = None, tokens_per
 
 
 def _run_directory(settings: Config, world: World) -> RunDirectory:
-    tensorboard = settings.run.tensorboard and world.is_main
+    boards = [name for name in BOARDS if getattr(settings.run, name)] if world.is_main else []
     for name in ("manifest.json", "plan.json"):
         if Path(settings.run.dir, name).exists():
             raise Error(f"run.dir: expected a directory of the run's own, got {settings.run.dir}, which has a dataset")
@@ -99,7 +100,7 @@ def _run_directory(settings: Config, world: World) -> RunDirectory:
         if path.exists() and not path.is_dir():
             which = "which is a file" if path == Path(settings.run.dir) else f"in the file {path}"
             raise Error(f"run.dir: expected a directory, got {settings.run.dir}, {which}")
-    return RunDirectory(settings.run.dir, is_main=world.is_main, tensorboard=tensorboard)
+    return RunDirectory(settings.run.dir, is_main=world.is_main, boards=boards)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ class Run:
     seed: int = key(1337, "", "of the weights, the order of the data, and the samples")
     device: str = key("auto", "", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps")
     tensorboard: bool = key(False, "", "write the numbers for TensorBoard too")
+    wandb: bool = key(False, "", "send the numbers to Weights & Biases too")
     fork_from: str = key("", "path", "a checkpoint, or a run: a new run goes on from there; empty: none")
 
     def __post_init__(self) -> None:

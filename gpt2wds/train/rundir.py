@@ -7,17 +7,17 @@
     metrics.jsonl   the same and more, one JSON object per step
     checkpoints/    see checkpoint.py
     tensorboard/    the numbers of metrics.jsonl once more, where asked for
+    wandb.json      the run at Weights & Biases that has them, where asked for; wandb/ is its package's own
     lock-1          who writes now; gone when it has ended. See lock.py
 
 `log.txt` holds nothing that differs between two identical runs: no clock, no rates.
 """
 
-import importlib.util
 import json
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from .. import files
 from ..errors import Error
 from ..strict_json import load_json
+from .boards import Board, TensorBoard, Wandb, refuse_absent
 from .lock import Lock
 
 LOG_HEADER = "# step train_loss val_loss hella_acc\n"
@@ -36,22 +37,18 @@ DAMAGED = (ValueError, RecursionError, IndexError, TypeError, KeyError)  # what 
 class RunDirectory:
     """Paths, row files and printed lines of one run.
 
-    Only the main rank writes and prints; on the others `say`, `append`, `rewind` and `claim` do nothing. With
-    `tensorboard`, rows are written for it too. Raises Error where that package is not installed.
+    Only the main rank writes and prints; on the others `say`, `append`, `rewind` and `claim` do nothing. Rows go to
+    `boards` too, of boards.BOARDS. Raises Error where such a package is not installed.
     """
 
-    def __init__(self, path: str | Path, *, is_main: bool = True, tensorboard: bool = False):
-        if tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise Error(
-                "run.tensorboard: expected the package tensorboard, which is not installed; "
-                "pip install 'gpt2wds[tensorboard]', or leave it off"
-            )
+    def __init__(self, path: str | Path, *, is_main: bool = True, boards: Sequence[str] = ()):
+        refuse_absent(boards)
         try:
             self.path = files.local_path(path)
         except Error as error:
             raise Error(f"run.dir: {error}") from None
-        self._is_main, self._wants_board = is_main, tensorboard
-        self._board: Any = None
+        self._is_main, self._wanted_boards = is_main, boards
+        self._boards: list[Board] = []
         self._unlogged: list[str] | None = []  # said before the run was claimed
         self.config = self.path / "config.toml"
         self.facts_path = self.path / "run.json"
@@ -71,6 +68,8 @@ class RunDirectory:
         try:
             yield
         finally:
+            for board in self._boards:
+                board.close()
             self._lock.release()
 
     def check(self) -> None:
@@ -133,6 +132,7 @@ class RunDirectory:
         """
         if not self._is_main:
             return
+        logged = self.last_step()
         rows = {number: line for number, line in _checked(self.log, _log_step) if 0 <= number <= step}
         objects = [line for number, line in _checked(self.metrics, _metrics_step) if number <= step]
         lost = {number: line for number, line in map(_log_row, objects) if number not in rows}
@@ -141,11 +141,12 @@ class RunDirectory:
             self.say(f"WARNING: {self.log}: steps {first:,} to {last:,} were missing, taken from {self.metrics.name}")
         files.replace(self.log, LOG_HEADER + "".join(line for _, line in sorted((lost | rows).items())))
         files.replace(self.metrics, "".join(objects))
-        if self._wants_board:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # What was written of later steps is not shown again.
-            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        if "tensorboard" in self._wanted_boards:
+            self._boards.append(TensorBoard(self.path / "tensorboard", step))
+        if "wandb" in self._wanted_boards:
+            self._boards.append(Wandb(self.path, logged, self.say))
+            for row in self.read_metrics():  # of a time before it was asked for
+                self._boards[-1].add(row)
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Write one step's row to `log.txt` and its object to `metrics.jsonl`.
@@ -159,11 +160,8 @@ class RunDirectory:
             file.write(_row(metrics))
         with self._appending(self.metrics) as file:
             file.write(json.dumps(_without_nan(metrics), ensure_ascii=False) + "\n")
-        if self._board is not None:
-            for name, value in metrics.items():
-                if isinstance(value, int | float) and name != "step":
-                    self._board.add_scalar(name, value, metrics["step"])
-            self._board.flush()
+        for board in self._boards:
+            board.add(metrics)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All objects of `metrics.jsonl`, in order; a last line cut short by a kill is left out.

@@ -1,42 +1,15 @@
 """What a run leaves behind."""
 
-import importlib.util
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import finish, in_process, start, wait_for
+from runs import finish, start, wait_for
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.errors import Error
-from gpt2wds.train.checkpoint import list_checkpoints
 from gpt2wds.train.rundir import RunDirectory
-
-
-def test_rows_for_tensorboard(plays: Dataset, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = "run.tensorboard=true"
-    in_process(tmp_path / "run", plays, board)
-    # Two steps are done again: they are there once.
-    shutil.rmtree(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])
-    in_process(tmp_path / "run", plays, board)
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    found = [(event.step, event.value) for event in events.Scalars("train_loss")]
-    expected = [(row["step"], row["train_loss"]) for row in RunDirectory(tmp_path / "run").read_metrics()[1:]]
-    assert [step for step, _ in found] == list(range(1, 13))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert [event.step for event in events.Scalars("val_loss")] == [0, 5, 10, 12]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="needs tensorboard to be absent")
-def test_tensorboard_where_it_is_not_installed(plays: Dataset, tmp_path: Path) -> None:
-    code, said = in_process(tmp_path / "run", plays, "run.tensorboard=true")
-    assert code == 1
-    assert "error: run.tensorboard: expected the package tensorboard, which is not installed; pip install" in said
 
 
 def test_what_was_not_measured_and_what_is_not_a_number_are_different_words(tmp_path: Path) -> None:

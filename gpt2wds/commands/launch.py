@@ -179,6 +179,7 @@ def train(assembly: Assembly, signals: Signals) -> int:
             run.say(f"already finished: {run.path}")
             return 0
         run.say(f"resuming from {start.checkpoint}")
+        say_epochs(assembly.batches, run.say)
     elif settings.run.fork_from:
         run.say(f"beginning from {state.origin and state.origin['path']}, step {state.step:,}")
     run.write_facts(

@@ -47,7 +47,7 @@ def find_start(settings: Config, run: RunDirectory, batches: StepBatches) -> Sta
         return _from_checkpoint(checkpoint, settings, batches, remedy)
     if settings.run.fork_from:
         source = find_checkpoint(Path(settings.run.fork_from))
-        remedy = f"run.fork_from={source}: {{}}, or begin with its weights alone (model.init_from)"
+        remedy = f"run.fork_from={source}: {{}}, or begin with its model alone (model.init_from={source})"
         start = _from_checkpoint(source, settings, batches, remedy)
         if start.state.step >= settings.train.max_steps:
             raise Error(

@@ -141,14 +141,15 @@ def _document(run: TracedRun, trace: Trace, place: Place) -> dict[str, Any]:
     record |= {"first_token": found.start, "tokens": found.end - found.start}
     if place.split != "train":
         return record
-    readings: list[Reading] = []
+    readings, first = list[Reading](), run.first_slot(trace)
     for epoch in range(trace.epoch_of(run.max_steps) + 1):
         readings += trace.readings(found, epoch)
     shown = [reading for reading in readings if (reading.step or 0) <= run.max_steps]
     return record | {
         "in_no_sequence": trace.unread_tokens(found),
         "readings": [
-            {"epoch": r.epoch, "step": r.step, "slot": r.slot, **_spot(run, r.spot), "state": run.state(r.step)}
+            {"epoch": r.epoch, "step": r.step, "slot": None if r.slot is None else first + r.slot}
+            | {**_spot(run, r.spot), "state": run.state(r.step)}
             for r in shown
         ],
     }

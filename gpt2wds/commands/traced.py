@@ -39,6 +39,10 @@ class TracedRun:
             return LEFT_OUT
         return READ if step <= self.last_step else NOT_YET
 
+    def first_slot(self, trace: Trace) -> int:
+        """The first of a step's slots that a dataset has."""
+        return sum(other.sequences_per_step for other in self.traces[: self.traces.index(trace)])
+
     def find(self, source: str, number: int) -> list[tuple[Trace, Place]]:
         """Where a document is: in each dataset that has it. Raises Error where none has."""
         found, problems = [], []

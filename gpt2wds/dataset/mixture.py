@@ -54,8 +54,9 @@ class Portion:
                 yield start
 
     def epochs(self, position: Position) -> float:
-        """Epochs up to a position, of the one it is in the part of its sequences that was taken."""
-        return position.epoch + sum(size * steps for size, steps in position.taken) / self.sequences
+        """Epochs up to a position; of the one it is in, the steps that were taken of all that it has."""
+        done = sum(steps for _, steps in position.taken)
+        return position.epoch + done / (done + Slots(self.sequences, len(self.slots), position.taken).steps or 1)
 
     def position(self, record: Mapping[str, Any]) -> Position:
         """The position that a state has for this dataset. Raises Error where it is none."""

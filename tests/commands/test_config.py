@@ -21,6 +21,7 @@ from gpt2wds.commands.settings import Config
 from gpt2wds.commands.train import main
 from gpt2wds.config import differences, dump_config, load_config
 from gpt2wds.dataset.directory import Dataset
+from gpt2wds.errors import Error
 from gpt2wds.model import GPT2, GPT2Config
 
 
@@ -94,6 +95,53 @@ def test_defaults_file_and_overrides(tmp_path: Path) -> None:
 def test_mistakes(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load(tmp_path, text, *overrides)
+
+
+@dataclass(frozen=True)
+class Jar:
+    label: str
+    litres: float
+    lid: bool = True
+
+
+@dataclass(frozen=True)
+class Larder:
+    jars: str | list[Jar] = "none"
+
+
+@dataclass(frozen=True)
+class Farm:
+    larder: Larder = field(default_factory=Larder)
+
+
+def test_a_value_may_be_a_list_of_tables(tmp_path: Path) -> None:
+    jam, oil = Jar("jam", 0.5), Jar('o"il', 2.0, lid=False)
+    path = tmp_path / "farm.toml"
+    for text in (
+        'jars = [{label = "jam", litres = 0.5}, {litres = 2, label = "o\\"il", lid = false}]',
+        '[[larder.jars]]\nlabel = "jam"\nlitres = 0.5\n[[larder.jars]]\nlabel = "o\\"il"\nlitres = 2\nlid = false',
+    ):
+        path.write_text(f"[larder]\n{text}\n", encoding="utf-8")
+        assert load_config(path, [], Farm) == Farm(Larder([jam, oil]))
+    path.write_text(dump_config(Farm(Larder([jam, oil]))), encoding="utf-8")
+    assert load_config(path, [], Farm) == Farm(Larder([jam, oil]))
+    assert load_config(path, ["larder.jars=many"], Farm) == Farm(Larder("many"))
+    assert load_config(None, ['larder.jars=[{label = "jam", litres = 0.5}]'], Farm) == Farm(Larder([jam]))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('[{labl = "jam"}]', r"unknown key larder.jars\[0\].labl; did you mean larder.jars\[0\].label\?"),
+        ('[{label = "jam", litres = 1}, {label = "x"}]', r"expected larder.jars\[1\].litres, got none"),
+        ('[{label = "jam", litres = true}]', r"larder.jars\[0\].litres: expected float, got True"),
+        ('["jam"]', r"larder.jars: expected str or a list of tables {label = …, litres = …, lid = …}, got \['jam'\]"),
+        ("3", r"larder.jars: expected str or a list of tables .* got 3"),
+    ],
+)
+def test_mistakes_in_a_list_of_tables(value: str, message: str) -> None:
+    with pytest.raises(Error, match=message):
+        load_config(None, [f"larder.jars={value}"], Farm)
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
@@ -195,6 +243,11 @@ MISTAKES = {
     "model.n_head=3": "n_embd must be a multiple of n_head, got n_embd=32 and n_head=3; try n_embd=33",
     "model.init_from=no/such-model/here": "model no/such-model/here: expected a directory, or a name",
     "eval.hellaswag=nowhere": "nowhere",
+    "data.path=[]": "data.path: expected a dataset directory, got []; for example data/mine",
+    'data.path=[{path = "", weight = 1}]': "data.path: expected dataset directories, got ''",
+    'data.path=[{path = "a", weight = 0}]': "data.path: weight of a: expected a number above 0 and finite, got 0.0",
+    'data.path=[{path = "a", weight = inf}]': "data.path: weight of a: expected a number above 0 and finite, got inf",
+    "data.path=[{path = a, weight = 1}]": "data.path: expected TOML, got [{path = a, weight = 1}]; write it as",
 }
 
 

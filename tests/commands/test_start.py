@@ -4,13 +4,20 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from runs import finished, in_process, rows
 
+from gpt2wds.commands.settings import Config
+from gpt2wds.commands.start import Start, refuse_other_starts
 from gpt2wds.dataset.directory import Dataset
+from gpt2wds.dataset.loader import StepBatches
+from gpt2wds.distributed import World
+from gpt2wds.errors import Error
+from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.train.checkpoint import list_checkpoints
 from gpt2wds.train.optim import Optimizers
 
@@ -124,3 +131,22 @@ def test_the_remedies_for_lost_numbers_work(
         assert message.endswith("or skip such steps in this one with train.on_nan=skip")
         code, said = in_process(run, plays, *SHORT, "train.on_nan=skip")
         assert code == 0, said
+
+
+class BesideAnother(World):
+    """The first of two ranks, of which the other has something else at one place of what is gathered."""
+
+    def __init__(self, number: int, value: object):
+        super().__init__(0, 2, torch.device("cpu"))
+        self._number, self._value = number, value
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, (*value[: self._number], self._value, *value[self._number + 1 :])]
+
+
+def test_ranks_that_have_different_data_are_refused(plays: Dataset) -> None:
+    batches = StepBatches(plays, seq_len=1024, sequences_per_step=512, seed=1337)
+    start = Start(GPT2(GPT2Config(1, 2, 32, n_positions=32)))
+    refuse_other_starts(start, Config(), batches, World(0, 1, torch.device("cpu")))
+    with pytest.raises(Error, match=f"ranks have different data: rank 0 dataset_id {plays.id}, rank 1 another; see"):
+        refuse_other_starts(start, Config(), batches, BesideAnother(2, "another"))

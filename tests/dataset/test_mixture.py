@@ -79,6 +79,7 @@ def test_slots_are_divided_by_the_largest_remainder(slots: int, weights: list[fl
 def test_a_weight_is_the_decimal_number_that_it_is_written_as() -> None:
     assert divide(6, [0.1, 0.2, 0.3]) == [1, 2, 3]
     assert divide(3, [0.1, 0.2, 0.3]) == [1, 1, 1]  # quotas of 0.5, 1 and 1.5: of equal remainders the first
+    assert divide(2, [0.3, 0.1]) == divide(2, [3, 1]) == [2, 0]  # as binary numbers they would not be equal remainders
     assert divide(512, [3, 1]) == divide(512, [0.75, 0.25]) == [384, 128]
 
 

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -163,7 +163,7 @@ class ProgressLine:
         )
 
 
-def heading(result: dict[str, Any]) -> str:
+def heading(result: Mapping[str, object]) -> str:
     """The model that a result is of, and its step where it has one."""
     return str(result["model"]) + ("" if result["step"] is None else f", step {result['step']:,}")
 

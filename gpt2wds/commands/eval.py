@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from ..dataset.directory import Dataset
 from ..dataset.prompts import ENDINGS, MODES
 from ..errors import Error
+from ..rows import Scores, number
 from ..train import report
 from ..train.curves import X_NAMES
 from ..version import __version__
@@ -24,8 +25,16 @@ from .trace import trace_command
 
 if TYPE_CHECKING:
     from ..distributed import World
+    from ..evaluate.hellaswag import Comparison
     from ..evaluate.questions import Questions
     from ..model import GPT2
+
+
+class Scored(Scores):
+    """Scores of a model, and the step that it is of, if of any."""
+
+    model: str
+    step: int | None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,7 +85,7 @@ def hellaswag_command(
 
     if per_example and not per_example.parent.is_dir():
         raise Error(f"--per-example: expected a file in a directory that exists, got {per_example}")
-    found: list[list[dict[str, Any]]] = [[] for _ in data]  # of each dataset the results of each model
+    found: list[list[Scored]] = [[] for _ in data]  # of each dataset the results of each model
     sums: list[list[np.ndarray]] = [[] for _ in data]
     records, all_questions = [], []
     with join_world(device) as world:
@@ -115,20 +124,20 @@ def hellaswag_command(
         _print_comparison(comparison)
 
 
-def _print_comparison(comparison: dict[str, Any]) -> None:
+def _print_comparison(comparison: dict[str, Comparison]) -> None:
     for score, pair in comparison.items():
         only = f"only the first right {pair['only_first_right']:,}, only the second {pair['only_second_right']:,}"
         print(f"  {score:20} {pair['difference']:+.4f}{_error(pair['difference_stderr'])}, p = {pair['p']:.4g}, {only}")
 
 
-def _print_table(results: list[dict[str, Any]]) -> None:
+def _print_table(results: list[Scored]) -> None:
     """All scores, a line for each dataset and model."""
     from ..evaluate.hellaswag import SCORES
 
     header = ("dataset", "examples", *SCORES, "model")
     lines = [header]
     for result in results:
-        values = (f"{result[score]:.4f}{_error(result[f'{score}_stderr'])}" for score in SCORES)
+        values = (_value(result, score) for score in SCORES)
         lines.append((result["name"], f"{result['examples']:,}", *values, heading(result)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print(f"{results[0]['mode']} mode, chance {1 / ENDINGS}")
@@ -154,18 +163,22 @@ def _score(model: GPT2, questions: Questions, world: World, dtype: str) -> np.nd
     return sums
 
 
-def _print_scores(result: dict[str, Any]) -> None:
+def _print_scores(result: Scored) -> None:
     from ..evaluate.hellaswag import SCORES
 
     kind = f"{result['name']}, {result['mode']} mode, {counted(result['examples'], 'example')}"
     print(f"{heading(result)}: {kind}, chance {1 / ENDINGS}")
     for score in SCORES:
-        print(f"  {score:20} {result[score]:.4f}{_error(result[f'{score}_stderr'])}")
+        print(f"  {score:20} {_value(result, score)}")
     if result["truncated"]:
         print(f"  {_truncated(result)}")
 
 
-def _truncated(result: dict[str, Any]) -> str:
+def _value(result: Scored, score: str) -> str:
+    return f"{number(result, score):.4f}{_error(number(result, f'{score}_stderr'))}"
+
+
+def _truncated(result: Scored) -> str:
     endings = counted(result["truncated"], "ending")
     return f"{endings} had a context longer than the model's positions, cut on the left"
 

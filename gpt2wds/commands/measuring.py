@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..dataset.directory import Dataset
 from ..dataset.mixture import Portion
@@ -13,6 +12,7 @@ from ..evaluate.inference import NotFinite
 from ..evaluate.questions import Questions, load_questions
 from ..evaluate.text import generate, validation_loss
 from ..model import GPT2, GPT2Config
+from ..rows import Metrics
 from ..tokenizer import Tokenizer, load_tokenizer
 from ..train.loop import Evaluate
 from .settings import Config
@@ -69,9 +69,9 @@ def evaluation(
         questions = load_questions(choices, settings.eval.hellaswag_mode, config.n_positions)
     tokenizer = load_tokenizer() if settings.eval.sample_prompts else None
 
-    def evaluate(model: GPT2) -> dict[str, Any]:
+    def evaluate(model: GPT2) -> Metrics:
         model.eval()
-        metrics: dict[str, Any] = {}
+        metrics: Metrics = {}
         losses = [_validation_loss(model, portion.dataset, settings, world) for portion in portions]
         if (mean := mean_of_shares(losses, portions)) is not None:
             metrics["val_loss"] = mean

@@ -58,11 +58,11 @@ def loss_command(model: str, data: str, split: str, limit: int | None, as_json: 
     if as_json:
         print_json(result)
         return
-    per_byte = "" if result["bits_per_byte"] is None else f", {result['bits_per_byte']:.4f} bits per byte"
-    amount = f"{counted(result['tokens'], 'token')} of {counted(result['text_bytes'], 'byte')}"
+    per_byte = "" if found["bits_per_byte"] is None else f", {found['bits_per_byte']:.4f} bits per byte"
+    amount = f"{counted(found['tokens'], 'token')} of {counted(found['text_bytes'], 'byte')}"
     print(
-        f"{heading(result)}: {dataset.corpus}, {split}: loss {result['loss']:.4f} nats per token, perplexity "
-        f"{result['perplexity']:,.2f}{per_byte}; {amount}"
+        f"{heading(result)}: {dataset.corpus}, {split}: loss {found['loss']:.4f} nats per token, perplexity "
+        f"{found['perplexity']:,.2f}{per_byte}; {amount}"
     )
 
 

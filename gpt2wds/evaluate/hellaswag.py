@@ -7,7 +7,7 @@ What a model reads is in questions.py.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..dataset import prompts
 from ..distributed import World
 from ..model import GPT2
+from ..rows import Scores
 from ..tokenizer import END_OF_TEXT
 from .inference import check_vocabulary, inference, not_finite, target_log_probabilities
 from .questions import CONTEXT, NORMS, PADDING, Packed, Questions
@@ -25,13 +26,23 @@ BATCH_TOKENS, BATCH_TOKENS_CPU = 8192, 1024  # padded tokens of one forward pass
 PADDING_SHARE = 1 / 16  # of a batch, at most: a small set has no two rows of one length
 
 
+class Comparison(TypedDict):
+    """Two models' accuracies on the same examples: the second's less the first's."""
+
+    difference: float
+    difference_stderr: float | None
+    only_first_right: int
+    only_second_right: int
+    p: float
+
+
 def score(
     model: GPT2,
     questions: Questions,
     world: World | None = None,
     dtype: str = "float32",
     progress: Callable[[int], None] = lambda endings: None,
-) -> dict[str, Any]:
+) -> Scores:
     """Score a model on a set: acc and acc_norm by tokens, characters and bytes, each with its standard error.
 
     world: the ranks that share the work, None for this process alone on the model's device. dtype: of the matrix
@@ -79,27 +90,27 @@ def ending_log_probabilities(
     return summed
 
 
-def scores(questions: Questions, sums: np.ndarray) -> dict[str, Any]:
+def scores(questions: Questions, sums: np.ndarray) -> Scores:
     """The result of (E, 4) sums of the endings' log-probabilities, of whatever model gave them.
 
     Four accuracies with their standard errors, and what was scored.
     """
-    result: dict[str, Any] = {"name": questions.name, "mode": questions.mode, "examples": len(questions.labels)}
+    result: dict[str, object] = {"name": questions.name, "mode": questions.mode, "examples": len(questions.labels)}
     for score, right in _right(questions, sums).items():
         result[score] = float(right.mean())
         result[f"{score}_stderr"] = _standard_error(right)
     result["truncated"] = questions.truncated
-    return result
+    return cast(Scores, result)
 
 
-def compare(questions: Questions, first: np.ndarray, second: np.ndarray) -> dict[str, dict[str, Any]]:
+def compare(questions: Questions, first: np.ndarray, second: np.ndarray) -> dict[str, Comparison]:
     """Two models' (E, 4) sums on the same examples, by score: who is right more often, and could that be chance?
 
     `difference` is the second's accuracy minus the first's, `p` McNemar's exact test: the probability of so uneven a
     split of the examples on which just one is right, if either were equally likely to be that one.
     """
     rights = zip(_right(questions, first).items(), _right(questions, second).values(), strict=True)
-    result: dict[str, dict[str, Any]] = {}
+    result: dict[str, Comparison] = {}
     for (score, a), b in rights:
         only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
         gain = b.astype(np.float64) - a
@@ -139,7 +150,7 @@ def predictions(questions: Questions, sums: np.ndarray) -> dict[str, np.ndarray]
     return chosen
 
 
-def per_example(questions: Questions, sums: np.ndarray) -> list[dict[str, Any]]:
+def per_example(questions: Questions, sums: np.ndarray) -> list[dict[str, object]]:
     """One record per example: everything that the scores are made of."""
     predicted = predictions(questions, sums)
     return [

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -15,6 +15,16 @@ from ..tokenizer import END_OF_TEXT, Tokenizer
 from .inference import check_vocabulary, inference, not_finite, target_log_probabilities
 
 LIKELIEST_BELOW = 1e-5  # a temperature so near to 0 that logits divided by it are no numbers any more
+
+
+class TextLoss(TypedDict):
+    """A text's loss in nats per token, and what it means; bits per byte is None for a text without bytes."""
+
+    tokens: int
+    text_bytes: int
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
 
 
 def validation_loss(model: GPT2, batches: Iterable[np.ndarray], world: World, dtype: str) -> float:
@@ -33,7 +43,7 @@ def text_loss(
     tokenizer: Tokenizer,
     world: World,
     dtype: str = "float32",
-) -> dict[str, Any]:
+) -> TextLoss:
     """The loss of all ranks' (B, T + 1) uint16 sequences, and what it means: tokens, text_bytes, loss (nats per token),
     perplexity and bits_per_byte.
 

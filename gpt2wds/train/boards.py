@@ -6,13 +6,14 @@ import math
 import os
 import secrets
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 from .. import files
 from ..dataset.manifest import member
 from ..errors import Error, reason
+from ..rows import Row
 from ..strict_json import load_json
 
 BOARDS = ("tensorboard", "wandb")  # packages, extras and keys of [run]
@@ -22,7 +23,7 @@ SECONDS = 30.0  # that Weights & Biases may take to answer; training waits for i
 class Board(Protocol):
     """Takes the rows of a run, each step once."""
 
-    def add(self, row: Mapping[str, Any]) -> None: ...
+    def add(self, row: Row) -> None: ...
 
     def close(self) -> None: ...
 
@@ -45,7 +46,7 @@ class TensorBoard:
 
         self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         for name, value in numbers(row).items():
             self._writer.add_scalar(name, value, row["step"])
         self._writer.flush()
@@ -86,7 +87,7 @@ class Wandb:
             say(f"WARNING: run.wandb: {reason(error)}; kept in {folder / 'wandb'}, wandb sync sends it later")
             self._run = wandb.init(**options, settings=wandb.Settings(**settings), mode="offline")
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         if self._run is not None and row["step"] > self._sent:
             self._trying(lambda: self._run.log(numbers(row), step=row["step"]))
             self._sent = row["step"]
@@ -116,7 +117,7 @@ class Wandb:
             raise Error(f"{self._path}: {error}; restore it, or remove it for a new run there") from None
 
 
-def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+def numbers(row: Row) -> dict[str, float]:
     """What of a row is a number, but its step; null stands for NaN."""
     values = {name: math.nan if value is None else value for name, value in row.items() if name != "step"}
     return {name: value for name, value in values.items() if isinstance(value, int | float)}

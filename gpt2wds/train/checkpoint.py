@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ from ..dataset.manifest import member
 from ..errors import Error, reason
 from ..files import sync
 from ..model import GPT2, hf_config
+from ..rows import Row
 
 WEIGHTS, CONFIG, OPTIMIZER, STATE, SUMS = (
     "model.safetensors",
@@ -48,7 +49,7 @@ class State:
     """
 
     step: int = 0
-    row: Mapping[str, Any] = field(default_factory=lambda: {"step": 0, "tokens": 0})
+    row: Row = field(default_factory=lambda: Row(step=0, tokens=0))
     batches: Mapping[str, Any] | None = None
     origin: Mapping[str, Any] | None = None
 
@@ -74,7 +75,7 @@ class State:
             batches = member({"batches": batches}, "batches", dict)
         if origin is not None:
             member(member(record, "origin", dict), "path", str)
-        return cls(step, row, batches, origin)
+        return cls(step, cast(Row, row), batches, origin)
 
 
 def save_checkpoint(

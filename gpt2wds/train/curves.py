@@ -1,18 +1,18 @@
 """From the rows of runs to the pictures of a report: which curves lie on the same axes, and which lines hold there."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import counted
+from ..rows import Row, Scores
 from .figures import Curve, Picture
 from .page import RUN_COLORS, as_html, key, run_key
 
-Row = dict[str, Any]
-
+Facts = dict[str, Any]  # run.json's object
 X_NAMES = {"step": "step", "tokens": "tokens trained on"}  # by the member of a row that pictures go by
 RATES = {"learning_rate": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens per second"}
 KIND = ("name", "examples", "mode")  # results that differ in one of them are never compared
@@ -22,23 +22,30 @@ GPT2_LOSSES: dict[tuple[Any, ...], float] = {("fineweb-edu sample-10BT", 10_485_
 GPT2_HELLASWAG = {"124M": 0.2955, "350M": 0.3752, "774M": 0.4320, "1558M": 0.4889}  # by tokens, completion mode
 
 
+class Result(Scores):
+    """Scores of a step."""
+
+    step: int
+    tokens: int | None
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run directory says: its rows of metrics.jsonl, its run.json, and its config.toml as text."""
 
     name: str
     rows: list[Row]
-    facts: Row
+    facts: Facts
     config: str
 
     def series(self, name: str, by: str) -> Curve:
         """One number against the step or tokens, where it was measured and is a number."""
         return _curve(self.rows, name, by)
 
-    def results(self) -> list[Row]:
+    def results(self) -> list[Result]:
         """The multiple-choice results, each with its step and tokens; only those of the set and mode used last."""
         rows = [row for row in self.rows if row.get("hellaswag")]
-        results = [{"step": row["step"], "tokens": row.get("tokens"), **row["hellaswag"]} for row in rows]
+        results: list[Result] = [{"step": r["step"], "tokens": r.get("tokens"), **r["hellaswag"]} for r in rows]
         return [result for result in results if kind(result) == kind(results[-1])]
 
     def validation_set(self) -> tuple[Any, ...]:
@@ -46,11 +53,11 @@ class Run:
         return tuple(self.facts.get(name) for name in ("corpus", "dataset_id", "val_tokens", "seq_len"))
 
 
-def kind(result: Row) -> list[Any]:
+def kind(result: Result) -> list[Any]:
     return [result.get(name) for name in KIND]
 
 
-def set_name(result: Row) -> str:
+def set_name(result: Result) -> str:
     name, examples, mode = kind(result)
     parts = [name or "unnamed set", counted(examples, "example") if examples else "", f"{mode} mode" if mode else ""]
     return ", ".join(filter(None, parts))
@@ -63,7 +70,7 @@ def pictures(runs: Sequence[Run], by: str) -> tuple[list[Picture], list[Picture]
     return large + _choices(runs, by), small
 
 
-def _curve(rows: Iterable[Row], name: str, by: str) -> Curve:
+def _curve(rows: Iterable[Mapping[str, object]], name: str, by: str) -> Curve:
     points = [(row[by], row[name]) for row in rows if row.get(name) is not None]
     x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
     return Curve(name, x, y, "smooth")

@@ -19,18 +19,19 @@ import torch
 from ..dataset.loader import StepBatches
 from ..errors import Error, reason
 from ..model import GPT2
+from ..rows import Metrics, Row
 from .checkpoint import State, list_checkpoints, save_checkpoint
 from .faults import naming_faults
 from .recipe import Checkpoint
 from .rundir import RunDirectory
 from .signals import Agreement, Signals
-from .update import Pending, Row, Update
+from .update import Pending, Update
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LARGEST_WEIGHT = 1e18  # float32 ends at the square of what is larger
 SYNC_STEPS = 10  # losses are fetched from the device once in so many steps
 
-Evaluate = Callable[[GPT2], dict[str, Any]]  # a model → metrics such as {"val_loss": 5.1}
+Evaluate = Callable[[GPT2], Metrics]  # a model → metrics such as {"val_loss": 5.1}
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Trainer:
         The checkpoint of a step is written before its evaluation, and its row after: a run killed in between does
         the evaluation again, and no step is logged twice.
         """
-        first, row = state.step, dict(state.row)
+        first, row = state.step, state.row
         self.update.skipped = row.get("skipped", 0)
         self._origin = state.origin
         self.run.rewind(first - 1)
@@ -114,16 +115,16 @@ class Trainer:
         norms = torch.stack([p.norm for p in pending]).tolist()
         seconds = (time.perf_counter() - self._clock) / max(1, sum(not p.is_left_out for p in pending))
         rate = self.batches.sequences_per_step * self.batches.seq_len / seconds
-        speed = {"seconds": seconds, "tokens_per_second": rate}
-        if self.peak_tokens_per_second:
-            speed["mfu"] = rate / self.peak_tokens_per_second
-        rows = [
-            {**p.row, "train_loss": loss, "grad_norm": norm, **speed}
-            for p, loss, norm in zip(pending, losses, norms, strict=True)
-        ]
-        if self.update.train.on_nan == "stop":
-            self._refuse_not_finite(rows)
-        rows = [p.row if p.is_left_out else row for p, row in zip(pending, rows, strict=True)]
+        rows: list[Row] = []
+        for p, loss, norm in zip(pending, losses, norms, strict=True):
+            if self.update.train.on_nan == "stop":
+                self._refuse_not_finite(p.row["step"], loss, norm)
+            row = p.row
+            if not p.is_left_out:
+                row |= {"train_loss": loss, "grad_norm": norm, "seconds": seconds, "tokens_per_second": rate}
+                if self.peak_tokens_per_second:
+                    row["mfu"] = rate / self.peak_tokens_per_second
+            rows.append(row)
         self.progress(len(rows), _describe(rows[-1]))
         self._clock = time.perf_counter()
         return rows
@@ -156,14 +157,13 @@ class Trainer:
                 self.run.say(f"step {step}: saved {path}")
         self._world.barrier()
 
-    def _refuse_not_finite(self, rows: list[Row]) -> None:
-        for row in rows:
-            if not (math.isfinite(row["train_loss"]) and math.isfinite(row["grad_norm"])):
-                # Fetched before a checkpoint is written, so none has seen this step.
-                raise Error(
-                    f"step {row['step']}: expected a finite loss and gradient, got {row['train_loss']} and "
-                    f"{row['grad_norm']}; {self._way_back()}; or skip such steps in this one with train.on_nan=skip"
-                )
+    def _refuse_not_finite(self, step: int, loss: float, norm: float) -> None:
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            # Fetched before a checkpoint is written, so none has seen this step.
+            raise Error(
+                f"step {step}: expected a finite loss and gradient, got {loss} and {norm}; {self._way_back()}; or skip "
+                "such steps in this one with train.on_nan=skip"
+            )
 
     def _way_back(self) -> str:
         """What to do about numbers that are not finite; this run's rate and precision are settled."""
@@ -212,4 +212,4 @@ def _describe(row: Row) -> str:
         "tokens_per_second": "{:,.0f} tokens/s",
         "mfu": "MFU {:.1%}",
     }
-    return ", ".join(form.format(row[name]) for name, form in forms.items() if row.get(name) is not None)
+    return ", ".join(form.format(row.get(name)) for name, form in forms.items() if row.get(name) is not None)

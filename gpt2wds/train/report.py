@@ -13,8 +13,9 @@ from typing import Any
 
 from .. import files
 from ..errors import Error
+from ..rows import Row, number
 from . import page
-from .curves import X_NAMES, Row, Run, legend, pictures, set_name
+from .curves import X_NAMES, Facts, Run, legend, pictures, set_name
 from .figures import draw
 from .rundir import RunDirectory
 
@@ -128,7 +129,7 @@ def _unfinished(run: Run, begin: str) -> str:
 
 
 def _pictures(runs: list[Run], by: str) -> str:
-    last = max(run.rows[-1][by] for run in runs)
+    last = max(number(run.rows[-1], by) or 0 for run in runs)
     large, small = ("".join(draw(each, X_NAMES[by], by, last) for each in group) for group in pictures(runs, by))
     if not large and not small:
         return ""
@@ -149,16 +150,16 @@ def _results(run: Run) -> dict[str, str]:
         truncated = f", {result['truncated']:,} truncated" if result.get("truncated") else ""
         lines["multiple choice, last"] = f"{set_name(result)}{truncated}, at step {result['step']:,}"
         for key, label in SCORES.items():
-            if result.get(key) is not None:
-                error = result.get(f"{key}_stderr")
-                lines[label] = f"{result[key]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+            if (value := number(result, key)) is not None:
+                error = number(result, f"{key}_stderr")
+                lines[label] = f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
     return lines
 
 
 def _loss(rows: list[Row], name: str, label: str) -> dict[str, str]:
     # metrics.jsonl has null for a number that is none, and no member for what was not measured.
-    steps = [row["step"] for row in rows if name in row and (row["step"] > 0 or row[name] is not None)]
-    values = {row["step"]: row[name] for row in rows if row.get(name) is not None}
+    steps = [row["step"] for row in rows if name in row and (row["step"] > 0 or number(row, name) is not None)]
+    values = {row["step"]: value for row in rows if (value := number(row, name)) is not None}
     bad = [step for step in steps if step not in values]
     lines = {}
     if bad:
@@ -203,18 +204,18 @@ def _datasets(run: Run) -> dict[str, str]:
     """A line for each of several datasets: its part of a step, how often it was read, its own validation loss."""
     lines, step = {}, run.rows[-1]["step"]
     losses: list[float | None] = next((row["val_losses"] for row in reversed(run.rows) if "val_losses" in row), [])
-    for number, one in enumerate(run.facts.get("datasets", ())):
+    for place, one in enumerate(run.facts.get("datasets", ())):
         own, seq_len = one["sequences_per_step"], run.facts["seq_len"]
         line = (
             f"weight {one['weight']:g}, {own * seq_len / run.facts['tokens_per_step']:.2%} of a step, "
             f"{step / one['steps_per_epoch']:.2f} epochs of {one['train_tokens']:,} tokens"
         )
-        loss = losses[number] if number < len(losses) else None
+        loss = losses[place] if place < len(losses) else None
         lines[f"of {one['path']}"] = line + (f"; validation loss, last, {loss:.4f}" if loss is not None else "")
     return lines
 
 
-def _origin(facts: Row) -> str | None:
+def _origin(facts: Facts) -> str | None:
     """What the run's first weights were: a path or name, or an object with the path and more about it."""
     origin = facts.get("origin")
     if isinstance(origin, dict):

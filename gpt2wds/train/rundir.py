@@ -20,12 +20,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
 from .. import files
 from ..errors import Error
+from ..rows import Row, number
 from ..strict_json import load_json
 from .boards import Board, TensorBoard, Wandb, refuse_absent
 from .lock import Lock
@@ -148,7 +149,7 @@ class RunDirectory:
             for row in self.read_metrics():  # of a time before it was asked for
                 self._boards[-1].add(row)
 
-    def append(self, metrics: dict[str, Any]) -> None:
+    def append(self, metrics: Row) -> None:
         """Write one step's row to `log.txt` and its object to `metrics.jsonl`.
 
         `metrics` needs "step"; "train_loss", "val_loss" and "hella_acc" go to both files.
@@ -163,7 +164,7 @@ class RunDirectory:
         for board in self._boards:
             board.add(metrics)
 
-    def read_metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[Row]:
         """All objects of `metrics.jsonl`, in order; a last line cut short by a kill is left out.
 
         Raises Error that names the line for any other that is damaged.
@@ -227,11 +228,12 @@ def _log_row(line: str) -> tuple[int, str]:
     """The step of a line of metrics.jsonl, and its row of log.txt."""
     record = json.loads(line)
     # null stands for what is not a number; what was not measured is not there.
-    return record["step"], _row({name: math.nan if value is None else value for name, value in record.items()})
+    row = {name: math.nan if value is None else value for name, value in record.items()}
+    return record["step"], _row(cast(Row, row))
 
 
-def _row(metrics: dict[str, Any]) -> str:
-    columns = " ".join(_word(metrics.get(name)) for name in ("train_loss", "val_loss", "hella_acc"))
+def _row(metrics: Row) -> str:
+    columns = " ".join(_word(number(metrics, name)) for name in ("train_loss", "val_loss", "hella_acc"))
     return f"{metrics['step']} {columns}\n"
 
 

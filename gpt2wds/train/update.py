@@ -4,7 +4,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +12,12 @@ from torch import Tensor
 from ..distributed import World
 from ..errors import Error, reason
 from ..model import GPT2, autocast
+from ..rows import Row
 from .optim import make_optimizers
 from .parallel import share
 from .recipe import Train
 
 SKIPS_IN_A_ROW = 10  # updates skipped one after the other, after which nothing is to be hoped for
-
-Row = dict[str, Any]  # what metrics.jsonl says of a step
 
 
 @dataclass
@@ -117,7 +115,8 @@ class Update:
         if step == steps.start:
             several = f"steps {step} to {steps[-1]}: left out, their sequences are not trained on"
             self.say(several if len(steps) > 1 else f"step {step}: left out, its sequences are not trained on")
-        row = self._row(step, sequences) | {"left_out": True}
+        row = self._row(step, sequences)
+        row["left_out"] = True
         if self.train.on_nan == "skip":
             row["skipped"] = self.skipped
         nothing = torch.zeros((), device=self.world.device)

@@ -19,7 +19,7 @@ READ, NOT_YET, LEFT_OUT, FILLS_NO_STEP = "read", "not yet", "left out", "fills n
 
 @dataclass(frozen=True)
 class TracedRun:
-    """A run's order, and how far it is: `last_step` updates are logged, of which `skip_steps` were none.
+    """A run's order, and how far it is: `last_step` updates are done, of which `skip_steps` were none.
 
     traces: of each of its datasets, which have a step's slots one after the other.
     """
@@ -87,7 +87,13 @@ def traced_run(folder: Path, data: tuple[str, ...]) -> TracedRun:
     traces = tuple(
         Trace(portion.dataset, seq_len=seq_len, sequences_per_step=len(portion.slots), seed=seed) for portion in mixed
     )
-    return TracedRun(run, traces, seq_len, steps, run.last_step(), skipped)
+    return TracedRun(run, traces, seq_len, steps, _last_step(run), skipped)
+
+
+def _last_step(run: RunDirectory) -> int:
+    """The last update that was done: logged, or saved by a run that was then stopped."""
+    names = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*"))
+    return max(run.last_step(), *(int(name) for name in names if name.isdecimal()), 0)
 
 
 def _known_data(run: RunDirectory) -> object:

@@ -159,6 +159,11 @@ def test_it_needs_no_sound_rows_and_facts(traced: tuple[Path, Dataset], tmp_path
     assert "the run is at step 12" in ask(run, "--step", 30)
     (run / "metrics.jsonl").unlink()
     assert "the run is at step 12" in ask(run, "--step", 30)
+    # A run that was stopped has saved its last step, and logs it when it goes on.
+    (run / "log.txt").write_text("".join((run / "log.txt").read_text().splitlines(keepends=True)[:6]))
+    assert "the run is at step 12" in ask(run, "--step", 30)
+    shutil.rmtree(run / "checkpoints")
+    assert "the run is at step 4" in ask(run, "--step", 30)
 
 
 def test_a_documents_steps_are_those_that_show_it(traced: tuple[Path, Dataset]) -> None:

@@ -40,11 +40,17 @@ def find_start(settings: Config, run: RunDirectory, batches: StepBatches) -> Sta
     checkpoint = newest_sound_checkpoint(run.checkpoints, run.say)
     if checkpoint is not None:
         remedy = f"{checkpoint}, data.path = {settings.data.path}: {{}}, or choose another run.dir"
-        return _from_checkpoint(checkpoint, settings, batches, remedy)
+        start = _from_checkpoint(checkpoint, settings, batches, remedy)
+        found, asked = start.model.config.document_masking, settings.data.document_masking
+        if found != asked:
+            mistake = f"expected data.document_masking = {str(found).lower()}, got {str(asked).lower()}; take it back"
+            raise Error(remedy.format(mistake))
+        return start
     if settings.run.fork_from:
         source = find_checkpoint(Path(settings.run.fork_from))
         remedy = f"run.fork_from={source}: {{}}, or begin with its weights alone (model.init_from)"
         start = _from_checkpoint(source, settings, batches, remedy)
+        _read_documents(start.model, settings)
         if start.state.step >= settings.train.max_steps:
             raise Error(
                 f"train.max_steps: expected more than the {start.state.step} steps of {source}, got "
@@ -56,7 +62,14 @@ def find_start(settings: Config, run: RunDirectory, batches: StepBatches) -> Sta
         source = find_weights(settings.model.init_from)
         origin = _origin("init_from", settings.model.init_from, source)
         return Start(_others_weights(source, settings), State(origin=origin), hash=origin["sha256"])
-    return Start(GPT2(GPT2Config(*settings.model.shape, n_positions=settings.data.seq_len), seed=settings.run.seed))
+    model = GPT2(GPT2Config(*settings.model.shape, n_positions=settings.data.seq_len), seed=settings.run.seed)
+    _read_documents(model, settings)
+    return Start(model)
+
+
+def _read_documents(model: GPT2, settings: Config) -> None:
+    """Have the model tell documents apart, or not, whatever it did before."""
+    model.config = dataclasses.replace(model.config, document_masking=settings.data.document_masking)
 
 
 def _from_checkpoint(path: Path, settings: Config, batches: StepBatches, remedy: str) -> Start:
@@ -139,6 +152,7 @@ def _others_weights(source: Path, settings: Config) -> GPT2:
             f"model.init_from: expected a vocabulary of {VOCAB_SIZE} tokens, which the data have, "
             f"{settings.model.init_from} has {c.vocab_size}; give a model of GPT-2's vocabulary"
         )
+    _read_documents(model, settings)
     return model
 
 

@@ -47,12 +47,13 @@ def activation_bytes(
     Per layer and channel: the two normalisations' inputs in float32, and 15 values in `dtype` (both their outputs,
     queries, keys, values, what attention gives before and after its heads are joined, four times the channels before
     and after GELU). The head: logits, their float32 copy and its log-softmax; `head=False` for a CPU, where the loss
-    is computed in chunks. With `checkpointing` each layer keeps its input in float32, and one at a time the rest.
+    is computed in chunks. With `checkpointing` each layer keeps its input in float32, the last its output
+    too, and one layer at a time the rest.
     """
     width = 2 if dtype == "bfloat16" else 4
     layer = (2 * 4 + 15 * width) * config.n_embd
     logits = (width + 4 + 4) * config.padded_vocab_size if head else 0
-    layers = config.n_layer * 4 * config.n_embd + layer if checkpointing else config.n_layer * layer
+    layers = (config.n_layer + 1) * 4 * config.n_embd + layer if checkpointing else config.n_layer * layer
     return tokens * (layers + logits)
 
 

@@ -99,8 +99,8 @@ def test_a_run_keeps_its_way_and_a_new_one_takes_its_own(
 ) -> None:
     run = tmp_path / "run"
     for source, override, change in (
-        (masked, "data.document_masking=false", "true → false"),
-        (plain, MASKED, "→ true"),
+        (masked, "data.document_masking=false", "True → False"),
+        (plain, MASKED, "→ True"),
     ):
         shutil.copytree(source, run)
         code, said = in_process(run, stories, *SHORT, override)

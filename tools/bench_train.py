@@ -152,9 +152,8 @@ def main(
                 for way in ("palm", "nanogpt")
             ]
             memory = f", peak {max(run[2] for run in runs) / 1e9:.1f} GB" if world.device.type == "cuda" else ""
-            print(
-                f"  {name:8} {seconds * 1e3:9.1f} ms (processor {processor * 1e3:9.1f}), {rate:12,.0f} tokens/s, MFU {', '.join(shares)}{memory}"
-            )
+            took = f"{seconds * 1e3:9.1f} ms (processor {processor * 1e3:9.1f})"
+            print(f"  {name:8} {took}, {rate:12,.0f} tokens/s, MFU {', '.join(shares)}{memory}")
         same = [runs for name, runs in found.items() if name != "singly"]
         apart = max(max(run[1] for run in each) - min(run[1] for run in each) for each in zip(*same, strict=True))
         print(f"  largest difference of a loss: {apart:.2g}")

@@ -73,7 +73,15 @@ def test_wings_stand_on_the_dataset_and_not_on_each_other() -> None:
 def test_every_module_has_a_room() -> None:
     ground = {name.split(".")[1] for name in MODULES if "." in name and not wing(name)}
     bytes_and_words = "errors strict_json version files folder stores locations ranges config"
-    assert ground <= {*bytes_and_words.split(), "tokenizer", "fast_tokenizer", "model", "attention", "head", "distributed"}
+    assert ground <= {
+        *bytes_and_words.split(),
+        "tokenizer",
+        "fast_tokenizer",
+        "model",
+        "attention",
+        "head",
+        "distributed",
+    }
 
 
 def test_only_commands_know_the_configuration() -> None:

@@ -131,7 +131,7 @@ def main(
     with join_world(device) as world:
         data = SameBatch(sequences, seq_len)
         steps, models = {}, {}
-        others = {"singly": masked, "again": partial(ours, again=True)} if ways else {}
+        others: dict[str, Callable[..., Step]] = {"singly": masked, "again": partial(ours, again=True)} if ways else {}
         for name, make in {"gpt2wds": ours, "plain": plain, **others}.items():
             models[name] = GPT2(GPT2Config(*SHAPES[size], n_positions=seq_len)).to(world.device)
             steps[name] = make(models[name], data, world, micro_batch, dtype, compiled)

@@ -12,30 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from .attention import Attention, KeyValues, Past, Visible, positions_in_documents, visible_in_documents
 from .errors import Error
+from .head import head_loss
 
 VOCAB_SIZE = 50257
 # (n_layer, n_head, n_embd) of the four published sizes, by their Hugging Face names.
 SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
 
-KeyValues = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each (B, n_head, T, C / n_head)
-Past = tuple[Tensor, Tensor] | None
-
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The shape of a GPT-2. `vocab_size` counts real tokens; in memory rows are padded to a multiple of 128."""
+    """The shape of a GPT-2. `vocab_size` counts real tokens; in memory rows are padded to a multiple of 128.
+
+    With `document_masking` the model reads each document of a row by itself: positions count from its beginning, and
+    nothing is seen across it. A document begins with `end_of_text`.
+    """
 
     n_layer: int
     n_head: int
     n_embd: int
     n_positions: int = 1024
     vocab_size: int = VOCAB_SIZE
+    document_masking: bool = False
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
+            if name != "document_masking" and value < 1:
                 raise Error(f"model: {name} must be at least 1, got {value}")
         if self.n_embd % self.n_head:
             raise Error(
@@ -47,25 +52,10 @@ class GPT2Config:
     def padded_vocab_size(self) -> int:
         return math.ceil(self.vocab_size / 128) * 128
 
-
-class Attention(nn.Module):
-    def __init__(self, config: GPT2Config):
-        super().__init__()
-        self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
-
-    def forward(self, x: Tensor, past: Past, visible: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        B, T, C = x.shape
-        q, k, v = (
-            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2)
-        )  # each (B, n_head, T, C / n_head)
-        if past is not None:
-            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
-        # With a past only one new position comes at a time; it may look at all of them.
-        causal = past is None and visible is None
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C)), (k, v)
+    @property
+    def end_of_text(self) -> int:
+        """The token `<|endoftext|>`, the last of GPT-2's vocabulary."""
+        return self.vocab_size - 1
 
 
 class MLP(nn.Module):
@@ -82,11 +72,11 @@ class Block(nn.Module):
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd)
-        self.attn = Attention(config)
+        self.attn = Attention(config.n_head, config.n_embd)
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, past: Past, visible: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, past: Past, visible: Visible) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         attended, present = self.attn(self.ln_1(x), past, visible)
         x = x + attended
         return x + self.mlp(self.ln_2(x)), present
@@ -94,6 +84,9 @@ class Block(nn.Module):
 
 class GPT2(nn.Module):
     """The language model. Calling it gives the training loss; `hidden` and `logits` are for everything else.
+
+    With `activation_checkpointing` set, a block keeps only its input for the backward pass and is computed again there:
+    less memory, more time, the same numbers.
 
     >>> model = GPT2(GPT2Config(n_layer=2, n_head=2, n_embd=64, n_positions=32))
     >>> tokens = torch.randint(50257, (3, 17))
@@ -105,6 +98,7 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config, *, seed: int = 0):
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -132,34 +126,43 @@ class GPT2(nn.Module):
         """
         hidden, _ = self.hidden(inputs)
         per_token = (weights / inputs.shape[1]).repeat_interleave(inputs.shape[1])  # (B T,)
-        hidden, targets = hidden.flatten(0, 1), targets.flatten()
-        if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
-            return _ChunkedHeadLoss.apply(hidden, self.wte.weight, targets, per_token, self.config.vocab_size)
-        losses = F.cross_entropy(self.logits(hidden).float(), targets, reduction="none")  # (B T,)
-        return (losses * per_token).sum()
+        return head_loss(hidden.flatten(0, 1), self.wte.weight, targets.flatten(), per_token, self.config.vocab_size)
 
     def hidden(
         self,
         tokens: Tensor,
         past: KeyValues | None = None,
         positions: Tensor | None = None,
-        visible: Tensor | None = None,
+        visible: Visible = None,
     ) -> tuple[Tensor, KeyValues]:
         """Final hidden states (B, T, C) of tokens (B, T), and the keys and values to go on from.
 
         `past` is what an earlier call gave; then `tokens` is the one next position, (B, 1). Several texts in one row
-        say their own `positions`, (B, T), and what each token sees: `visible`, (B, 1, T, T) bool.
+        say their own `positions`, (B, T), and what each token sees: `visible`, (B, 1, T, T) bool. Where they say
+        nothing, a model with `document_masking` tells documents apart by itself. With `activation_checkpointing`, where
+        gradients are wanted, there are no keys and values.
         """
         assert past is None or tokens.shape[1] == 1
+        if self.config.document_masking and past is None and positions is None and visible is None:
+            positions = positions_in_documents(tokens, self.config.end_of_text)
+            visible = visible_in_documents(tokens, self.config.end_of_text, self._query_dtype(tokens.device.type))
         if positions is None:
             start = past[0][0].shape[2] if past is not None else 0
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
         presents: KeyValues = []
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.h):
+            if again:
+                # Nothing is random in a block, so no generator's state need be kept.
+                x, _ = checkpoint(block, x, None, visible, use_reentrant=False, preserve_rng_state=False)
+                continue
             x, present = block(x, past[i] if past is not None else None, visible)
             presents.append(present)
         return self.ln_f(x), presents
+
+    def _query_dtype(self, device: str) -> torch.dtype:
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.wte.weight.dtype
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the real vocabulary: (…, C) → (…, vocab_size)."""
@@ -223,8 +226,9 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
 
 
 def hf_config(config: GPT2Config) -> dict[str, Any]:
-    """`config.json` with which `transformers` opens our weights."""
-    return {
+    """`config.json` with which `transformers` opens our weights; it does not know `document_masking`."""
+    masking = {"document_masking": True} if config.document_masking else {}
+    return masking | {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "activation_function": "gelu_new",
@@ -234,8 +238,8 @@ def hf_config(config: GPT2Config) -> dict[str, Any]:
         "n_positions": config.n_positions,
         "n_ctx": config.n_positions,
         "vocab_size": config.vocab_size,
-        "bos_token_id": config.vocab_size - 1,
-        "eos_token_id": config.vocab_size - 1,
+        "bos_token_id": config.end_of_text,
+        "eos_token_id": config.end_of_text,
         "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": True,
         # We train without dropout; a fine-tuning that starts here should not find it switched on.
@@ -254,45 +258,3 @@ def _to_hf(name: str, value: Tensor, config: GPT2Config) -> Tensor:
     if name == "wte.weight":
         value = value[: config.vocab_size]
     return (value.T if _is_projection(name) else value).contiguous()
-
-
-class _ChunkedHeadLoss(torch.autograd.Function):
-    """Weighted sum of cross-entropies of the tied head, in chunks that stay in the processor's cache.
-
-    With 50,257 classes and few channels the head is nearly all of a small model's time on a CPU, and most
-    of that is moving logits through memory. Here each chunk's gradient is made while its logits are still
-    in cache, so the (B T, V) matrix never exists. The same sums as F.cross_entropy, to float error.
-    """
-
-    CHUNK = 256  # positions: 51 MB of float32 logits
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, vocab_size: int) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
-        with torch.autocast("cpu", enabled=False):
-            rows = head[:vocab_size].to(dtype)  # (V, C)
-            total = hidden.new_zeros((), dtype=torch.float32)
-            grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros_like(head, dtype=torch.float32)
-            # Made once: fresh pages for each chunk would cost as much as the softmax.
-            scores = torch.empty(min(len(targets), _ChunkedHeadLoss.CHUNK), vocab_size, dtype=dtype)
-            p, grad_rows = torch.empty_like(scores, dtype=torch.float32), torch.empty_like(rows)
-            for start in range(0, len(targets), _ChunkedHeadLoss.CHUNK):
-                part = slice(start, start + _ChunkedHeadLoss.CHUNK)
-                x, target, weight = hidden[part].to(dtype), targets[part, None], weights[part, None]
-                scores, p = scores[: len(x)], p[: len(x)]  # (chunk, V)
-                torch.mm(x, rows.T, out=scores)
-                highest, chosen = scores.amax(dim=1, keepdim=True), scores.gather(1, target)
-                torch.softmax(p.copy_(scores), dim=1, out=p)
-                # log p[target], by way of the most likely token, whose p never underflows.
-                total -= ((chosen.float() - highest.float() + p.amax(dim=1, keepdim=True).log()) * weight).sum()
-                if any(ctx.needs_input_grad):
-                    scores.copy_(p.mul_(weight).scatter_add_(1, target, -weight))
-                    grad_hidden[part] = scores @ rows
-                    grad_head[:vocab_size] += torch.mm(scores.T, x, out=grad_rows)
-            ctx.save_for_backward(grad_hidden, grad_head)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden * grad_outputs[0], grad_head * grad_outputs[0], None, None, None

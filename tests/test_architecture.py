@@ -57,8 +57,9 @@ def test_the_graph_is_read_right() -> None:
 
 
 def test_some_modules_stand_alone() -> None:
-    for name in ("tokenizer", "dataset.shards", "model", "distributed", "config"):
+    for name in ("tokenizer", "dataset.shards", "attention", "head", "distributed", "config"):
         assert GRAPH[f"gpt2wds.{name}"] <= {"gpt2wds.errors"}, name
+    assert GRAPH["gpt2wds.model"] <= {"gpt2wds.errors", "gpt2wds.attention", "gpt2wds.head"}
 
 
 def test_wings_stand_on_the_dataset_and_not_on_each_other() -> None:
@@ -72,7 +73,8 @@ def test_wings_stand_on_the_dataset_and_not_on_each_other() -> None:
 def test_every_module_has_a_room() -> None:
     ground = {name.split(".")[1] for name in MODULES if "." in name and not wing(name)}
     bytes_and_words = "errors rows strict_json version files folder stores locations ranges config"
-    assert ground <= {*bytes_and_words.split(), "tokenizer", "fast_tokenizer", "model", "distributed"}
+    language = "tokenizer fast_tokenizer model attention head distributed"
+    assert ground <= {*bytes_and_words.split(), *language.split()}
 
 
 def test_only_commands_know_the_configuration() -> None:

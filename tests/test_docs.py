@@ -140,7 +140,7 @@ def test_options_in_running_text_exist() -> None:
     known |= {"--signal", "--disable-usage-stats"}  # Slurm's and Ray's
     for command in COMMANDS.values():
         for each in command.commands.values() if isinstance(command, click.Group) else (command,):
-            known |= {name for parameter in each.params for name in parameter.opts}
+            known |= {name for parameter in each.params for name in (*parameter.opts, *parameter.secondary_opts)}
     # The file CHANGELOG.md also tells of what was.
     texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS if path.parent == ROOT / "docs" or path == README]
     spans = [

@@ -1,16 +1,20 @@
 """One training step: gpt2wds's against a plain loop as in "let's reproduce GPT-2", on the same model and tokens.
 
 The plain loop: logits of all positions and F.cross_entropy under autocast, gradients accumulated over micro-batches,
-clipping, fused AdamW; compiled as ours is, with TF32, scaled dot-product attention and the padded vocabulary. Rounds
-alternate, medians are compared; both must give the same losses.
+clipping, fused AdamW; compiled as ours is, with TF32, scaled dot-product attention and the padded vocabulary. With
+--ways ours is measured once more with documents read singly (of 300 tokens) and once with blocks computed again. Rounds
+alternate, medians are compared, of wall time and of processor time, which other work moves less; all must
+give the same losses, but for documents read singly.
 
     python tools/bench_train.py                                              # the demo's model, on a CPU
     python tools/bench_train.py --size gpt2 --sequences 512 --micro-batch 64 --seq-len 1024 --compile   # on a GPU
 """
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -28,6 +32,7 @@ from gpt2wds.train.update import Update
 
 SHAPES = SIZES | {"demo": (4, 4, 128)}
 RATES: dict[str, Any] = {"learning_rate": 6e-4, "weight_decay": 0.1, "muon_learning_rate": 0.0}
+DOCUMENT_TOKENS = 300
 Step = Callable[[], float]  # one update; its loss
 
 
@@ -37,12 +42,21 @@ class SameBatch:
     def __init__(self, sequences: int, seq_len: int):
         self.sequences_per_step, self.seq_len = sequences, seq_len
         rows = np.random.default_rng(0).integers(0, 50257, (sequences, seq_len + 1))
+        rows.reshape(-1)[::DOCUMENT_TOKENS] = 50256  # which matters to one who looks for documents only
         self.rows = rows.astype(np.uint16)
 
 
-def ours(model: GPT2, data: SameBatch, world: World, micro_batch: int, dtype: str, compiled: bool) -> Step:
+def ours(
+    model: GPT2, data: SameBatch, world: World, micro_batch: int, dtype: str, compiled: bool, again: bool = False
+) -> Step:
     train = Train(
-        micro_batch_sequences=micro_batch, schedule="constant", warmup_steps=0, dtype=dtype, compile=compiled, **RATES
+        micro_batch_sequences=micro_batch,
+        schedule="constant",
+        warmup_steps=0,
+        dtype=dtype,
+        compile=compiled,
+        activation_checkpointing=again,
+        **RATES,
     )
     update = Update(model, train, world, sequences_per_step=data.sequences_per_step)
     return lambda: update(1, data.rows).loss.item()
@@ -73,17 +87,23 @@ def plain(model: GPT2, data: SameBatch, world: World, micro_batch: int, dtype: s
     return step
 
 
-def timed(step: Step, world: World) -> tuple[float, float, int]:
-    """(seconds, loss, peak bytes on a GPU) of one step; reading the loss waits for the device."""
+def masked(model: GPT2, data: SameBatch, world: World, micro_batch: int, dtype: str, compiled: bool) -> Step:
+    model.config = dataclasses.replace(model.config, document_masking=True)
+    return ours(model, data, world, micro_batch, dtype, compiled)
+
+
+def timed(step: Step, world: World) -> tuple[float, float, int, float]:
+    """(seconds, loss, peak bytes on a GPU, processor seconds) of one step; reading the loss waits for the device."""
     on_gpu = world.device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     loss = step()
     if on_gpu:
         torch.cuda.synchronize()
-    return time.perf_counter() - start, loss, torch.cuda.max_memory_allocated() if on_gpu else 0
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
+    return seconds, loss, torch.cuda.max_memory_allocated() if on_gpu else 0, processor
 
 
 @click.command()
@@ -95,17 +115,27 @@ def timed(step: Step, world: World) -> tuple[float, float, int]:
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True)
 @click.option("--compile", "compiled", is_flag=True)
 @click.option("--device", default="auto", show_default=True)
+@click.option("--ways", is_flag=True, help="Ours in other ways too: documents read singly, blocks computed again.")
 def main(
-    size: str, seq_len: int, sequences: int, micro_batch: int, rounds: int, dtype: str, compiled: bool, device: str
+    size: str,
+    seq_len: int,
+    sequences: int,
+    micro_batch: int,
+    rounds: int,
+    dtype: str,
+    compiled: bool,
+    device: str,
+    ways: bool,
 ) -> None:
     torch.set_float32_matmul_precision("high")
     with join_world(device) as world:
         data = SameBatch(sequences, seq_len)
         steps, models = {}, {}
-        for name, make in (("gpt2wds", ours), ("plain", plain)):
+        others: dict[str, Callable[..., Step]] = {"singly": masked, "again": partial(ours, again=True)} if ways else {}
+        for name, make in {"gpt2wds": ours, "plain": plain, **others}.items():
             models[name] = GPT2(GPT2Config(*SHAPES[size], n_positions=seq_len)).to(world.device)
             steps[name] = make(models[name], data, world, micro_batch, dtype, compiled)
-        found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in steps}
+        found: dict[str, list[tuple[float, float, int, float]]] = {name: [] for name in steps}
         for number in range(rounds + 2):
             for name, step in steps.items():
                 one = timed(step, world)
@@ -115,15 +145,17 @@ def main(
         print(f"  compiled: {compiled}; torch {torch.__version__}; median of {rounds} alternating rounds")
         peak = peak_flops(device_name(world), dtype)
         for name, runs in found.items():
-            seconds = statistics.median(run[0] for run in runs)
+            seconds, processor = (statistics.median(run[number] for run in runs) for number in (0, 3))
             rate = sequences * seq_len / seconds
             shares = [
                 f"{way} {rate * flops_per_token(models[name], seq_len, way) / peak:.1%}" if peak else f"{way} –"
                 for way in ("palm", "nanogpt")
             ]
             memory = f", peak {max(run[2] for run in runs) / 1e9:.1f} GB" if world.device.type == "cuda" else ""
-            print(f"  {name:8} {seconds * 1e3:9.1f} ms, {rate:12,.0f} tokens/s, MFU {', '.join(shares)}{memory}")
-        apart = max(abs(a[1] - b[1]) for a, b in zip(*found.values(), strict=True))
+            took = f"{seconds * 1e3:9.1f} ms (processor {processor * 1e3:9.1f})"
+            print(f"  {name:8} {took}, {rate:12,.0f} tokens/s, MFU {', '.join(shares)}{memory}")
+        same = [runs for name, runs in found.items() if name != "singly"]
+        apart = max(max(run[1] for run in each) - min(run[1] for run in each) for each in zip(*same, strict=True))
         print(f"  largest difference of a loss: {apart:.2g}")
 
 

@@ -20,7 +20,7 @@ FREE = {
     "run": ("dir", "device", "tensorboard", "wandb", "fork_from"),
     "data": ("path", "num_workers", "skip_steps"),  # skip_steps for steps to come
     "model": ("init_from",),
-    "train": ("micro_batch_sequences", "on_nan", "parallel", "compile"),
+    "train": ("micro_batch_sequences", "on_nan", "parallel", "compile", "activation_checkpointing"),
     "eval": ("every_steps", "sample_prompts", "sample_tokens"),
     "checkpoint": tuple(f.name for f in dataclasses.fields(Checkpoint)),
 }
@@ -96,9 +96,11 @@ def as_begun(settings: Config, before: Table | None, state: State, run: RunDirec
 
 
 def measures(settings: Config, portions: Sequence[Portion], choices: Dataset | None) -> Measures:
-    """What the columns mean: how much validation text, and which examples in which mode, where there are any."""
+    """What the columns mean: how much validation text, read how, and which examples in which mode, if there are any."""
     held_out = (portion.dataset.total("val", "tokens") for portion in portions)
     found: Measures = {"val_tokens": sum(min(settings.eval.val_tokens, tokens) for tokens in held_out)}
+    if settings.data.document_masking:
+        found["document_masking"] = True
     if choices is not None:
         found["hellaswag"] = {"dataset_id": choices.id, "mode": settings.eval.hellaswag_mode}
     return found

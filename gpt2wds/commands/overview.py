@@ -38,6 +38,8 @@ def introduce(settings: Config, model: GPT2, batches: StepBatches, world: World,
         left_out = sum(any(step in skipped for skipped in settings.data.skipped) for step in range(1, steps + 1))
         names = ", ".join(settings.data.skip_steps)
         say(f"left out by data.skip_steps: {names}, {counted(left_out, 'step')} that are not trained on")
+    if settings.data.document_masking:
+        say("documents: attention and positions stay within each, in training and in validation")
     say(
         f"precision: {settings.train.dtype}; attention: {attention_kernel(settings, model, world)}; "
         f"checkpoints of {checkpoint_bytes(model, settings.train.optimizer) / 1e6:,.0f} MB"
@@ -102,7 +104,13 @@ def forecast(settings: Config, model: GPT2, batches: StepBatches, world: World, 
         )
     # Whether the head's logits exist as a whole: on a CPU they do not.
     on_cpu = world.device.type == "cpu"
-    activations = activation_bytes(model.config, size * settings.data.seq_len, settings.train.dtype, head=not on_cpu)
+    activations = activation_bytes(
+        model.config,
+        size * settings.data.seq_len,
+        settings.train.dtype,
+        head=not on_cpu,
+        checkpointing=settings.train.activation_checkpointing,
+    )
     weights = training_bytes(model, ranks if settings.train.parallel == "fsdp" else 1)
     say(
         f"memory of each rank, estimated: {(weights + activations) / 1e9:,.1f} GB, of which {weights / 1e9:,.1f} for "
@@ -121,15 +129,17 @@ def checkpoint_bytes(model: GPT2, optimizer: str) -> int:
 
 def attention_kernel(settings: Config, model: GPT2, world: World) -> str:
     """The back end that scaled_dot_product_attention takes here for our shapes, and cuDNN's version."""
+    masking, seq_len = settings.data.document_masking, settings.data.seq_len
+    if masking and world.device.type == "cuda" and settings.train.compile:
+        return "flex_attention, within documents"
     if world.device.type not in ("cpu", "cuda"):
         return "torch's choice"
     c = model.config
     dtype = torch.bfloat16 if settings.train.dtype == "bfloat16" else torch.float32
     # A gradient is wanted: some back ends only serve inference.
-    q = torch.zeros(
-        1, c.n_head, settings.data.seq_len, c.n_embd // c.n_head, dtype=dtype, device=world.device, requires_grad=True
-    )
-    name = SDPBackend(torch._fused_sdp_choice(q, q, q, None, 0.0, True)).name.lower()
+    q = torch.zeros(1, c.n_head, seq_len, c.n_embd // c.n_head, dtype=dtype, device=world.device, requires_grad=True)
+    mask = torch.zeros(1, 1, seq_len, seq_len, dtype=dtype, device=world.device) if masking else None
+    name = SDPBackend(torch._fused_sdp_choice(q, q, q, mask, 0.0, not masking)).name.lower()
     if world.device.type != "cuda":
         return name
     slow = "; WARNING: no fused kernel takes these shapes here" if name == "math" else ""

@@ -52,6 +52,7 @@ class Data:
     )
     seq_len: int = key(1024, "tokens", "of a sequence; the positions of a fresh model")
     num_workers: int = key(0, "processes", "of each rank that read ahead; 0: the training process reads")
+    document_masking: bool = key(False, "", "attention and positions stay within a document, in validation too")
     skip_steps: list[str] = field(
         default_factory=list,
         metadata={"unit": "steps", "says": 'such as ["8400-8420", "9000"]: their sequences are not trained on'},

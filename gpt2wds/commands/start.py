@@ -44,11 +44,17 @@ def find_start(settings: Config, run: RunDirectory, batches: StepBatches) -> Sta
             f"{checkpoint}, data.path = {settings.data.described}: {{}}, or choose another run.dir, where "
             f"model.init_from={run.path} begins a new run with what this one has learned"
         )
-        return _from_checkpoint(checkpoint, settings, batches, remedy)
+        start = _from_checkpoint(checkpoint, settings, batches, remedy)
+        found, asked = start.model.config.document_masking, settings.data.document_masking
+        if found != asked:
+            mistake = f"expected data.document_masking = {str(found).lower()}, got {str(asked).lower()}; take it back"
+            raise Error(remedy.format(mistake))
+        return start
     if settings.run.fork_from:
         source = find_checkpoint(Path(settings.run.fork_from))
         remedy = f"run.fork_from={source}: {{}}, or begin with its model alone (model.init_from={source})"
         start = _from_checkpoint(source, settings, batches, remedy)
+        _read_documents(start.model, settings)
         if start.state.step >= settings.train.max_steps:
             raise Error(
                 f"train.max_steps: expected more than the {counted(start.state.step, 'step')} of {source}, got "
@@ -60,7 +66,14 @@ def find_start(settings: Config, run: RunDirectory, batches: StepBatches) -> Sta
         source = find_weights(settings.model.init_from)
         origin = _origin("init_from", settings.model.init_from, source)
         return Start(_others_weights(source, settings), State(origin=origin), hash=origin["sha256"])
-    return Start(GPT2(GPT2Config(*settings.model.shape, n_positions=settings.data.seq_len), seed=settings.run.seed))
+    model = GPT2(GPT2Config(*settings.model.shape, n_positions=settings.data.seq_len), seed=settings.run.seed)
+    _read_documents(model, settings)
+    return Start(model)
+
+
+def _read_documents(model: GPT2, settings: Config) -> None:
+    """Have the model tell documents apart, or not, whatever it did before."""
+    model.config = dataclasses.replace(model.config, document_masking=settings.data.document_masking)
 
 
 def refuse_nothing_to_train(start: Start, settings: Config) -> None:
@@ -158,6 +171,7 @@ def _others_weights(source: Path, settings: Config) -> GPT2:
             f"model.init_from: expected a vocabulary of {VOCAB_SIZE} tokens, which the data have, "
             f"{settings.model.init_from} has {c.vocab_size}; give a model of GPT-2's vocabulary"
         )
+    _read_documents(model, settings)
     return model
 
 

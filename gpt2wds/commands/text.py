@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 from collections.abc import Iterator
@@ -26,10 +27,18 @@ if TYPE_CHECKING:
 @click.option("--data", required=True, help="Dataset directory of tokens.")
 @click.option("--split", type=click.Choice(SPLITS), default="val", show_default=True, help="Which split to read.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many tokens of the split.")
+@click.option(
+    "--document-masking/--no-document-masking",
+    "masking",
+    default=None,
+    help="Whether documents are read singly.  [default: as the model was trained]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @DEVICE
 @DTYPE
-def loss_command(model: str, data: str, split: str, limit: int | None, as_json: bool, device: str, dtype: str) -> None:
+def loss_command(
+    model: str, data: str, split: str, limit: int | None, masking: bool | None, as_json: bool, device: str, dtype: str
+) -> None:
     """Loss on a split, in the model's whole context: nats per token, perplexity and bits per byte of text."""
     from ..distributed import join_world
     from ..evaluate.text import text_loss
@@ -37,6 +46,8 @@ def loss_command(model: str, data: str, split: str, limit: int | None, as_json: 
 
     with join_world(device) as world:
         gpt2, step = load(model, world)
+        if masking is not None:
+            gpt2.config = dataclasses.replace(gpt2.config, document_masking=masking)
         dataset = Dataset(data)
         seq_len = gpt2.config.n_positions
         if limit is not None and limit < seq_len:
@@ -54,14 +65,17 @@ def loss_command(model: str, data: str, split: str, limit: int | None, as_json: 
         found = text_loss(gpt2, watched, load_tokenizer(), world, dtype)
         if not world.is_main:
             return
-    result = {"model": model, "step": step, "corpus": dataset.corpus, "split": split, **found}
+    masking = gpt2.config.document_masking
+    named = {"corpus": dataset.corpus, "split": split, "document_masking": masking}
+    result = {"model": model, "step": step, **named, **found}
     if as_json:
         print_json(result)
         return
+    singly = ", documents read singly" if masking else ""
     per_byte = "" if found["bits_per_byte"] is None else f", {found['bits_per_byte']:.4f} bits per byte"
     amount = f"{counted(found['tokens'], 'token')} of {counted(found['text_bytes'], 'byte')}"
     print(
-        f"{heading(result)}: {dataset.corpus}, {split}: loss {found['loss']:.4f} nats per token, perplexity "
+        f"{heading(result)}: {dataset.corpus}, {split}{singly}: loss {found['loss']:.4f} nats per token, perplexity "
         f"{found['perplexity']:,.2f}{per_byte}; {amount}"
     )
 

@@ -39,18 +39,22 @@ def peak_flops(device_name: str, dtype: str) -> float | None:
     return next((peak for name, peak in PEAKS.items() if name in device_name), None)
 
 
-def activation_bytes(config: GPT2Config, tokens: int, dtype: str, *, head: bool = True) -> int:
+def activation_bytes(
+    config: GPT2Config, tokens: int, dtype: str, *, head: bool = True, checkpointing: bool = False
+) -> int:
     """What one micro-step of `tokens` tokens keeps for its backward pass, with fused attention.
 
     Per layer and channel: the two normalisations' inputs in float32, and 15 values in `dtype` (both their outputs,
     queries, keys, values, what attention gives before and after its heads are joined, four times the channels before
     and after GELU). The head: logits, their float32 copy and its log-softmax; `head=False` for a CPU, where the loss
-    is computed in chunks.
+    is computed in chunks. With `checkpointing` each layer keeps its input in float32, the last its output
+    too, and one layer at a time the rest.
     """
     width = 2 if dtype == "bfloat16" else 4
     layer = (2 * 4 + 15 * width) * config.n_embd
     logits = (width + 4 + 4) * config.padded_vocab_size if head else 0
-    return tokens * (config.n_layer * layer + logits)
+    layers = (config.n_layer + 1) * 4 * config.n_embd + layer if checkpointing else config.n_layer * layer
+    return tokens * (layers + logits)
 
 
 def training_bytes(model: GPT2, ranks: int = 1) -> int:

@@ -49,8 +49,10 @@ class Run:
         return [result for result in results if kind(result) == kind(results[-1])]
 
     def validation_set(self) -> tuple[Any, ...]:
-        """What a validation loss is of. Runs that differ in it have losses of different texts."""
-        return tuple(self.facts.get(name) for name in ("corpus", "dataset_id", "val_tokens", "seq_len"))
+        """What a validation loss is of. Runs that differ in it have losses of different texts, or read otherwise."""
+        return tuple(
+            self.facts.get(name) for name in ("corpus", "dataset_id", "val_tokens", "seq_len", "document_masking")
+        )
 
 
 def kind(result: Result) -> list[Any]:
@@ -118,7 +120,7 @@ def _known_losses(runs: Sequence[Run]) -> dict[str, float]:
         if (entropy := facts.get("val_unigram_entropy")) is not None:
             known[_reference("unigram entropy", entropy)] = entropy
         loss = GPT2_LOSSES.get((facts.get("corpus"), facts.get("val_tokens"), facts.get("seq_len")))
-        if loss is not None:
+        if loss is not None and not facts.get("document_masking"):
             known[_reference("OpenAI 124M", loss, 4)] = loss
     return known
 

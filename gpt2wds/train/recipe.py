@@ -39,6 +39,9 @@ class Train:
     parallel: str = key("ddp", "", "ddp (each rank a copy) or fsdp (each a shard)")
     dtype: str = key("bfloat16", "", "of matrix products: bfloat16, float32, auto (bfloat16 where it is fast)")
     compile: bool = key(True, "", "torch.compile with static shapes")
+    activation_checkpointing: bool = key(
+        False, "", "less memory for more time: blocks are computed again; changes no loss"
+    )
 
     def __post_init__(self) -> None:
         at_least("train", self, max_steps=1, micro_batch_sequences=1, decay_steps=0)

@@ -94,8 +94,8 @@ def _page_of_several(runs: list[Run], by: str) -> str:
     body = "".join(_unfinished(run, f"{run.name} is unfinished") for run in runs)
     if len({run.validation_set() for run in runs}) > 1:
         body += page.notice(
-            "Validation losses are not of the same text: the runs differ in dataset, in validation tokens or in "
-            "sequence length. They do not compare."
+            "Validation losses are not of the same text: the runs differ in dataset, in validation tokens, in "
+            "sequence length or in document masking. They do not compare."
         )
     if by == "step" and len({run.facts.get("tokens_per_step") for run in runs}) > 1:
         body += page.notice("A step is not the same number of tokens in all runs. --by tokens compares them by tokens.")
@@ -193,6 +193,7 @@ def _setting(run: Run) -> dict[str, str]:
         "tokens per second, median": f"{statistics.median(rates):,.0f}" if rates else None,
         "parameters": facts.get("parameters"), "begun from": _origin(facts), "train split, tokens": corpus_tokens,
         "validation text, tokens used": f"{used:,}{of_split}" if used is not None else None,
+        "documents": "read singly, in training and validation" if facts.get("document_masking") else None,
         "tokens per step": facts.get("tokens_per_step"), "sequence length": facts.get("seq_len"),
         "ranks": facts.get("world_size"), "device": facts.get("device"), "torch": facts.get("torch"),
         "gpt2wds": facts.get("version"), "dataset": facts.get("dataset_id"),

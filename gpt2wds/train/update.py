@@ -59,6 +59,7 @@ class Update:
         self.skip_steps = skip_steps
         self.train, self.world, self.say = train, world, say
         self.sequences_per_step = sequences_per_step
+        model.activation_checkpointing = train.activation_checkpointing
         self.shared = share(model, world, train.parallel)
         self.optimizers = make_optimizers(
             model,

@@ -66,7 +66,7 @@ def load_weights(path: str | Path, *, is_checked: bool = False) -> GPT2:
         shape["vocab_size"] = VOCAB_SIZE
         if tied is not None and tied.dim():
             tensors["wte.weight"] = tied[:VOCAB_SIZE]
-    gpt2 = GPT2Config(**shape)
+    gpt2 = GPT2Config(**shape, document_masking=_document_masking(path, config))
     try:
         check_hf_shapes(tensors, gpt2)  # before the model is built: what is claimed must be in the file
     except Error as error:
@@ -171,6 +171,14 @@ def _named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"{name} is there twice")
         renamed[name] = tensor
     return renamed
+
+
+def _document_masking(path: Path, config: dict[str, Any]) -> bool:
+    """How the model was trained to read documents; only our own configurations say so."""
+    found = config.get("document_masking", False)
+    if type(found) is not bool:
+        raise Error(f"model {path}: document_masking: expected true or false in {CONFIG}, got {repr(found)[:80]}")
+    return found
 
 
 def _shape(path: Path, config: Any) -> dict[str, int]:

@@ -467,7 +467,9 @@ def test_runs_by_tokens(tmp_path: Path) -> None:
         write_report(a, by="epoch")
 
 
-@pytest.mark.parametrize("change", [{"val_tokens": 4096}, {"dataset_id": "cd" * 32}, {"seq_len": 512}])
+@pytest.mark.parametrize(
+    "change", [{"val_tokens": 4096}, {"dataset_id": "cd" * 32}, {"seq_len": 512}, {"document_masking": True}]
+)
 def test_runs_of_other_validation_text_are_not_compared_in_silence(tmp_path: Path, change: dict[str, Any]) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", **change)
     text = write_report(a, b, out=tmp_path / "both.html").read_text()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ..errors import Error, reason
 from ..files import replace
 from ..locations import HubFile
-from .documents import Document, Run, Size, as_document, check_delivered, no_column
+from .documents import Digest, Document, Run, Size, as_document, check_delivered, no_column
 
 HELLASWAG_REPO = "Rowan/hellaswag"
 PAUSES = (1, 2, 4, 8, 16)  # seconds between tries of what plans a dataset
@@ -73,7 +73,10 @@ class _OpenRows:
         found = sum(1 for _ in self._next_rows(first, documents))
         return Run(first + found, found, 0) if found else None
 
-    def read(self, first: int, count: int | None) -> Iterator[Document]:
+    def hash(self, first: int, count: int, seen: Digest) -> None:
+        raise NotImplementedError("what is on the Hub is known by its ETag")
+
+    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
         delivered = 0
         for row in self._next_rows(first, count):
             yield as_document(row.get(self.text_column))

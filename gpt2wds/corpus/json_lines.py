@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from ..errors import Error
 from ..locations import Location
 from .compression import InBytes, Stream, naming_damage
-from .documents import Document, Run, Size, Skipped, as_document, check_delivered, no_column, refuse_other_content
+from .documents import (
+    Digest,
+    Document,
+    Run,
+    Size,
+    Skipped,
+    as_document,
+    check_delivered,
+    no_column,
+    refuse_other_content,
+)
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 1 << 20  # read of a file to estimate how many lines it has
@@ -53,33 +63,44 @@ class _OpenJSONLines:
             return self._cut_by_documents(first, documents, text_bytes)
 
     def _cut_by_bytes(self, first: int, text_bytes: int) -> Run | None:
-        self.source.seek(first + max(0, text_bytes - 1))  # the line this byte is in ends the run
-        self.source.readline()
-        end = self._past_blank_lines()
-        return Run(end, None, end - first) if end > first else None
+        seen = Digest()
+        self.source.seek(first)
+        is_read = self.source.skip(first + max(0, text_bytes - 1), seen)  # the line this byte is in ends the run
+        seen.update(self.source.readline())
+        end = self._past_blank_lines(seen)
+        return Run(end, None, end - first, seen.hexdigest() if is_read else "") if end > first else None
 
     def _cut_by_documents(self, first: int, documents: int, text_bytes: int | None) -> Run | None:
         self.source.seek(first)
-        found = 0
+        found, seen = 0, Digest()
         while found < documents and (text_bytes is None or self.source.place - first < text_bytes or not found):
             line = self.source.readline()
             if not line:
                 break
+            seen.update(line)
             found += bool(line.strip())
-        end = self._past_blank_lines()
-        return Run(end, found, end - first) if end > first else None
+        end = self._past_blank_lines(seen)
+        return Run(end, found, end - first, seen.hexdigest()) if end > first else None
 
-    def _past_blank_lines(self) -> int:
+    def _past_blank_lines(self, seen: Digest) -> int:
         while line := self.source.readline():
             if line.strip():
                 self.source.unread(line)
                 break
+            seen.update(line)
         return self.source.place
 
-    def read(self, first: int, count: int | None) -> Iterator[Document]:
+    def hash(self, first: int, count: int, seen: Digest) -> None:
         with naming_damage(self.source.location):
             self.source.seek(first)
+            self.source.hash(first + count, seen)
+
+    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
+        with naming_damage(self.source.location, is_trusted=seen is None):
+            self.source.seek(first)
             while (count is None or self.source.place < first + count) and (line := self.source.readline()):
+                if seen is not None:
+                    seen.update(line)
                 if line.strip():
                     yield _json_document(line, self.text_column)
         check_delivered(self.source.location, "byte", first, count, self.source.place - first)

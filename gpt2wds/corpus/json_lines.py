@@ -7,16 +7,31 @@ from dataclasses import dataclass
 from ..errors import Error
 from ..locations import Location
 from .compression import InBytes, Stream, naming_damage
-from .documents import Document, Run, Size, Skipped, as_document, check_delivered, no_column, refuse_other_content
+from .documents import (
+    MAX_DOCUMENT_BYTES,
+    Document,
+    Run,
+    Size,
+    Skipped,
+    as_document,
+    check_delivered,
+    no_column,
+    refuse_other_content,
+    too_long,
+)
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 1 << 20  # read of a file to estimate how many lines it has
+REST_BYTES = 1 << 20  # read at once of a line that is not looked at
 
 
 class JSONLines(InBytes):
-    """One JSON object per line. Blank lines are no documents; they go with what is before them."""
+    """One JSON object per line. Blank lines are no documents; they go with what is before them.
 
-    def measure(self, location: Location, text_column: str) -> Size:
+    A line longer than a document may be is one that is skipped, whatever is in it, and never held whole.
+    """
+
+    def measure(self, location: Location, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Size:
         source = Stream(location, self.decompressor)
         try:
             with naming_damage(location):
@@ -31,21 +46,24 @@ class JSONLines(InBytes):
         finally:
             source.close()
 
-    def open(self, location: Location, size: Size, text_column: str) -> "_OpenJSONLines":
-        return _OpenJSONLines(Stream(location, self.decompressor), size.text_bytes, text_column)
+    def open(
+        self, location: Location, size: Size, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES
+    ) -> "_OpenJSONLines":
+        return _OpenJSONLines(Stream(location, self.decompressor), size.text_bytes, text_column, max_bytes)
 
 
 @dataclass
 class _OpenJSONLines:
     source: Stream
-    bytes: int | None  # of the whole, decompressed; None where only walking it would tell
+    size: int | None  # bytes of the whole, decompressed; None where only walking it would tell
     text_column: str
+    max_bytes: int  # of a line
 
     def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
-        if self.bytes is not None and first >= self.bytes:
+        if self.size is not None and first >= self.size:
             return None
-        if documents is None and self.bytes is not None and (text_bytes is None or first + text_bytes >= self.bytes):
-            return Run(self.bytes, None, self.bytes - first)
+        if documents is None and self.size is not None and (text_bytes is None or first + text_bytes >= self.size):
+            return Run(self.size, None, self.size - first)
         with naming_damage(self.source.location):
             if documents is None:
                 assert text_bytes is not None, "the whole of a stream is not asked for in one run"
@@ -54,7 +72,7 @@ class _OpenJSONLines:
 
     def _cut_by_bytes(self, first: int, text_bytes: int) -> Run | None:
         self.source.seek(first + max(0, text_bytes - 1))  # the line this byte is in ends the run
-        self.source.readline()
+        self._past_line(self.source.readline(REST_BYTES))
         end = self._past_blank_lines()
         return Run(end, None, end - first) if end > first else None
 
@@ -62,25 +80,37 @@ class _OpenJSONLines:
         self.source.seek(first)
         found = 0
         while found < documents and (text_bytes is None or self.source.place - first < text_bytes or not found):
-            line = self.source.readline()
+            line = self.source.readline(self.max_bytes + 1)
             if not line:
                 break
-            found += bool(line.strip())
+            found += len(line) > self.max_bytes or bool(line.strip())
+            self._past_line(line)
         end = self._past_blank_lines()
         return Run(end, found, end - first) if end > first else None
 
     def _past_blank_lines(self) -> int:
-        while line := self.source.readline():
-            if line.strip():
+        while line := self.source.readline(self.max_bytes + 1):
+            if len(line) > self.max_bytes or line.strip():
                 self.source.unread(line)
                 break
         return self.source.place
 
+    def _past_line(self, begin: bytes) -> None:
+        """Go past the rest of a line of which `begin` was read."""
+        while begin and not begin.endswith(b"\n"):
+            begin = self.source.readline(REST_BYTES)
+
     def read(self, first: int, count: int | None) -> Iterator[Document]:
         with naming_damage(self.source.location):
             self.source.seek(first)
-            while (count is None or self.source.place < first + count) and (line := self.source.readline()):
-                if line.strip():
+            while count is None or self.source.place < first + count:
+                line = self.source.readline(self.max_bytes + 1)
+                if not line:
+                    break
+                if len(line) > self.max_bytes:
+                    self._past_line(line)
+                    yield too_long(self.max_bytes)
+                elif line.strip():
                     yield _json_document(line, self.text_column)
         check_delivered(self.source.location, "byte", first, count, self.source.place - first)
 

@@ -22,7 +22,7 @@ from ..files import TEMPORARY
 from ..folder import Folder
 from ..tokenizer import load_tokenizer
 from . import cutting
-from .corpora import Corpus, Files, Request, record
+from .corpora import LATER, Corpus, Files, Request, record
 from .cutting import Cut
 from .executors import Executor, Processes
 from .places import refuse_others
@@ -92,7 +92,7 @@ def make_plan(out: Folder, request: Request, cut: Cut | None = None) -> Plan:
         corpus = request.resolve(out)
         tasks = _tasks(corpus, cut or Cut())
         plan = Plan(
-            request=asked,
+            request={name: value for name, value in asked.items() if name not in LATER or value != LATER[name]},
             tokenizer=load_tokenizer().identity(),
             versions=shards.shard_versions(),
             kind=corpus.kind,
@@ -285,7 +285,7 @@ def _refuse_other_tokenizer(out: Folder, plan: Plan) -> None:
 
 def _refuse_other_request(out: Folder, plan: Plan, asked: dict[str, object]) -> None:
     for name, value in asked.items():
-        planned = plan.request.get(name)
+        planned = plan.request.get(name, LATER.get(name))
         if value == planned:
             continue
         if value is None:

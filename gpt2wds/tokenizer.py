@@ -119,8 +119,10 @@ class Tokenizer:
         """`<|endoftext|>` and the ids of `text`: (tokens,) uint16."""
         pieces = self._pieces(text)
         tokens = np.empty(sum(map(len, pieces)) + 1, dtype=np.uint16)
-        tokens[0] = END_OF_TEXT
-        np.concatenate(pieces, out=tokens[1:], casting="same_kind")
+        tokens[0], at = END_OF_TEXT, 1
+        for ids in pieces:
+            tokens[at : at + len(ids)] = ids
+            at += len(ids)
         return tokens
 
     def token_bytes(self) -> list[bytes]:

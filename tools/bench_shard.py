@@ -5,8 +5,8 @@ classic: the recipe of the lesson's fineweb.py. `datasets` streams rows, a pool 
 DocumentTokenizer with the same vocabulary, where the package is installed. Each run is a process tree of its own on
 `--workers` processes; runs alternate, medians are compared.
 
-"Per core" divides by the processor time that the whole tree used, start and imports included; "net" leaves out what the
-same run of a single document took. Peak memory is the tree's: the sum of what its processes hold at once.
+"Per core" divides by the processor time that the whole tree used, start and imports included; "net" leaves out what
+the same run of one document for each worker took. Peak memory is the tree's: the sum of what its processes hold at once.
 
     python tools/bench_shard.py                                   # 300 MB of varied text, out of what is installed
     python tools/bench_shard.py --text plays                      # Shakespeare's paragraphs over and over
@@ -74,7 +74,7 @@ TEXTS = {"varied": varied_text.documents, "plays": plays_text}
 def make_parquet(folder: Path, texts: list[str]) -> list[Path]:
     """Four files of them, with another column beside."""
     paths = []
-    for number in range(4):
+    for number in range(min(4, len(texts))):
         part = texts[number::4]
         urls = [f"https://example.org/{i}" for i in range(len(part))]
         paths.append(folder / f"{number}.parquet")
@@ -164,7 +164,9 @@ def _hugging_face_tokenizer(out: Path) -> Path:
 
 def ours(paths: list[str], out: Path, workers: int) -> None:
     command = Path(sys.executable).with_name("gpt2wds-shard")
-    options = ["--out", out / "data", "--workers", workers, "--val-docs", 0, "--docs-per-shard", 10_000]
+    rows = sum(pq.read_metadata(path).num_rows for path in paths)
+    per_shard = min(10_000, max(1, rows // workers))  # each worker is started, for little text too
+    options = ["--out", out / "data", "--workers", workers, "--val-docs", 0, "--docs-per-shard", per_shard]
     subprocess.run(list(map(str, [command, "files", *paths, *options])), check=True, stdout=subprocess.DEVNULL)
 
 
@@ -325,7 +327,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         files = list(paths) or make_parquet(Path(folder), TEXTS[text](megabytes))
         Path(folder, "start").mkdir()
-        single = make_parquet(Path(folder, "start"), ["One document, so that there is something to do."])[:1]
+        single = make_parquet(Path(folder, "start"), ["A document, so that there is something to do."] * workers)
         if show_stages:
             stages(files)
             return

@@ -1,5 +1,6 @@
 """JSON lines: a document per line. Runs are in bytes, of compressed files of what they decompress to."""
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class JSONLines(InBytes):
                 head = source.read(HEAD_BYTES)
                 is_whole = not source.read(1)
                 _check_first_line(location, head, text_column)
-                lines = sum(1 for line in head.split(b"\n") if line.strip())
+                lines = sum(1 for line in io.BytesIO(head) if len(line) > max_bytes or line.strip())
                 if is_whole:
                     return Size(lines, len(head))
                 share = source.read_share() if self.decompressor else len(head) / location.size

@@ -110,6 +110,7 @@ def test_a_long_line_is_never_held(monkeypatch):
 
 def test_the_limit_is_in_the_plan_where_it_is_not_the_default(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl", ["short", "x" * 3000, "after"])
+    source.write_text(source.read_text() + " " * 2000)  # blank, and too long to be seen to be
     assert "max_document_bytes" not in plan_files(tmp_path / "default", source, val_docs=0).request
     made = {}
     for engine in (True, False):
@@ -118,7 +119,7 @@ def test_the_limit_is_in_the_plan_where_it_is_not_the_default(tmp_path, monkeypa
         out = tmp_path / f"engine {engine}"
         dataset = make_dataset(out, Files((str(source),), max_document_bytes=LIMIT), Cut(val_docs=0), workers=1)
         assert json.loads((out / "plan.json").read_text())["request"]["max_document_bytes"] == LIMIT
-        assert dataset.shards("train")[0].skipped == {TOO_LONG.reason: [1]}
+        assert dataset.shards("train")[0].skipped == {TOO_LONG.reason: [1, 3]}
         assert texts_of(out) == ["short", "after"]
         made[engine] = dataset.id
     assert made[True] == made[False]

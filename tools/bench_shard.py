@@ -6,7 +6,7 @@ DocumentTokenizer with the same vocabulary, where the package is installed. Each
 `--workers` processes; runs alternate, medians are compared.
 
 "Per core" divides by the processor time that the whole tree used, start and imports included; "net" leaves out what
-the same run of one document for each worker took. Peak memory is the tree's: the sum of what its processes hold at once.
+the same run of a document for each worker took. Peak memory is the tree's: the sum of what all hold at once.
 
     python tools/bench_shard.py                                   # 300 MB of varied text, out of what is installed
     python tools/bench_shard.py --text plays                      # Shakespeare's paragraphs over and over

@@ -139,14 +139,19 @@ def files(paths: tuple[str, ...], text_column: str, max_document_bytes: int, **o
 
 
 def _hub_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of both commands that stream from the Hub: they get `asked`, the fields of their request."""
+
     @click.option("--revision", help="Commit, branch or tag; main as it is now if not given. The plan pins the commit.")
     @click.option("--split", default="train", show_default=True, help="Split of the dataset on the Hub.")
     @click.option("--text-column", default="text", show_default=True, help="Column that holds the text.")
     @_max_document_bytes
     @_cut_options
     @wraps(command)
-    def wrapped(**options: Any) -> None:
-        command(**options)
+    def wrapped(
+        config: str | None, revision: str | None, split: str, text_column: str, max_document_bytes: int, **options: Any
+    ) -> None:
+        asked = {"config": config, "revision": revision, "split": split, "text_column": text_column}
+        command(asked={**asked, "max_document_bytes": max_document_bytes}, **options)
 
     return wrapped
 
@@ -154,42 +159,25 @@ def _hub_options(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @click.option("--config", default=corpora.FINEWEB_CONFIG, show_default=True, help="Configuration of FineWeb-Edu.")
 @_hub_options
-def fineweb(
-    config: str, revision: str | None, split: str, text_column: str, max_document_bytes: int, **options: Any
-) -> None:
+def fineweb(asked: dict[str, Any], **options: Any) -> None:
     """FineWeb-Edu, streamed from the Hub: never downloaded whole, nothing kept but the shards.
 
     Validation is its first 12,000 documents, the lesson's 10.5 million tokens.
     """
-    request = corpora.FineWebEdu(
-        config=config,
-        revision=revision,
-        split=split,
-        text_column=text_column,
-        max_document_bytes=max_document_bytes,
-    )
-    _make(request, **options)
+    _make(corpora.FineWebEdu(**asked), **options)
 
 
 @main.command()
 @click.argument("repo")
 @click.option("--config", help="Configuration, where the dataset has several.")
 @_hub_options
-def hf(
-    repo: str,
-    config: str | None,
-    revision: str | None,
-    split: str,
-    text_column: str,
-    max_document_bytes: int,
-    **options: Any,
-) -> None:
+def hf(repo: str, asked: dict[str, Any], **options: Any) -> None:
     """Any dataset on the Hub, streamed: REPO is owner/name.
 
     Parquet and JSON lines are read by byte range and cut into shards of equal size; other formats as `datasets`
     streams them, whole files in each shard.
     """
-    _make(corpora.HubDataset(repo, config, revision, split, text_column, max_document_bytes), **options)
+    _make(corpora.HubDataset(repo, **asked), **options)
 
 
 @main.command()

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..corpus import corpora, sharding
+from ..corpus import corpora, planning, sharding
 from ..corpus.corpora import Request
 from ..corpus.cutting import Cut
 from ..corpus.documents import LEAST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES
@@ -46,7 +46,7 @@ def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 
 
 def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of every command that makes a dataset of text: it gets `out`, `cut`, `executor` and `task_slice`."""
+    """Options of every command that makes a dataset of text: it gets what `_make` takes."""
 
     @click.option(
         "--out", required=True, type=Directory(), help="Dataset directory to make, or a URL: s3://bucket/data."
@@ -67,6 +67,11 @@ def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
     )
     @click.option(
         "--task-slice", callback=_slice, metavar="I/N", help="Only tasks I, I + N, …, I from 0: for N machines."
+    )
+    @click.option(
+        "--trust-times",
+        is_flag=True,
+        help="When planning, do not read local files only to hash them: they are then known by size and time.",
     )
     @click.option(
         "--val-docs",
@@ -219,10 +224,11 @@ def _make(
     cut: Cut | None = None,
     executor: Executor | None = None,
     task_slice: tuple[int, int] = (0, 1),
+    trust_times: bool = False,
 ) -> None:
     """Run what is missing of a dataset, or of a slice of its tasks, and finish it when nothing is."""
-    plan = sharding.make_plan(out, request, cut)
-    if sharding.is_finished(out, plan):
+    plan, is_finished = planning.begin(out, request, cut, trust_times=trust_times)
+    if is_finished:
         sharding.remove_strays(out)
         print(f"{out}: already there, {totals(Dataset(out))}")
         return

@@ -16,8 +16,10 @@ import zstandard
 
 from ..errors import Error
 from ..locations import Location, SeekableReader
+from .documents import Digest
 
 Decompressor = Callable[[BinaryIO], BinaryIO]
+PIECE_BYTES = 1 << 18  # read at once of what is only hashed
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
@@ -47,15 +49,21 @@ BY_SUFFIX: dict[str, Decompressor] = {
 
 
 @contextmanager
-def naming_damage(location: Location) -> Iterator[None]:
-    """Turn damage that shows while a file is decompressed into one line that names the file."""
+def naming_damage(location: Location, *, is_trusted: bool = False) -> Iterator[None]:
+    """Turn damage that shows while a file is decompressed into one line that names the file.
+
+    is_trusted: what was read of it before was taken as it came, held to no hash.
+    """
     try:
         yield
     except _DAMAGE as error:
-        raise Error(
-            f"{location}: it does not decompress to its end ({error}); restore the file, and "
-            "make the dataset anew in an empty directory: what was read of it before the damage showed may be wrong"
-        ) from None
+        remedy = "restore the file, and give the command again"
+        if is_trusted:
+            remedy = (
+                "restore the file, and make the dataset anew in an empty directory: what was read of it before the "
+                "damage showed may be wrong"
+            )
+        raise Error(f"{location}: it does not decompress to its end ({error}); {remedy}") from None
 
 
 class _ZstdStream(SeekableReader):
@@ -123,6 +131,20 @@ class Stream:
     def seek(self, place: int) -> None:
         if place != self.place:
             self.place, self._unread = self._file.seek(place), b""
+
+    def skip(self, place: int, seen: Digest) -> bool:
+        """Go forward to a place. True where the bytes on the way had to be read, as a compressed file's: `seen` got
+        them."""
+        if self._decompressor is None:
+            self.seek(place)
+            return False
+        self.hash(place, seen)
+        return True
+
+    def hash(self, end: int, seen: Digest) -> None:
+        """Read from here up to a place, or to the end, for `seen` alone."""
+        while self.place < end and (piece := self.read(min(PIECE_BYTES, end - self.place))):
+            seen.update(piece)
 
     def read(self, count: int) -> bytes:
         data = self._again(count)

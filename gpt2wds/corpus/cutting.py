@@ -158,7 +158,7 @@ def _fill(
                 run = opened.cut(at, least(left, shard.documents_left), shard.bytes_left)
                 if run is None:
                     break
-                shard.add(Span(number, at, None if run.end is None else run.end - at), run)
+                shard.add(Span(number, at, None if run.end is None else run.end - at, run.digest), run)
                 counted += run.documents or 0
                 at = run.end
                 if shard.is_full:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import xxhash
+
 from ..errors import Error
 from ..locations import Location
 
@@ -23,6 +25,7 @@ _MARKS = {
 
 MAX_DOCUMENT_BYTES = 64_000_000  # if nothing else is said
 LEAST_DOCUMENT_BYTES = 1000  # what may be asked for: the smallest pieces of text
+Digest = xxhash.xxh3_128  # of a run's bytes: against rot and mistakes, not malice; far faster than any disk
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,13 @@ class Run:
     """A run of a source's documents, from where it was asked for to `end`, in the reader's unit.
 
     `end` is None for the source's end where its place is not known, `documents` where they were not counted.
+    `digest` is the hash of its bytes (see Digest), "" where finding its end did not read them all.
     """
 
     end: int | None
     documents: int | None
     text_bytes: int
+    digest: str = ""
 
 
 class OpenSource(Protocol):
@@ -66,11 +71,15 @@ class OpenSource(Protocol):
         number is a limit. None when nothing is left.
         """
 
-    def read(self, first: int, count: int | None) -> Iterator[Any]:
+    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Any]:
         """The documents of one run, in order; of all that is left where `count` is None.
 
+        seen: gets the bytes that the documents are made of.
         Raises Error where its end is reached and it held more or less than `count` (see check_delivered).
         """
+
+    def hash(self, first: int, count: int, seen: Digest) -> None:
+        """Give `seen` the bytes that `read` would, without making documents of them."""
 
     def close(self) -> None: ...
 

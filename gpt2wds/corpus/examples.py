@@ -1,13 +1,15 @@
 """Multiple-choice examples as a source: JSON lines in HellaSwag's schema, one document per example."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from ..dataset.prompts import read_examples
 from ..locations import LocalFile
-from .documents import MAX_DOCUMENT_BYTES, Run, Size, check_delivered
+from .compression import Stream
+from .documents import MAX_DOCUMENT_BYTES, Digest, Run, Size, check_delivered
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,15 @@ class _OpenExamples:
         count = min(self.size.documents - first, self.size.documents if documents is None else documents)
         return Run(first + count, count, 0) if count > 0 else None
 
-    def read(self, first: int, count: int | None) -> Iterator[dict[str, Any]]:
+    def hash(self, first: int, count: int, seen: Digest) -> None:
+        """Of the whole file: it is small."""
+        with closing(Stream(self.location, None)) as raw:
+            raw.hash(self.location.size, seen)
+
+    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[dict[str, Any]]:
         delivered = 0
+        if seen is not None:
+            self.hash(first, 0, seen)
         for example in islice(read_examples(self.location.here), first, None if count is None else first + count):
             yield example
             delivered += 1

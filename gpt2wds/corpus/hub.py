@@ -17,6 +17,7 @@ from ..files import replace
 from ..locations import HubFile
 from .documents import (
     MAX_DOCUMENT_BYTES,
+    Digest,
     Document,
     Run,
     Size,
@@ -84,7 +85,10 @@ class _OpenRows:
         found = sum(1 for _ in self._next_rows(first, documents))
         return Run(first + found, found, 0) if found else None
 
-    def read(self, first: int, count: int | None) -> Iterator[Document]:
+    def hash(self, first: int, count: int, seen: Digest) -> None:
+        raise NotImplementedError("what is on the Hub is known by its ETag")
+
+    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
         delivered = 0
         for row in self._next_rows(first, count):
             document = as_document(row.get(self.text_column))

@@ -10,6 +10,7 @@ from ..locations import Location
 from .compression import InBytes, Stream, naming_damage
 from .documents import (
     MAX_DOCUMENT_BYTES,
+    Digest,
     Document,
     Run,
     Size,
@@ -72,44 +73,56 @@ class _OpenJSONLines:
             return self._cut_by_documents(first, documents, text_bytes)
 
     def _cut_by_bytes(self, first: int, text_bytes: int) -> Run | None:
-        self.source.seek(first + max(0, text_bytes - 1))  # the line this byte is in ends the run
-        self._past_line(self.source.readline(REST_BYTES))
-        end = self._past_blank_lines()
-        return Run(end, None, end - first) if end > first else None
+        seen = Digest()
+        self.source.seek(first)
+        is_read = self.source.skip(first + max(0, text_bytes - 1), seen)  # the line this byte is in ends the run
+        self._to_line_end(self.source.readline(REST_BYTES), seen)
+        end = self._past_blank_lines(seen)
+        return Run(end, None, end - first, seen.hexdigest() if is_read else "") if end > first else None
 
     def _cut_by_documents(self, first: int, documents: int, text_bytes: int | None) -> Run | None:
         self.source.seek(first)
-        found = 0
+        found, seen = 0, Digest()
         while found < documents and (text_bytes is None or self.source.place - first < text_bytes or not found):
             line = self.source.readline(self.max_bytes + 1)
             if not line:
                 break
             found += len(line) > self.max_bytes or bool(line.strip())
-            self._past_line(line)
-        end = self._past_blank_lines()
-        return Run(end, found, end - first) if end > first else None
+            self._to_line_end(line, seen)
+        end = self._past_blank_lines(seen)
+        return Run(end, found, end - first, seen.hexdigest()) if end > first else None
 
-    def _past_blank_lines(self) -> int:
+    def _past_blank_lines(self, seen: Digest) -> int:
         while line := self.source.readline(self.max_bytes + 1):
             if len(line) > self.max_bytes or line.strip():
                 self.source.unread(line)
                 break
+            seen.update(line)
         return self.source.place
 
-    def _past_line(self, begin: bytes) -> None:
-        """Go past the rest of a line of which `begin` was read."""
-        while begin and not begin.endswith(b"\n"):
+    def _to_line_end(self, begin: bytes, seen: Digest | None) -> None:
+        """Go past the rest of a line of which `begin` was read; `seen` gets all of it."""
+        while begin:
+            if seen is not None:
+                seen.update(begin)
+            if begin.endswith(b"\n"):
+                return
             begin = self.source.readline(REST_BYTES)
 
-    def read(self, first: int, count: int | None) -> Iterator[Document]:
+    def hash(self, first: int, count: int, seen: Digest) -> None:
         with naming_damage(self.source.location):
+            self.source.seek(first)
+            self.source.hash(first + count, seen)
+
+    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
+        with naming_damage(self.source.location, is_trusted=seen is None):
             self.source.seek(first)
             while count is None or self.source.place < first + count:
                 line = self.source.readline(self.max_bytes + 1)
                 if not line:
                     break
+                self._to_line_end(line, seen)
                 if len(line) > self.max_bytes:
-                    self._past_line(line)
                     yield too_long(self.max_bytes)
                 elif line.strip():
                     yield _json_document(line, self.text_column)

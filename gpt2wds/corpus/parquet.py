@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 
 from ..errors import Error, reason
 from ..locations import LocalFile, Location, RangedFile
+from .compression import Stream
 from .documents import (
     MAX_DOCUMENT_BYTES,
+    Digest,
     Document,
     Run,
     Size,
@@ -79,22 +81,22 @@ class _OpenParquet:
             rows = min(rows, max(1, round(text_bytes / row_bytes)))
         return Run(first + rows, rows, round(rows * row_bytes)) if rows > 0 else None
 
-    def read(self, first: int, count: int | None) -> Iterator[Document]:
-        metadata = self._metadata
-        planned = left = metadata.num_rows - first if count is None else count
-        starts = np.cumsum([0] + [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
-        groups = [i for i in range(metadata.num_row_groups) if starts[i + 1] > first and starts[i] < first + left]
-        column = _column(metadata, self.location, self.text_column)
+    def hash(self, first: int, count: int, seen: Digest) -> None:
+        for _ in self._stretches(first, count, seen):
+            pass
+
+    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
+        planned = left = self._metadata.num_rows - first if count is None else count
         raw = (
             self.location.open()
             if isinstance(self.location, LocalFile)
             else RangedFile(self.location.read_range, self.location.size)
         )
-        with raw, pq.ParquetFile(raw, metadata=metadata, page_checksum_verification=True) as file:
-            for stretch, pieces in _fetched(self.location, list(_stretches(metadata, groups, column))):
+        with raw, pq.ParquetFile(raw, metadata=self._metadata, page_checksum_verification=True) as file:
+            for stretch, pieces in _fetched(self.location, self._stretches(first, planned, seen)):
                 if isinstance(raw, RangedFile):
                     raw.hold(pieces)
-                skip = max(0, first - int(starts[stretch[0]]))
+                skip = max(0, first - int(self._starts[stretch[0]]))
                 for batch in self._batches(file, stretch):
                     rows = batch.column(0)[skip : skip + left]
                     skip = max(0, skip - batch.num_rows)
@@ -104,6 +106,27 @@ class _OpenParquet:
 
     def close(self) -> None:
         pass
+
+    def _stretches(self, first: int, count: int, seen: Digest | None) -> Iterator[tuple[list[int], list[Range]]]:
+        """Row groups that hold these rows and are read together, and the byte ranges of their text. `seen` gets these
+        bytes, and which rows the groups begin with, just before."""
+        starts, metadata = self._starts, self._metadata
+        groups = [i for i in range(len(starts) - 1) if starts[i + 1] > first and starts[i] < first + count]
+        column = _column(metadata, self.location, self.text_column)
+        for stretch, ranges in _stretches(metadata, groups, column):
+            if seen is not None:
+                seen.update(str(starts[stretch].tolist()).encode())
+                with closing(Stream(self.location, None)) as raw:
+                    for start, stop in ranges:
+                        raw.seek(start)
+                        raw.hash(stop, seen)
+            yield stretch, ranges
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """The first row of each row group, and the number of all rows."""
+        counts = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
+        return np.cumsum([0, *counts])
 
     @cached_property
     def _metadata(self) -> pq.FileMetaData:

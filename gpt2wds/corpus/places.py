@@ -16,17 +16,18 @@ def refuse_others(request: Request, plan: Plan, folder: Folder) -> None:
     folder: where the plan is, and what was downloaded for it.
     """
     for source in plan.sources:
-        if not _is_asked_for(request, source, plan.corpus.revision, folder):
+        if not is_asked_for(request, source, plan, folder):
             raise Error(
                 f"source {source.name}: the plan in {folder} has it at {source.location}, which is not what this "
                 "command asks for; plan again in an empty directory"
             )
 
 
-def _is_asked_for(request: Request, source: Source, revision: str, folder: Folder) -> bool:
+def is_asked_for(request: Request, source: Source, plan: Plan, folder: Folder) -> bool:
+    """Whether `request` means this source of a plan that was found in `folder`."""
     place = source.location
     if isinstance(request, HubDataset):
-        return isinstance(place, HubFile) and (place.repo, place.revision) == (request.repo, revision)
+        return isinstance(place, HubFile) and (place.repo, place.revision) == (request.repo, plan.corpus.revision)
     if isinstance(place, UrlFile):
         return isinstance(request, Files) and place.url == source.name  # names are held to the paths elsewhere
     if not isinstance(place, LocalFile):

@@ -28,6 +28,7 @@ from .documents import MAX_DOCUMENT_BYTES
 from .sources import Source
 
 PLAN = "plan.json"
+DIGESTS = "xxh3_128"  # of a task's spans
 _KNOWN = (
     "request",
     "tokenizer",
@@ -45,11 +46,15 @@ _SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-([0-9]{{5,9}})")
 
 @dataclass(frozen=True)
 class Span:
-    """A run of a source's documents: `count` of its unit from `first` on; None for all that is left."""
+    """A run of a source's documents: `count` of its unit from `first` on; None for all that is left.
+
+    digest: of its bytes, which reading it is held to; "" where the plan knows its source by size and time alone.
+    """
 
     source: int
     first: int
     count: int | None
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,12 @@ class Task:
         return f"{self.split}-{self.number:05d}"
 
     def record(self) -> Record:
-        return {"shard": self.shard, "spans": [[span.source, span.first, span.count] for span in self.spans]}
+        record: Record = {
+            "shard": self.shard,
+            "spans": [[span.source, span.first, span.count] for span in self.spans],
+        }
+        digests = [span.digest for span in self.spans]
+        return record | ({DIGESTS: digests} if any(digests) else {})
 
     @classmethod
     def from_record(cls, record: Any, sources: int) -> "Task":
@@ -77,12 +87,19 @@ class Task:
         if not named:
             raise Error(f"'shard': expected a name such as train-00000, got {record['shard'][:40]!r}")
         spans = []
-        for span in member(record, "spans", list):
+        digests = member(record, DIGESTS, list) if DIGESTS in record else [""] * len(member(record, "spans", list))
+        if len(digests) != len(member(record, "spans", list)) or not all(map(_is_digest, digests)):
+            raise Error(f"{DIGESTS!r}: expected a hash for each span, got {str(digests)[:80]}")
+        for span, digest in zip(record["spans"], digests, strict=True):
             fits = isinstance(span, list) and len(span) == 3 and all(map(_is_count, span[:2]))
             if not fits or span[0] >= sources or not (span[2] is None or _is_count(span[2])):
                 raise Error(f"'spans': expected [source, first, count], got {str(span)[:80]}")
-            spans.append(Span(*span))
+            spans.append(Span(span[0], span[1], span[2], digest))
         return cls(named[1], int(named[2]), tuple(spans))
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch("([0-9a-f]{32})?", value))
 
 
 def _is_count(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Receipts: what the finished tasks of a plan made, one file each; all of them together are indices and manifest."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..dataset.manifest import SPLITS, Manifest, ShardEntry, dataset_id, member
+from ..dataset.manifest import SPLITS, LaterFormat, Manifest, ShardEntry, dataset_id, member
 from ..dataset.shards import BLOCK_ROW
 from ..errors import Error
 from ..folder import Folder
@@ -118,6 +119,30 @@ def summed_up(out: Folder, plan: Plan) -> tuple[Manifest, dict[str, bytes]]:
         blocks_sha256={split: hashlib.sha256(index).hexdigest() for split, index in indices.items()},
     )
     return manifest, indices
+
+
+def is_finished(out: Folder, plan: Plan) -> bool:
+    """Whether nothing is left to do: the shards are there, and indices and manifest say what their receipts do."""
+    names = ("manifest.json", *(f"{split}.blocks.npy" for split in SPLITS))
+    there = out.sizes()
+    if not there.keys() >= set(names):
+        return False
+    try:
+        manifest, indices = summed_up(out, plan)
+    except Error:  # a receipt is missing
+        return False
+    if any(there.get(entry.file) != entry.bytes for split in SPLITS for entry in manifest.shards[split]):
+        return False
+    try:
+        found = Manifest.from_json(out.read("manifest.json"))
+    except LaterFormat:
+        return True  # Dataset says so
+    except Error:
+        return False
+    hashes = found.blocks_sha256 or manifest.blocks_sha256  # earlier versions wrote none
+    if dataclasses.replace(found, extras={}, blocks_sha256=hashes) != manifest:
+        return False
+    return all(out.read(f"{split}.blocks.npy") == index for split, index in indices.items())
 
 
 def _npy(rows: np.ndarray) -> bytes:

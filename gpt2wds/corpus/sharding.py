@@ -5,7 +5,6 @@ per finished task) and the shards. A task is a pure function of the plan. A shar
 name and linked to its final one; its receipt follows. What has a receipt of this plan stays, all else is done again.
 """
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -13,22 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from ..dataset import shards
 from ..dataset.directory import Dataset
-from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, LaterFormat, Manifest
+from ..dataset.manifest import TOKENS
 from ..errors import Error
 from ..fast_tokenizer import prove
 from ..files import TEMPORARY
 from ..folder import Folder
 from ..tokenizer import load_tokenizer
-from . import cutting
-from .corpora import LATER, Corpus, Files, Request, record
+from .corpora import Request
 from .cutting import Cut
 from .executors import Executor, Processes
-from .places import refuse_others
-from .plan import PLAN, Plan, Span, Task, read_plan, write_plan
+from .plan import Plan, Task
+from .planning import begin, refuse_other_tokenizer
+from .planning import make_plan as make_plan  # what else one needs to shard step by step
 from .receipts import read_receipts, receipt_name, summed_up
-from .writing import TaskRunner, text_hash
+from .writing import TaskRunner
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,11 +57,12 @@ def make_dataset(
     *,
     executor: Executor | None = None,
     progress: Progress | None = None,
+    trust_times: bool = False,
 ) -> Dataset:
     """Make a dataset directory of a corpus, or go on with one that was begun, and open it.
 
     request: Files, HubDataset, Plays, … ; cut: how it is cut into shards; workers: processes, all cores if None;
-    executor: where else they shall run, for example ray_executor.OnRay("auto").
+    executor: where else they shall run, for example ray_executor.OnRay("auto"); trust_times: see planning.begin.
     Killed at any moment and called again with the same arguments, it continues where it was; the result is the same
     bytes. Raises Error when the arguments contradict what was begun in `out`, and for what cannot be read.
 
@@ -73,77 +72,16 @@ def make_dataset(
     1718838
     """
     folder = Folder(out)
-    plan = make_plan(folder, request, cut or Cut())
-    if not is_finished(folder, plan):
+    plan, is_finished = begin(folder, request, cut or Cut(), trust_times=trust_times)
+    if not is_finished:
         run_missing(folder, plan, executor or Processes(workers), progress=progress)
         finish(folder, plan)
     return Dataset(folder)
 
 
-def make_plan(out: Folder, request: Request, cut: Cut | None = None) -> Plan:
-    """The plan of a dataset: the one in `out` if there is one, else a new one, written there.
-
-    Raises Error when `request` or `cut` is not what the plan that is there was made for.
-    """
-    asked = record(request) | (dataclasses.asdict(cut) if cut else {})
-    is_new = not out.exists(PLAN)
-    if is_new:
-        _refuse_other_datasets(out)
-        corpus = request.resolve(out)
-        tasks = _tasks(corpus, cut or Cut())
-        plan = Plan(
-            request={name: value for name, value in asked.items() if name not in LATER or value != LATER[name]},
-            tokenizer=load_tokenizer().identity(),
-            versions=shards.shard_versions(),
-            kind=corpus.kind,
-            corpus=corpus.name,
-            text_column=getattr(request, "text_column", "text"),
-            sources=corpus.sources,
-            tasks=tuple(tasks),
-            validation_texts=(),
-        )
-        plan = dataclasses.replace(plan, validation_texts=_validation_texts(plan))
-        plan = write_plan(out, plan)
-    else:
-        plan = read_plan(out)
-    _refuse_other_request(out, plan, asked)
-    if not is_new:
-        is_done = is_finished(out, plan)
-        if not is_done:
-            refuse_others(request, plan, out)
-        if isinstance(request, Files):
-            request.refuse_changes(plan.sources, is_done, out)
-    _refuse_other_tokenizer(out, plan)
-    return plan
-
-
 def missing_tasks(out: Folder, plan: Plan) -> list[Task]:
     """Tasks without a receipt of this plan, or whose shard is not there with its receipt's size."""
     return _missing(out, plan, plan.tasks)
-
-
-def is_finished(out: Folder, plan: Plan) -> bool:
-    """Whether nothing is left to do: the shards are there, and indices and manifest say what their receipts do."""
-    names = ("manifest.json", *(f"{split}.blocks.npy" for split in SPLITS))
-    there = out.sizes()
-    if not there.keys() >= set(names):
-        return False
-    try:
-        manifest, indices = summed_up(out, plan)
-    except Error:  # a receipt is missing
-        return False
-    if any(there.get(entry.file) != entry.bytes for split in SPLITS for entry in manifest.shards[split]):
-        return False
-    try:
-        found = Manifest.from_json(out.read("manifest.json"))
-    except LaterFormat:
-        return True  # Dataset says so
-    except Error:
-        return False
-    hashes = found.blocks_sha256 or manifest.blocks_sha256  # earlier versions wrote none
-    if dataclasses.replace(found, extras={}, blocks_sha256=hashes) != manifest:
-        return False
-    return all(out.read(f"{split}.blocks.npy") == index for split, index in indices.items())
 
 
 def run_missing(
@@ -169,7 +107,7 @@ def run_missing(
 
 def _runner(out: Folder, plan: Plan) -> TaskRunner:
     """Called on the machine that will run tasks. Raises Error where its tokenizer is not the plan's."""
-    _refuse_other_tokenizer(out, plan)
+    refuse_other_tokenizer(out, plan)
     return TaskRunner(out, plan, prove(load_tokenizer()) if plan.kind == TOKENS else None)
 
 
@@ -234,66 +172,8 @@ def remove_strays(out: Folder) -> None:
                 out.remove(below + name)
 
 
-def _tasks(corpus: Corpus, cut: Cut) -> list[Task]:
-    if corpus.kind == MULTIPLE_CHOICE:
-        return [Task("val", 0, (Span(0, 0, corpus.val_docs),))]
-    tasks = cutting.tasks(corpus.sources, cut, val_docs=corpus.val_docs, spread=corpus.spread)
-    if not tasks:
-        raise Error(f"corpus {corpus.name.source}: expected at least one document, got none")
-    if not any(task.split == "train" for task in tasks):
-        raise Error(
-            f"corpus {corpus.name.source}: all of its documents went to validation, none is left to train on; "
-            "lower val_docs (0 for no validation), or give more text"
-        )
-    return tasks
-
-
-def _validation_texts(plan: Plan) -> tuple[str, ...]:
-    if plan.kind != TOKENS:
-        return ()
-    runner = TaskRunner(Folder("."), plan, None)
-    held = (task for task in plan.tasks if task.split == "val")
-    texts = (text for task in held for text in runner.documents(task))
-    found = sorted({text_hash(text) for text in texts if isinstance(text, str)})
-    runner.close()
-    return tuple(found)
-
-
 def _missing(out: Folder, plan: Plan, tasks: Sequence[Task]) -> list[Task]:
     told = [receipt.shard if receipt else None for receipt in read_receipts(out, plan, tasks)]
     there = out.sizes()  # asked last: a shard is there before its receipt is
     pairs = zip(tasks, told, strict=True)
     return [task for task, shard in pairs if shard is None or there.get(shard.file) != shard.bytes]
-
-
-def _refuse_other_datasets(out: Folder) -> None:
-    if out.exists("manifest.json"):
-        raise Error(f"{out}: expected a directory of this command's own, got a dataset without its {PLAN}")
-    if any(name.endswith(".json") for name in out.sizes("receipts")):
-        # They are another plan's: taken for this one's, documents would be lost or doubled.
-        raise Error(f"{out}: expected an empty directory, got shards without their {PLAN}; choose another --out")
-
-
-def _refuse_other_tokenizer(out: Folder, plan: Plan) -> None:
-    for name, value in load_tokenizer().identity().items():
-        if value != plan.tokenizer.get(name):
-            raise Error(
-                f"{out}: its plan was made with {name} = {plan.tokenizer.get(name)}, here it is {value}; "
-                f"ids would differ: pip install tiktoken=={plan.tokenizer.get('tiktoken')}"
-            )
-
-
-def _refuse_other_request(out: Folder, plan: Plan, asked: dict[str, object]) -> None:
-    for name, value in asked.items():
-        planned = plan.request.get(name, LATER.get(name))
-        if value == planned:
-            continue
-        if value is None:
-            raise Error(
-                f"{out}: its plan has {name} = {planned!r}, which this command leaves out; "
-                "give it again, or choose another --out"
-            )
-        raise Error(
-            f"{out}: its plan has {name} = {planned!r}, this command {value!r}; "
-            "repeat the first command, or choose another --out"
-        )

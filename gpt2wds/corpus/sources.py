@@ -97,8 +97,15 @@ class Source:
 
 
 def warn_of_unmarked(found: Sequence[Source]) -> None:
-    """Say, once, that files changed in the middle of a run would go unnoticed, where their servers tell no mark."""
-    names = [source.name for source in found if isinstance(source.location, UrlFile) and not source.location.mark]
+    """Say, once, that files changed in the middle of a run would go unnoticed, where their servers tell no mark.
+
+    Compressed files are known by the hashes of their spans.
+    """
+    names = [
+        source.name
+        for source in found
+        if isinstance(source.location, UrlFile) and not source.location.mark and not source.format.is_streamed
+    ]
     if names:
         more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
         _LOG.warning(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..locations import Location
 from .compression import InBytes, Stream, naming_damage
-from .documents import MAX_DOCUMENT_BYTES, Document, Run, Size, check_delivered, decoded, refuse_other_content
+from .documents import MAX_DOCUMENT_BYTES, Digest, Document, Run, Size, check_delivered, decoded, refuse_other_content
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 64  # read of a file to see whether it is text at all
@@ -59,27 +59,36 @@ class _OpenText:
         size = self.size
         if size is not None and documents is None and (text_bytes is None or first + text_bytes >= size):
             return Run(size, None, size - first) if first < size else None
-        end, found = first, 0
+        end, found, seen, is_read = first, 0, Digest(), True
         with naming_damage(self.source.location):
+            self.source.seek(first)
             while found != documents and (text_bytes is None or end - first < text_bytes):
                 # Skipped, not read: only where a piece ends needs looking at.
-                self.source.seek(end + self.piece_bytes if size is None else min(end + self.piece_bytes, size))
-                self._rest_of_piece()
+                to = end + self.piece_bytes
+                is_read &= self.source.skip(to if size is None else min(to, size), seen)
+                seen.update(self._rest_of_piece())
                 if self.source.place <= end:
                     break
                 end = self.source.place
                 found += 1
-        return Run(end, found, end - first) if found else None
+        return Run(end, found, end - first, seen.hexdigest() if is_read else "") if found else None
 
-    def read(self, first: int, count: int | None) -> Iterator[Document]:
-        at = first
+    def hash(self, first: int, count: int, seen: Digest) -> None:
         with naming_damage(self.source.location):
+            self.source.seek(first)
+            self.source.hash(first + count, seen)
+
+    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
+        at = first
+        with naming_damage(self.source.location, is_trusted=seen is None):
             while count is None or at < first + count:
                 self.source.seek(at)
                 piece = self.source.read(self.piece_bytes)
                 piece += self._rest_of_piece()
                 if not piece:
                     break
+                if seen is not None:
+                    seen.update(piece)
                 yield decoded(piece.removeprefix(BYTE_ORDER_MARK) if at == 0 else piece)
                 at += len(piece)
         check_delivered(self.source.location, "byte", first, count, at - first)
@@ -109,10 +118,13 @@ class _OpenWholeFile(_OpenText):
         size = self.source.location.size
         return Run(size, 1, size) if first < size else None
 
-    def read(self, first: int, count: int | None) -> Iterator[Document]:
+    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
         if first < self.source.location.size and count != 0:
             self.source.seek(first)
-            yield decoded(self.source.read(self.source.location.size))
+            data = self.source.read(self.source.location.size)
+            if seen is not None:
+                seen.update(data)
+            yield decoded(data)
         check_delivered(self.source.location, "byte", first, count, self.source.place - first)
 
 

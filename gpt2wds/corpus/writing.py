@@ -14,7 +14,8 @@ from ..errors import EngineError, Error
 from ..fast_tokenizer import with_engine
 from ..folder import Folder
 from ..tokenizer import Tokenizer, load_tokenizer
-from .documents import Document, OpenSource, Skipped, check_delivered
+from .content import refuse_other
+from .documents import Digest, Document, OpenSource, Skipped, check_delivered
 from .plan import Plan, Span, Task
 from .receipts import Receipt, receipt_name
 
@@ -63,12 +64,15 @@ class TaskRunner:
         """
         for span in task.spans:
             source = self._plan.sources[span.source]
-            source.location.check_unchanged()
+            seen = Digest() if span.digest else None
+            source.location.check_unchanged(by_time=seen is None)
             count = 0
-            for document in self._opened(span).read(span.first, span.count):
+            for document in self._opened(span).read(span.first, span.count, seen):
                 yield document
                 count += 1
-            source.location.check_unchanged()
+            source.location.check_unchanged(by_time=seen is None)
+            if seen is not None:
+                refuse_other(source, span, seen.hexdigest())
             is_whole = source.unit == "byte" and (span.first, span.count) == (0, source.size.text_bytes)
             if is_whole and source.size.is_exact:
                 check_delivered(source.location, "document", 0, source.size.documents, count)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from reading import COMPRESS, opened, read_all
 
 from gpt2wds.corpus.compression import BY_SUFFIX as DECOMPRESSORS
-from gpt2wds.corpus.compression import Stream
+from gpt2wds.corpus.compression import Stream, naming_damage
 from gpt2wds.corpus.readers import BY_SUFFIX
+from gpt2wds.errors import Error
 from gpt2wds.locations import LocalFile, local_file
 
 DATA = b"".join(b"line %d %s\n" % (n, b"x" * (n * 37 % 101)) for n in range(4000))
@@ -110,3 +111,10 @@ def test_runs_of_a_compressed_file_in_order_cost_one_pass(tmp_path, suffix, monk
         assert found == [json.loads(line)["text"] for line in lines]
         # Back to the beginning costs another pass, and gives the same.
         assert list(source.read(0, len(lines[0]))) == found[:1]
+
+
+def test_what_was_read_before_the_damage_showed_is_trusted_only_where_it_was_held_to_a_hash(tmp_path):
+    for is_trusted, remedy in ((False, "the file, and give the command again"), (True, "make the dataset anew")):
+        said = f"it does not decompress to its end .*{remedy}"
+        with pytest.raises(Error, match=said), naming_damage(LocalFile("a.gz", 3), is_trusted=is_trusted):
+            raise EOFError("the file ends")

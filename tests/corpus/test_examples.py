@@ -1,11 +1,10 @@
 """Multiple-choice examples as a source: a document each, counted, and none that is damaged or changed."""
 
 import json
-import os
 import shutil
 
 import pytest
-from making import CHOICES, shard_choices
+from making import CHOICES
 from reading import check_runs, count, opened, read_all
 
 from gpt2wds.corpus.examples import Examples
@@ -37,12 +36,3 @@ def test_a_line_that_is_no_example_is_an_error_when_planning_and_when_reading(tm
     path.write_text("no example\n")
     with pytest.raises(Error, match=r"a\.jsonl line 1: expected a JSON object"):
         list(source.read(0, None))
-
-
-def test_examples_that_changed_since_the_plan_are_refused(tmp_path):
-    path = shutil.copy(CHOICES, tmp_path / "a.jsonl")
-    shard_choices(tmp_path / "out", path)
-    (tmp_path / "out" / "val-00000.tar.zst").unlink()
-    os.utime(path)
-    with pytest.raises(Error, match="the file changed since the plan was made"):
-        shard_choices(tmp_path / "out", path)

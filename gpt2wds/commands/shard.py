@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..corpus import corpora, planning, sharding
 from ..corpus.corpora import Request
 from ..corpus.cutting import Cut
+from ..corpus.documents import LEAST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES
 from ..corpus.executors import Executor, Processes
 from ..corpus.plan import Plan, Task, read_plan
 from ..corpus.ray_executor import OnRay
@@ -116,11 +117,21 @@ def shakespeare(source: str, **options: Any) -> None:
     _make(corpora.Plays() if source == "plays" else corpora.Shakespeare(source), **options)
 
 
+_max_document_bytes = click.option(
+    "--max-document-bytes",
+    type=click.IntRange(LEAST_DOCUMENT_BYTES),
+    default=MAX_DOCUMENT_BYTES,
+    show_default=True,
+    help="Longer documents are skipped and named, a .txt is cut into pieces of at most so many.",
+)
+
+
 @main.command()
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--text-column", default="text", show_default=True, help="Of .jsonl and .parquet.")
+@_max_document_bytes
 @_cut_options
-def files(paths: tuple[str, ...], text_column: str, **options: Any) -> None:
+def files(paths: tuple[str, ...], text_column: str, max_document_bytes: int, **options: Any) -> None:
     """Files: .parquet (a document per row), .jsonl, .ndjson or .json (a JSON object per line) and .txt.
 
     All but parquet may be compressed: .gz, .zst, .xz, .bz2.
@@ -129,17 +140,23 @@ def files(paths: tuple[str, ...], text_column: str, **options: Any) -> None:
     URLs that fsspec reads (s3://bucket/*.parquet).
     A .txt file is cut at the first blank line after every 64 KiB: a small file is one document.
     """
-    _make(corpora.Files(paths, text_column), **options)
+    _make(corpora.Files(paths, text_column, max_document_bytes), **options)
 
 
 def _hub_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of both commands that stream from the Hub: they get `asked`, the fields of their request."""
+
     @click.option("--revision", help="Commit, branch or tag; main as it is now if not given. The plan pins the commit.")
     @click.option("--split", default="train", show_default=True, help="Split of the dataset on the Hub.")
     @click.option("--text-column", default="text", show_default=True, help="Column that holds the text.")
+    @_max_document_bytes
     @_cut_options
     @wraps(command)
-    def wrapped(**options: Any) -> None:
-        command(**options)
+    def wrapped(
+        config: str | None, revision: str | None, split: str, text_column: str, max_document_bytes: int, **options: Any
+    ) -> None:
+        asked = {"config": config, "revision": revision, "split": split, "text_column": text_column}
+        command(asked={**asked, "max_document_bytes": max_document_bytes}, **options)
 
     return wrapped
 
@@ -147,26 +164,25 @@ def _hub_options(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @click.option("--config", default=corpora.FINEWEB_CONFIG, show_default=True, help="Configuration of FineWeb-Edu.")
 @_hub_options
-def fineweb(config: str, revision: str | None, split: str, text_column: str, **options: Any) -> None:
+def fineweb(asked: dict[str, Any], **options: Any) -> None:
     """FineWeb-Edu, streamed from the Hub: never downloaded whole, nothing kept but the shards.
 
     Validation is its first 12,000 documents, the lesson's 10.5 million tokens.
     """
-    request = corpora.FineWebEdu(config=config, revision=revision, split=split, text_column=text_column)
-    _make(request, **options)
+    _make(corpora.FineWebEdu(**asked), **options)
 
 
 @main.command()
 @click.argument("repo")
 @click.option("--config", help="Configuration, where the dataset has several.")
 @_hub_options
-def hf(repo: str, config: str | None, revision: str | None, split: str, text_column: str, **options: Any) -> None:
+def hf(repo: str, asked: dict[str, Any], **options: Any) -> None:
     """Any dataset on the Hub, streamed: REPO is owner/name.
 
     Parquet and JSON lines are read by byte range and cut into shards of equal size; other formats as `datasets`
     streams them, whole files in each shard.
     """
-    _make(corpora.HubDataset(repo, config, revision, split, text_column), **options)
+    _make(corpora.HubDataset(repo, **asked), **options)
 
 
 @main.command()

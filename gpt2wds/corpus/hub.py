@@ -15,7 +15,18 @@ import pyarrow.parquet as pq
 from ..errors import Error, reason
 from ..files import replace
 from ..locations import HubFile
-from .documents import Digest, Document, Run, Size, as_document, check_delivered, no_column
+from .documents import (
+    MAX_DOCUMENT_BYTES,
+    Digest,
+    Document,
+    Run,
+    Size,
+    as_document,
+    check_delivered,
+    is_longer,
+    no_column,
+    too_long,
+)
 
 HELLASWAG_REPO = "Rowan/hellaswag"
 PAUSES = (1, 2, 4, 8, 16)  # seconds between tries of what plans a dataset
@@ -32,14 +43,14 @@ class HubRows:
 
     unit, is_streamed = "row", True
 
-    def measure(self, location: HubFile, text_column: str) -> Size:
+    def measure(self, location: HubFile, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Size:
         row = next(self.rows(location), {text_column: ""})
         if text_column not in row:
             raise no_column(location, text_column, list(row))
         return Size(max(1, location.size // 4000), None, is_exact=False)  # a guess: to know would mean reading the file
 
-    def open(self, location: HubFile, size: Size, text_column: str) -> "_OpenRows":
-        return _OpenRows(self, location, text_column)
+    def open(self, location: HubFile, size: Size, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> "_OpenRows":
+        return _OpenRows(self, location, text_column, max_bytes)
 
     def rows(self, location: HubFile) -> Iterator[dict[str, Any]]:
         import datasets
@@ -64,6 +75,7 @@ class _OpenRows:
     format: HubRows
     location: HubFile
     text_column: str
+    max_bytes: int
     _at: int = 0
     _rows: Iterator[dict[str, Any]] | None = None
 
@@ -79,7 +91,8 @@ class _OpenRows:
     def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
         delivered = 0
         for row in self._next_rows(first, count):
-            yield as_document(row.get(self.text_column))
+            document = as_document(row.get(self.text_column))
+            yield too_long(self.max_bytes) if is_longer(document, self.max_bytes) else document
             delivered += 1
         check_delivered(self.location, "row", first, count, delivered)
 

@@ -1,5 +1,6 @@
 """JSON lines: a document per line. Runs are in bytes, of compressed files of what they decompress to."""
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from ..errors import Error
 from ..locations import Location
 from .compression import InBytes, Stream, naming_damage
 from .documents import (
+    MAX_DOCUMENT_BYTES,
     Digest,
     Document,
     Run,
@@ -17,23 +19,28 @@ from .documents import (
     check_delivered,
     no_column,
     refuse_other_content,
+    too_long,
 )
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 1 << 20  # read of a file to estimate how many lines it has
+REST_BYTES = 1 << 20  # read at once of a line that is not looked at
 
 
 class JSONLines(InBytes):
-    """One JSON object per line. Blank lines are no documents; they go with what is before them."""
+    """One JSON object per line. Blank lines are no documents; they go with what is before them.
 
-    def measure(self, location: Location, text_column: str) -> Size:
+    A line longer than a document may be is one that is skipped, whatever is in it, and never held whole.
+    """
+
+    def measure(self, location: Location, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Size:
         source = Stream(location, self.decompressor)
         try:
             with naming_damage(location):
                 head = source.read(HEAD_BYTES)
                 is_whole = not source.read(1)
                 _check_first_line(location, head, text_column)
-                lines = sum(1 for line in head.split(b"\n") if line.strip())
+                lines = sum(1 for line in io.BytesIO(head) if len(line) > max_bytes or line.strip())
                 if is_whole:
                     return Size(lines, len(head))
                 share = source.read_share() if self.decompressor else len(head) / location.size
@@ -41,21 +48,24 @@ class JSONLines(InBytes):
         finally:
             source.close()
 
-    def open(self, location: Location, size: Size, text_column: str) -> "_OpenJSONLines":
-        return _OpenJSONLines(Stream(location, self.decompressor), size.text_bytes, text_column)
+    def open(
+        self, location: Location, size: Size, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES
+    ) -> "_OpenJSONLines":
+        return _OpenJSONLines(Stream(location, self.decompressor), size.text_bytes, text_column, max_bytes)
 
 
 @dataclass
 class _OpenJSONLines:
     source: Stream
-    bytes: int | None  # of the whole, decompressed; None where only walking it would tell
+    size: int | None  # bytes of the whole, decompressed; None where only walking it would tell
     text_column: str
+    max_bytes: int  # of a line
 
     def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
-        if self.bytes is not None and first >= self.bytes:
+        if self.size is not None and first >= self.size:
             return None
-        if documents is None and self.bytes is not None and (text_bytes is None or first + text_bytes >= self.bytes):
-            return Run(self.bytes, None, self.bytes - first)
+        if documents is None and self.size is not None and (text_bytes is None or first + text_bytes >= self.size):
+            return Run(self.size, None, self.size - first)
         with naming_damage(self.source.location):
             if documents is None:
                 assert text_bytes is not None, "the whole of a stream is not asked for in one run"
@@ -66,7 +76,7 @@ class _OpenJSONLines:
         seen = Digest()
         self.source.seek(first)
         is_read = self.source.skip(first + max(0, text_bytes - 1), seen)  # the line this byte is in ends the run
-        seen.update(self.source.readline())
+        self._to_line_end(self.source.readline(REST_BYTES), seen)
         end = self._past_blank_lines(seen)
         return Run(end, None, end - first, seen.hexdigest() if is_read else "") if end > first else None
 
@@ -74,21 +84,30 @@ class _OpenJSONLines:
         self.source.seek(first)
         found, seen = 0, Digest()
         while found < documents and (text_bytes is None or self.source.place - first < text_bytes or not found):
-            line = self.source.readline()
+            line = self.source.readline(self.max_bytes + 1)
             if not line:
                 break
-            seen.update(line)
-            found += bool(line.strip())
+            found += len(line) > self.max_bytes or bool(line.strip())
+            self._to_line_end(line, seen)
         end = self._past_blank_lines(seen)
         return Run(end, found, end - first, seen.hexdigest()) if end > first else None
 
     def _past_blank_lines(self, seen: Digest) -> int:
-        while line := self.source.readline():
-            if line.strip():
+        while line := self.source.readline(self.max_bytes + 1):
+            if len(line) > self.max_bytes or line.strip():
                 self.source.unread(line)
                 break
             seen.update(line)
         return self.source.place
+
+    def _to_line_end(self, begin: bytes, seen: Digest | None) -> None:
+        """Go past the rest of a line of which `begin` was read; `seen` gets all of it."""
+        while begin:
+            if seen is not None:
+                seen.update(begin)
+            if begin.endswith(b"\n"):
+                return
+            begin = self.source.readline(REST_BYTES)
 
     def hash(self, first: int, count: int, seen: Digest) -> None:
         with naming_damage(self.source.location):
@@ -98,10 +117,14 @@ class _OpenJSONLines:
     def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
         with naming_damage(self.source.location, is_trusted=seen is None):
             self.source.seek(first)
-            while (count is None or self.source.place < first + count) and (line := self.source.readline()):
-                if seen is not None:
-                    seen.update(line)
-                if line.strip():
+            while count is None or self.source.place < first + count:
+                line = self.source.readline(self.max_bytes + 1)
+                if not line:
+                    break
+                self._to_line_end(line, seen)
+                if len(line) > self.max_bytes:
+                    yield too_long(self.max_bytes)
+                elif line.strip():
                     yield _json_document(line, self.text_column)
         check_delivered(self.source.location, "byte", first, count, self.source.place - first)
 

@@ -15,10 +15,22 @@ import pyarrow.parquet as pq
 from ..errors import Error, reason
 from ..locations import LocalFile, Location, RangedFile
 from .compression import Stream
-from .documents import Digest, Document, Run, Size, as_document, check_delivered, decoded, no_column
+from .documents import (
+    MAX_DOCUMENT_BYTES,
+    Digest,
+    Document,
+    Run,
+    Size,
+    as_document,
+    check_delivered,
+    decoded,
+    no_column,
+    too_long,
+)
 
 FOOTER_BYTES = 1 << 16  # asked for first: most footers fit, a longer one takes a second request
 STRETCH_BYTES = 1 << 24  # of text read in one go: as many row groups as fit, at least one
+BATCH_ROWS, BATCH_BYTES = 1000, 1 << 25  # decoded at once, whichever is less
 HOLE_BYTES = 1 << 20  # row groups farther apart are asked for one by one
 
 _TEXT_KINDS = (
@@ -39,15 +51,17 @@ class Parquet:
 
     unit, is_streamed = "row", False
 
-    def measure(self, location: Location, text_column: str) -> Size:
+    def measure(self, location: Location, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Size:
         metadata = _footer(location)
         column = _column(metadata, location, text_column)
         groups = range(metadata.num_row_groups)
         text_bytes = sum(metadata.row_group(i).column(column).total_uncompressed_size for i in groups)
         return Size(metadata.num_rows, text_bytes)
 
-    def open(self, location: Location, size: Size, text_column: str) -> "_OpenParquet":
-        return _OpenParquet(location, size, text_column)
+    def open(
+        self, location: Location, size: Size, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES
+    ) -> "_OpenParquet":
+        return _OpenParquet(location, size, text_column, max_bytes)
 
 
 @dataclass
@@ -55,6 +69,7 @@ class _OpenParquet:
     location: Location
     size: Size
     text_column: str
+    max_bytes: int  # of a row's text
 
     def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
         assert self.size.text_bytes is not None
@@ -86,7 +101,7 @@ class _OpenParquet:
                     rows = batch.column(0)[skip : skip + left]
                     skip = max(0, skip - batch.num_rows)
                     left -= len(rows)
-                    yield from _documents(rows)
+                    yield from _documents(rows, self.max_bytes)
         check_delivered(self.location, "row", first, planned, planned - left)
 
     def close(self) -> None:
@@ -120,7 +135,12 @@ class _OpenParquet:
 
     def _batches(self, file: pq.ParquetFile, groups: list[int]) -> Iterator[pa.RecordBatch]:
         with _naming_damage(self.location, f"row groups {groups[0]} to {groups[-1]}"):
-            yield from file.iter_batches(1000, row_groups=groups, columns=[self.text_column], use_threads=False)
+            column = _column(self._metadata, self.location, self.text_column)
+            found = [self._metadata.row_group(group) for group in groups]
+            text_bytes = sum(group.column(column).total_uncompressed_size for group in found)
+            row_bytes = text_bytes / max(1, sum(group.num_rows for group in found))
+            rows = int(min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, row_bytes))))
+            yield from file.iter_batches(rows, row_groups=groups, columns=[self.text_column], use_threads=False)
 
 
 @contextmanager
@@ -214,9 +234,21 @@ def _fetched(
             yield groups, pieces
 
 
-def _documents(column: pa.Array) -> list[Document]:
+def _documents(column: pa.Array, max_bytes: int) -> list[Document]:
+    if column.nbytes > max_bytes:
+        return [_document(value, max_bytes) for value in column]
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:  # all are converted at once
         values = column.cast(pa.large_binary()).to_pylist()
     return [decoded(value) if isinstance(value, bytes) else as_document(value) for value in values]
+
+
+def _document(value: pa.Scalar, max_bytes: int) -> Document:
+    """One value of a column that may be too long: it is measured before it is copied."""
+    if isinstance(value, pa.DictionaryScalar):
+        value = value.value
+    data = value.as_buffer() if value.is_valid else None
+    if data is not None and data.size > max_bytes:
+        return too_long(max_bytes)
+    return decoded(None if data is None else data.to_pybytes())

@@ -24,6 +24,7 @@ from ..dataset.manifest import (
 from ..errors import Error
 from ..folder import Folder
 from ..strict_json import CHECK, checked, load_json, refuse_damage
+from .documents import MAX_DOCUMENT_BYTES
 from .sources import Source
 
 PLAN = "plan.json"
@@ -150,7 +151,9 @@ class Plan:
         if extras and not check:  # who knows more members than we do writes checks
             raise Error(f"{CHECK!r}: expected a check, got none")
         text_column = member(record, "text_column", str)
-        sources = tuple(Source.from_record(source, text_column) for source in member(record, "sources", list))
+        request = member(record, "request", dict)
+        at_most = member(request, "max_document_bytes", int) if "max_document_bytes" in request else MAX_DOCUMENT_BYTES
+        sources = tuple(Source.from_record(source, text_column, at_most) for source in member(record, "sources", list))
         tasks = tuple(Task.from_record(task, len(sources)) for task in member(record, "tasks", list))
         for split in SPLITS:
             numbers = [task.number for task in tasks if task.split == split]
@@ -161,7 +164,7 @@ class Plan:
         if not all(isinstance(text, str) for text in member(record, "validation_texts", list)):
             raise Error("'validation_texts': expected hashes")
         return cls(
-            request=member(record, "request", dict),
+            request=request,
             tokenizer=member(record, "tokenizer", dict),
             versions=member(record, "versions", dict),
             kind=record["kind"],

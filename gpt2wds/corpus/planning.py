@@ -9,7 +9,7 @@ from ..folder import Folder
 from ..tokenizer import load_tokenizer
 from . import cutting
 from .content import hashed, refuse_other_content, refuse_other_package
-from .corpora import Corpus, Files, Request, record
+from .corpora import LATER, Corpus, Files, Request, record
 from .cutting import Cut
 from .places import is_asked_for, refuse_others
 from .plan import PLAN, Plan, Span, Task, read_plan, write_plan
@@ -36,7 +36,7 @@ def begin(out: Folder, request: Request, cut: Cut | None = None, *, trust_times:
         corpus = request.resolve(out)
         tasks = hashed(corpus.sources, _tasks(corpus, cut or Cut()), trust_times=trust_times)
         plan = Plan(
-            request=asked,
+            request={name: value for name, value in asked.items() if name not in LATER or value != LATER[name]},
             tokenizer=load_tokenizer().identity(),
             versions=shards.shard_versions(),
             kind=corpus.kind,
@@ -113,7 +113,7 @@ def _refuse_other_sources(out: Folder, plan: Plan, request: Request, is_done: bo
 
 def _refuse_other_request(out: Folder, plan: Plan, asked: dict[str, object]) -> None:
     for name, value in asked.items():
-        planned = plan.request.get(name)
+        planned = plan.request.get(name, LATER.get(name))
         if value == planned:
             continue
         if value is None:

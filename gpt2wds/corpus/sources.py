@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ..dataset.manifest import Record, member, others
 from ..errors import Error
 from ..locations import Location, UrlFile, located
-from .documents import OpenSource, Reader, Size
+from .documents import MAX_DOCUMENT_BYTES, OpenSource, Reader, Size
 from .examples import Examples
 from .hub import HubRows
 from .readers import BY_SUFFIX
@@ -38,13 +38,15 @@ _LOCATION = {
 
 @dataclass(frozen=True)
 class Source:
-    """One file. `reader` is the suffix of its format or WHOLE, EXAMPLES or DATASETS; `text_column` is the corpus'."""
+    """One file. `reader` is the suffix of its format or WHOLE, EXAMPLES or DATASETS; `text_column` and
+    `max_document_bytes` are the corpus'."""
 
     name: str
     reader: str
     location: Location
     size: Size = NOT_MEASURED
     text_column: str = "text"
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
     extras: Record = field(default_factory=dict)  # for DATASETS: config and split
 
     @property
@@ -61,7 +63,7 @@ class Source:
         return self.format.unit
 
     def open(self) -> OpenSource:
-        return self.format.open(self.location, self.size, self.text_column)
+        return self.format.open(self.location, self.size, self.text_column, self.max_document_bytes)
 
     def record(self) -> Record:
         learned: Record = {"documents": self.size.documents}
@@ -73,7 +75,7 @@ class Source:
         return {**fixed, **self.location.record(), **learned, **self.extras}
 
     @classmethod
-    def from_record(cls, record: Any, text_column: str) -> "Source":
+    def from_record(cls, record: Any, text_column: str, max_document_bytes: int = MAX_DOCUMENT_BYTES) -> "Source":
         """Raises Error that says which member is not as it must be."""
         name, reader = member(record, "name", str), member(record, "reader", str)
         if reader not in (WHOLE, EXAMPLES, DATASETS, *BY_SUFFIX):
@@ -88,7 +90,7 @@ class Source:
         extras = others(record, *_LOCATION, "name", "reader", "unit", "documents", "text_bytes", "is_estimate")
         if reader == DATASETS:
             member(extras, "split", str)
-        source = cls(name, reader, location, size, text_column, extras)
+        source = cls(name, reader, location, size, text_column, max_document_bytes, extras)
         if member(record, "unit", str) != source.unit:
             raise Error(f"'unit': expected {source.unit} for {reader}, got {record['unit'][:40]!r}")
         return source
@@ -118,7 +120,9 @@ def measured(found: list[Source]) -> list[Source]:
     """The sources with their sizes, each asked once, many at a time. Raises Error for one that cannot be read."""
 
     def ask(source: Source) -> Source:
-        return replace(source, size=source.format.measure(source.location, source.text_column))
+        return replace(
+            source, size=source.format.measure(source.location, source.text_column, source.max_document_bytes)
+        )
 
     return at_once(ask, found)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..locations import Location
 from .compression import InBytes, Stream, naming_damage
-from .documents import Digest, Document, Run, Size, check_delivered, decoded, refuse_other_content
+from .documents import MAX_DOCUMENT_BYTES, Digest, Document, Run, Size, check_delivered, decoded, refuse_other_content
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 64  # read of a file to see whether it is text at all
@@ -21,30 +21,42 @@ class Text(InBytes):
     """A text file, cut at the first blank line after every 64 KiB; the pieces joined are the file.
 
     So a small file is one document, and a large one can be split into training and validation. Where no blank line
-    comes within a mebibyte a piece ends at a line's end, or at a character's: memory is bounded.
+    comes within a mebibyte a piece ends at a line's end, or at a character's: memory is bounded. No piece is longer
+    than a document may be.
     """
 
-    def measure(self, location: Location, text_column: str) -> Size:
+    def measure(self, location: Location, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Size:
         size = None if self.decompressor else location.size
         with closing(Stream(location, self.decompressor)) as source, naming_damage(location):
             refuse_other_content(location, source.read(HEAD_BYTES))
         if location.size > COUNTED_BYTES:
             return Size(location.size // TEXT_PIECE_BYTES, size, is_exact=False)
-        with closing(self.open(location, Size(0, size), text_column)) as source:
+        with closing(self.open(location, Size(0, size), text_column, max_bytes)) as source:
             run = source.cut(0, sys.maxsize, None)
         return Size(run.documents or 0 if run else 0, run.text_bytes if run else 0)
 
-    def open(self, location: Location, size: Size, text_column: str) -> "_OpenText":
-        return _OpenText(Stream(location, self.decompressor), size.text_bytes)
+    def open(
+        self, location: Location, size: Size, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES
+    ) -> "_OpenText":
+        return _OpenText(Stream(location, self.decompressor), size.text_bytes, max_bytes)
 
 
 @dataclass
 class _OpenText:
     source: Stream
-    bytes: int | None  # of the whole, decompressed; None where only walking it would tell
+    size: int | None  # bytes of the whole, decompressed; None where only walking it would tell
+    max_bytes: int  # of a piece
+
+    @property
+    def piece_bytes(self) -> int:
+        """Of a piece, at least, where the file is not at its end."""
+        return min(TEXT_PIECE_BYTES, self.max_bytes // 2)
+
+    def _rest_of_piece(self) -> bytes:
+        return _rest_of_piece(self.source, min(BLANK_LINE_WITHIN, self.max_bytes - self.piece_bytes))
 
     def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
-        size = self.bytes
+        size = self.size
         if size is not None and documents is None and (text_bytes is None or first + text_bytes >= size):
             return Run(size, None, size - first) if first < size else None
         end, found, seen, is_read = first, 0, Digest(), True
@@ -52,10 +64,9 @@ class _OpenText:
             self.source.seek(first)
             while found != documents and (text_bytes is None or end - first < text_bytes):
                 # Skipped, not read: only where a piece ends needs looking at.
-                is_read &= self.source.skip(
-                    end + TEXT_PIECE_BYTES if size is None else min(end + TEXT_PIECE_BYTES, size), seen
-                )
-                seen.update(_rest_of_piece(self.source))
+                to = end + self.piece_bytes
+                is_read &= self.source.skip(to if size is None else min(to, size), seen)
+                seen.update(self._rest_of_piece())
                 if self.source.place <= end:
                     break
                 end = self.source.place
@@ -72,8 +83,8 @@ class _OpenText:
         with naming_damage(self.source.location, is_trusted=seen is None):
             while count is None or at < first + count:
                 self.source.seek(at)
-                piece = self.source.read(TEXT_PIECE_BYTES)
-                piece += _rest_of_piece(self.source)
+                piece = self.source.read(self.piece_bytes)
+                piece += self._rest_of_piece()
                 if not piece:
                     break
                 if seen is not None:
@@ -92,11 +103,13 @@ class WholeFile:
 
     unit, is_streamed = "byte", False
 
-    def measure(self, location: Location, text_column: str) -> Size:
+    def measure(self, location: Location, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Size:
         return Size(1, location.size)
 
-    def open(self, location: Location, size: Size, text_column: str) -> "_OpenWholeFile":
-        return _OpenWholeFile(Stream(location, None), location.size)
+    def open(
+        self, location: Location, size: Size, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES
+    ) -> "_OpenWholeFile":
+        return _OpenWholeFile(Stream(location, None), location.size, max_bytes)
 
 
 @dataclass
@@ -115,12 +128,12 @@ class _OpenWholeFile(_OpenText):
         check_delivered(self.source.location, "byte", first, count, self.source.place - first)
 
 
-def _rest_of_piece(file: Stream) -> bytes:
-    """From 64 KiB after a piece's begin to its end: through a blank line, or as Text says where none comes."""
-    rest = bytearray(file.readline(BLANK_LINE_WITHIN))
+def _rest_of_piece(file: Stream, within: int) -> bytes:
+    """From 64 KiB after a piece's begin to its end: through a blank line, or as Text says where none is `within`."""
+    rest = bytearray(file.readline(within))
     lines_end = len(rest) if rest.endswith(b"\n") else 0
-    while len(rest) < BLANK_LINE_WITHIN:
-        line = file.readline(BLANK_LINE_WITHIN - len(rest))
+    while len(rest) < within:
+        line = file.readline(within - len(rest))
         rest += line
         if not line or (line in BLANK_LINES and lines_end == len(rest) - len(line)):
             return bytes(rest)

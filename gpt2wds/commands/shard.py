@@ -24,6 +24,7 @@ from ..folder import Folder
 from ..version import __version__
 from .common import Commands, Directory, ProgressLine, counted
 from .looking import cat_command, export_command, info_command, skipped, totals, verify_command
+from .push import push_command
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -265,5 +266,5 @@ class _Progress:
         return f"{rate}, {self._there + self._done} of {counted(self._there + self._todo, 'shard')}{left}"
 
 
-for _command in (info_command, verify_command, cat_command, export_command):
+for _command in (info_command, verify_command, cat_command, export_command, push_command):
     main.add_command(_command)

@@ -110,7 +110,9 @@ class WritableHub(LoopbackHub):
                 (self.repositories[repo] / file["path"]).write_bytes(data)
             self.commits.append(names)
             self.head = hashlib.sha1(f"{self.head} {names}".encode()).hexdigest()
-            _say(request, {"success": True, "commitOid": self.head, "commitUrl": f"{self.url}/{repo}/commit/{self.head}"})
+            _say(
+                request, {"success": True, "commitOid": self.head, "commitUrl": f"{self.url}/{repo}/commit/{self.head}"}
+            )
 
 
 def _blob(data: bytes) -> str:

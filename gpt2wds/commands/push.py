@@ -16,7 +16,9 @@ from .looking import DIRECTORY, totals
 @click.command("push")
 @DIRECTORY
 @click.argument("url", metavar="URL")
-@click.option("--license", "licence", metavar="NAME", help="For the card, as the Hub names it: odc-by, mit, cc-by-4.0, …")
+@click.option(
+    "--license", "licence", metavar="NAME", help="For the card, as the Hub names it: odc-by, mit, cc-by-4.0, …"
+)
 @click.option("--private", "is_private", is_flag=True, help="Make the Hub's repository private, if it is made.")
 @click.option(
     "--local-paths", "tells_paths", is_flag=True, help="Publish it although it names absolute paths of this machine."

@@ -113,7 +113,7 @@ def make_plan(out: Folder, request: Request, cut: Cut | None = None) -> Plan:
             refuse_others(request, plan, out)
         if isinstance(request, Files):
             request.refuse_changes(plan.sources, is_done, out)
-    _refuse_other_tokenizer(out, plan)
+    refuse_other_tokenizer(out, plan)
     return plan
 
 
@@ -169,7 +169,7 @@ def run_missing(
 
 def _runner(out: Folder, plan: Plan) -> TaskRunner:
     """Called on the machine that will run tasks. Raises Error where its tokenizer is not the plan's."""
-    _refuse_other_tokenizer(out, plan)
+    refuse_other_tokenizer(out, plan)
     return TaskRunner(out, plan, prove(load_tokenizer()) if plan.kind == TOKENS else None)
 
 
@@ -274,7 +274,8 @@ def _refuse_other_datasets(out: Folder) -> None:
         raise Error(f"{out}: expected an empty directory, got shards without their {PLAN}; choose another --out")
 
 
-def _refuse_other_tokenizer(out: Folder, plan: Plan) -> None:
+def refuse_other_tokenizer(out: Folder, plan: Plan) -> None:
+    """Raise Error where this machine's ids would not be the plan's."""
     for name, value in load_tokenizer().identity().items():
         if value != plan.tokenizer.get(name):
             raise Error(

@@ -55,8 +55,8 @@ def _name(dataset: Dataset) -> str:
 def _title(dataset: Dataset) -> str:
     what = "Multiple-choice examples" if dataset.kind == MULTIPLE_CHOICE else "Text"
     return (
-        f"# {_name(dataset)}\n\n{what} in GPT-2 tokens: WebDataset shards in independent zstd frames (`.tar.zst`), made "
-        f"with gpt2wds. `dataset_id` {dataset.id}.\n"
+        f"# {_name(dataset)}\n\n{what} in GPT-2 tokens: WebDataset shards in independent zstd frames (`.tar.zst`), "
+        f"made with gpt2wds. `dataset_id` {dataset.id}.\n"
     )
 
 

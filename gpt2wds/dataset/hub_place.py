@@ -5,6 +5,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,16 +34,20 @@ class HubPlace:
 
         named = _PLACE.fullmatch(url.rstrip("/"))
         if not named:
-            raise Error(f"{url}: expected hf://datasets/OWNER/NAME, a dataset repository's main branch and no directory")
+            raise Error(
+                f"{url}: expected hf://datasets/OWNER/NAME, a dataset repository's main branch and no directory"
+            )
         self._url, self._repo, self._api = url.rstrip("/"), named[1], HfApi()
         self._is_private = is_private or None  # None leaves it to the account's own default
 
     def names(self) -> set[str]:
+        from huggingface_hub.hf_api import RepoFile
+
         repo: dict[str, Any] = {"repo_id": self._repo, "repo_type": "dataset"}
         self._ask("the repository", lambda: self._api.create_repo(**repo, private=self._is_private, exist_ok=True))
         self._head = str(self._ask("the repository", lambda: self._api.repo_info(**repo)).sha)
         tree = self._ask("its list", lambda: list(self._api.list_repo_tree(**repo, revision=self._head)))
-        self._files = {file.path: file for file in tree if hasattr(file, "blob_id")}  # else a directory
+        self._files = {file.path: file for file in tree if isinstance(file, RepoFile)}  # else a directory
         return set(self._files)
 
     def has(self, piece: Piece) -> bool:
@@ -72,11 +77,8 @@ class HubPlace:
             some = todo[start : start + FILES_AT_ONCE]
             for piece, operation in some:
                 piece.check(operation.upload_info.sha256.hex())
-            additions = [operation for _, operation in some]
-            self._ask(
-                ", ".join(piece.name for piece, _ in some),
-                lambda additions=additions: self._api.preupload_lfs_files(additions=additions, free_memory=False, **repo),
-            )
+            upload = partial(self._api.preupload_lfs_files, additions=[o for _, o in some], free_memory=False, **repo)
+            self._ask(", ".join(piece.name for piece, _ in some), upload)
             for piece, _ in some:
                 sent(piece.size)
         commit = self._ask(
@@ -128,7 +130,11 @@ def _local(piece: Piece, folder: Path) -> Path:
 @contextmanager
 def _no_bars() -> Iterator[None]:
     """Without the client's own progress bars: one line of ours says it all."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     if are_progress_bars_disabled():
         yield

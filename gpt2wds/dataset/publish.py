@@ -56,8 +56,9 @@ class Piece:
     def check(self, sha256: str) -> None:
         """Raises Error where this is not its content's."""
         if sha256 != self.sha256:
+            where = f"{self.content}/" if isinstance(self.content, Folder) else ""
             raise Error(
-                f"{self.content}/{self.name}: expected SHA-256 {self.sha256}, got {sha256}; nothing of it was "
+                f"{where}{self.name}: expected SHA-256 {self.sha256}, got {sha256}; nothing of it was "
                 f"published; {REPAIR}, then push again"
             )
 
@@ -186,7 +187,9 @@ def published_plan(dataset: Dataset) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except Error as error:
-        raise Error(f"{dataset.path}/{PLAN}: {error}; restore it, or delete it: then nobody can audit the dataset") from None
+        raise Error(
+            f"{dataset.path}/{PLAN}: {error}; restore it, or delete it: then nobody can audit the dataset"
+        ) from None
     return checked({**plan, "sources": [_placed(source) for source in plan["sources"]]})
 
 

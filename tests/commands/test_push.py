@@ -1,4 +1,4 @@
-"""gpt2wds-shard push: a dataset for others, on a Hub that speaks the real protocol to the real client, and elsewhere."""
+"""gpt2wds-shard push: a dataset for others, on a Hub that speaks the real protocol to its own client, and elsewhere."""
 
 import json
 import shutil

@@ -17,8 +17,8 @@ REGULAR = (".md", ".json")  # in git itself; all else is large
 class WritableHub(LoopbackHub):
     """A Hub whose repositories are folders below `root`, empty at first.
 
-    `puts` lists the SHA-256 of every upload, `commits` the files of every commit. `refuse(name or oid)` says what is
-    refused with 403: an upload by its SHA-256, a commit by a file that it adds. `licences`: what a card may say.
+    `puts` lists the SHA-256 of every upload, `commits` the files of every commit. `refused` says what gets a 403: an
+    upload by its SHA-256, a commit by a file that it adds. `licences`: what a card may say.
     """
 
     def __init__(self, root: Path):
@@ -28,6 +28,19 @@ class WritableHub(LoopbackHub):
         self.commits: list[list[str]] = []
         self.refused: set[str] = set()
         self.licences = {"mit", "odc-by"}
+        self.ignored = ""  # the end of names that a .gitignore there leaves out
+
+    @property
+    def name(self) -> str:
+        """A repository of this test's own: clients of one process remember what they found of a name."""
+        return f"me/{self.root.parent.name}"
+
+    @property
+    def mine(self) -> str:
+        return f"hf://datasets/{self.name}"
+
+    def files(self) -> set[str]:
+        return {path.name for path in (self.root / self.name).iterdir()}
 
     def write(self, request: BaseHTTPRequestHandler, posted: bytes) -> bool:
         path = unquote(urlsplit(request.path).path)
@@ -81,8 +94,9 @@ class WritableHub(LoopbackHub):
 
     def _mode(self, folder: Path, name: str) -> dict[str, Any]:
         here = next((entry for entry in self.listed(folder) if entry["path"] == name), {"oid": None})
+        is_ignored = bool(self.ignored) and name.endswith(self.ignored)
         mode = "regular" if name.endswith(REGULAR) else "lfs"
-        return {"path": name, "uploadMode": mode, "shouldIgnore": False, "oid": here["oid"]}
+        return {"path": name, "uploadMode": mode, "shouldIgnore": is_ignored, "oid": here["oid"]}
 
     def _action(self, each: dict[str, Any]) -> dict[str, Any]:
         upload = {"actions": {"upload": {"href": f"{self.url}/lfs/{each['oid']}", "header": {}}}}

@@ -1,8 +1,8 @@
 """A finished dataset → another place that others can read: a directory, an object store, the Hub.
 
-Card, plan and indices go first, then the shards, and the manifest last: until all is there, readers find none, and call
-it unfinished. Every shard is held to its SHA-256 on the way, so that damage is never published. What is there already
-stays, is not sent again, and must be the same.
+Card and plan go first (the Hub reads a card before it takes it), then indices and shards, and the manifest last: until
+all is there, readers find none, and call it unfinished. Every file is held to its SHA-256 on the way, so that damage is
+never published. What is there already stays, is not sent again, and must be the same.
 """
 
 import hashlib
@@ -133,10 +133,11 @@ class Directory:
 
 @dataclass(frozen=True)
 class Stage:
-    """Files that are sent together, before those of the next stage."""
+    """Files that are sent together, before those of the next stage. after: names that must be there before."""
 
     message: str
     pieces: list[Piece]
+    after: frozenset[str] = frozenset()
 
 
 def to_send(dataset: Dataset, place: Place, url: str, licence: str | None = None) -> list[Stage]:
@@ -145,21 +146,25 @@ def to_send(dataset: Dataset, place: Place, url: str, licence: str | None = None
     url: by which its readers will know the place; licence: the Hub's name for it, for the card.
     Raises Error for another dataset at the place, and for what the place says.
     """
-    first, shards, manifest = _pieces(dataset, url, licence)
+    words, data, manifest = _pieces(dataset, url, licence)
     there = place.names()
-    for name in sorted(there - {shard.name for shard in shards}):
+    for name in sorted(there - {piece.name for piece in data}):
         if _SHARD.fullmatch(name):
             raise Error(f"{url}: a shard of another dataset is there ({name}); push to an empty place")
     if CARD in there:  # it is its owner's, who may have edited it there
-        first = [piece for piece in first if piece.name != CARD]
-    last = Stage("The manifest: all is there", _missing([manifest], place))  # asked first: it names the dataset
-    stages = Stage("Card, plan and indices", _missing(first, place)), Stage("Shards", _missing(shards, place)), last
+        words = [piece for piece in words if piece.name != CARD]
+    names = frozenset(piece.name for piece in (*words, *data))
+    last = Stage("The manifest: all is there", _missing([manifest], place), names)  # asked first: it names the dataset
+    stages = Stage("Card and plan", _missing(words, place)), Stage("Indices and shards", _missing(data, place)), last
     return [stage for stage in stages if stage.pieces]
 
 
 def send(place: Place, stages: Sequence[Stage], sent: Callable[[int], None] = lambda _: None) -> None:
     """Send what `to_send` found missing; `sent` is told the bytes of each file. Raises Error for damage, too."""
     for stage in stages:
+        absent = stage.after - place.names() if stage.after else ()
+        if absent:  # a .gitignore of the Hub's can do that, or somebody else
+            raise Error(f"{min(absent)}: it was sent and is not there; look what removes it, then push again")
         place.send(stage.pieces, sent, stage.message)
 
 
@@ -202,19 +207,20 @@ def _placed(source: Any) -> Any:
 
 
 def _pieces(dataset: Dataset, url: str, licence: str | None) -> tuple[list[Piece], list[Piece], Piece]:
-    """What is sent first, the shards, and what is sent last."""
-    first = [_of_text(CARD, card(dataset, url, licence).encode("utf-8"))]
+    """Card and plan, then indices and shards, then the manifest."""
+    words = [_of_text(CARD, card(dataset, url, licence).encode("utf-8"))]
     plan = published_plan(dataset)
     if plan is not None:
-        first.append(_of_text(PLAN, (json.dumps(plan, indent=1, ensure_ascii=False) + "\n").encode("utf-8")))
+        words.append(_of_text(PLAN, (json.dumps(plan, indent=1, ensure_ascii=False) + "\n").encode("utf-8")))
+    data = []
     for split in SPLITS:
         name = f"{split}.blocks.npy"
         size = dataset.folder.size(name)
         digest = dataset.manifest.blocks_sha256.get(split) or dataset.file_sha256(name, size)
-        first.append(Piece(name, size, digest, dataset.folder))
-    entries = [entry for split in SPLITS for entry in dataset.shards(split)]
-    shards = [Piece(entry.file, entry.bytes, entry.sha256, dataset.folder) for entry in entries]
-    return first, shards, _of_text(MANIFEST, dataset.folder.read(MANIFEST))
+        data.append(Piece(name, size, digest, dataset.folder))
+    for entry in (entry for split in SPLITS for entry in dataset.shards(split)):
+        data.append(Piece(entry.file, entry.bytes, entry.sha256, dataset.folder))
+    return words, data, _of_text(MANIFEST, dataset.folder.read(MANIFEST))
 
 
 def _of_text(name: str, data: bytes) -> Piece:

@@ -209,7 +209,7 @@ def _make(
     plan = sharding.make_plan(out, request, cut)
     if sharding.is_finished(out, plan):
         sharding.remove_strays(out)
-        print(f"{out}: already there, {totals(Dataset(out))}")
+        print(f"{out}: already there, {totals(Dataset(out))} (sizes were compared; verify reads every byte)")
         return
     progress = _Progress(out)
     with logging_redirect_tqdm([logging.getLogger("gpt2wds")]):  # above the bar

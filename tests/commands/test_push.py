@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from making import shard_small, texts, write_jsonl
-from runs import finish, start
 from shard_command import fails, run
 from stores import ObjectStore
 from writable_hub import WritableHub
@@ -42,6 +41,8 @@ def test_a_dataset_on_the_hub_is_read_as_the_one_here(plays: Dataset, hub: Writa
 def test_a_run_reads_from_the_hub_what_it_reads_here(
     plays: Dataset, whole: Path, hub: WritableHub, tmp_path: Path
 ) -> None:
+    from runs import finish, start  # here: it loads torch
+
     assert run("push", plays.path, hub.mine)[0] == 0
     finish(start(tmp_path / "run", Dataset(hub.mine), HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home")))
     assert (tmp_path / "run" / "log.txt").read_text() == (whole / "log.txt").read_text()

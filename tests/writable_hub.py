@@ -113,7 +113,7 @@ class WritableHub(LoopbackHub):
     def _commit(self, request: BaseHTTPRequestHandler, repo: str, lines: list[dict[str, Any]]) -> None:
         header, files = lines[0]["value"], [line["value"] for line in lines[1:]]
         names = [file["path"] for file in files]
-        if header["parentCommit"] != self.head:
+        if header.get("parentCommit", self.head) != self.head:
             _say(request, {"error": "A commit has happened since. Please refresh and try again."}, 412)
         elif self.refused & set(names):
             _say(request, {"error": "forbidden"}, 403)

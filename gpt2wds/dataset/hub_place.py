@@ -41,8 +41,11 @@ class HubPlace:
         self._is_private = is_private or None  # None leaves it to the account's own default
 
     def names(self) -> set[str]:
+        from huggingface_hub import get_token
         from huggingface_hub.hf_api import RepoFile
 
+        if get_token() is None:
+            raise Error(f"{self._url}: expected a login to the Hub, got none; run `hf auth login`, or set HF_TOKEN")
         repo: dict[str, Any] = {"repo_id": self._repo, "repo_type": "dataset"}
         self._ask("the repository", lambda: self._api.create_repo(**repo, private=self._is_private, exist_ok=True))
         self._head = str(self._ask("the repository", lambda: self._api.repo_info(**repo)).sha)

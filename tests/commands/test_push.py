@@ -20,7 +20,8 @@ def test_a_dataset_on_the_hub_is_read_as_the_one_here(plays: Dataset, hub: Writa
     code, said, errors = run("push", plays.path, hub.mine, "--license", "mit")
     assert code == 0, errors
     assert said.startswith(f"{hub.mine}: 9 files sent, Shakespeare's plays: train 3 shards, ")
-    assert "pushing: " in errors and len(said.splitlines()) == 1
+    assert len(said.splitlines()) == 1
+    assert errors and all(line.startswith("pushing: ") for line in errors.splitlines()), errors  # no bars but ours
     assert hub.files() == PUBLISHED
     # Few commits, and the manifest alone in the last.
     assert [set(names) for names in hub.commits] == [
@@ -98,6 +99,15 @@ def test_what_is_not_a_place_to_push_to_is_one_line(plays: Dataset, hub: Writabl
         assert f"{url}: expected hf://datasets/OWNER/NAME" in fails("push", plays.path, url)
     assert run("push", plays.path, "somewhere", "--private")[0] == 2
     assert run("push", plays.path, hub.mine, "--private")[0] == 0 and hub.visibility == "private"
+
+
+def test_who_is_not_logged_in_is_told_how(
+    plays: Dataset, hub: WritableHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert "expected a login to the Hub, got none; run `hf auth login`" in fails("push", plays.path, hub.mine)
+    assert hub.requests == []
 
 
 def test_without_a_plan_nobody_can_audit(plays: Dataset, tmp_path: Path) -> None:

@@ -81,8 +81,9 @@ def _origin(dataset: Dataset) -> str:
         *(f"  * `{name}`" for name in names[:SOURCES_NAMED]),
         *([f"  * … and {len(names) - SOURCES_NAMED:,} more"] if len(names) > SOURCES_NAMED else []),
         f"* Tokenizer: `{manifest.tokenizer.get('name')}` ({tokenizer})",
-        "* A document is token 50256 (`<|endoftext|>`) and the tokens of its text.",
     ]
+    if dataset.kind != MULTIPLE_CHOICE:
+        lines.append("* A document is token 50256 (`<|endoftext|>`) and the tokens of its text.")
     return "## Where it comes from\n\n" + "\n".join(lines) + "\n"
 
 

@@ -1,13 +1,16 @@
 """gpt2wds-shard verify DIR --source N: what it says, asks and returns."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from making import shard_small, texts, write_jsonl
-from shard_command import fails, run
+from shard_command import COMMAND, fails, run
+from writable_hub import WritableHub
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.manifest import Manifest, dataset_id
@@ -45,6 +48,30 @@ def test_a_published_copy_is_audited_where_its_sources_lie(tmp_path: Path, monke
     code, said, errors = run("verify", "data", "--source", 4, "--trust")
     assert code == 1 and said.count(": cannot be audited: source source.jsonl: the file is gone") == 4
     assert "differs" not in said and "data: 4 shards could not be audited, named above (4 of 4 shards" in errors
+
+
+@pytest.mark.slow
+def test_a_dataset_of_the_hub_is_audited_on_the_hub_without_asking(hub: WritableHub, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    source = write_jsonl(folder / "train.jsonl", texts(12))
+    hub.repositories["datasets/o/texts"] = folder
+    cut = ["--val-docs", "2", "--docs-per-shard", "4", "--workers", "1"]
+    made = subprocess.run(
+        [COMMAND, "hf", "o/texts", *cut, "--out", tmp_path / "data"],
+        env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stderr
+    assert run("push", tmp_path / "data", hub.mine)[0] == 0
+    code, said, errors = run("verify", hub.mine, "--source", 3)
+    assert code == 0 and said.count(": the same tokens") == 3, errors
+    assert "source_datasets:\n- o/texts\n" in (hub.root / hub.name / "README.md").read_text()
+    write_jsonl(source, [text.replace("Document", "document") for text in texts(12)])
+    code, said, _ = run("verify", hub.mine, "--source", 1)
+    assert code == 1 and ": cannot be audited: hf://datasets/o/texts@" in said
+    assert "the file changed under its commit" in said
 
 
 def test_a_manifest_that_says_what_no_source_gives_differs(plays: Dataset, tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def test_it_says_what_the_dataset_is(plays: Dataset) -> None:
 
 
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="needs the command zstd")
-@pytest.mark.parametrize("kind", ["plays", pytest.param("choices", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plays", "choices"])
 def test_its_program_reads_every_sample(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     dataset: Dataset = request.getfixturevalue(kind)
     (tmp_path / "data").symlink_to(dataset.path)

@@ -1,9 +1,12 @@
 """Datasets that several tests use; those that no test changes are made once per session."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 from making import shard_choices, shard_plays, shard_small, texts, write_jsonl
+from writable_hub import WritableHub
 
 from gpt2wds import stores
 from gpt2wds.dataset.directory import Dataset
@@ -42,6 +45,20 @@ def whole(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
     finish(start(run, plays))
     return run
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
+    """An empty Hub to push to: that of this process, without the Hub's own storage protocol."""
+    with WritableHub(tmp_path / "hub") as running:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_of_this_test")
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        fsspec.get_filesystem_class("hf").clear_instance_cache()
+        yield running
+        fsspec.get_filesystem_class("hf").clear_instance_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ class LoopbackHub:
         self.ranges: list[tuple[str, int, int]] = []
         self.faults: list[str] = []
         self.delay = 0.0  # seconds before each answer
+        self.head = COMMIT
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -44,6 +45,8 @@ class LoopbackHub:
 
             def do_POST(self) -> None:
                 hub._answer(self, body=True)
+
+            do_PUT = do_POST
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -63,13 +66,25 @@ class LoopbackHub:
         time.sleep(self.delay)
         posted = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         self.requests.append(f"{request.command} {request.path}")
+        if not self.write(request, posted):
+            self._read(request, posted, body)
+
+    def write(self, request: BaseHTTPRequestHandler, posted: bytes) -> bool:
+        """Answer a request that writes; False where it is none. Here nothing can be written."""
+        return False
+
+    def listed(self, folder: Path) -> list[dict[str, Any]]:
+        """The files of a repository as the Hub describes them."""
+        return [_entry(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
+
+    def _read(self, request: BaseHTTPRequestHandler, posted: bytes, body: bool) -> None:
         path = unquote(urlsplit(request.path).path).lstrip("/")
         if api := re.fullmatch(r"api/(datasets|models)/([^/]+/[^/]+)(/(?:revision|tree|paths-info)/.+)?", path):
             folder = self.repositories.get(api[2] if api[1] == "models" else f"datasets/{api[2]}")
             if folder:
                 kind, _, below = (api[3] or "/revision/main").lstrip("/").partition("/")
-                files = [_entry(folder, p) for p in sorted(folder.rglob("*")) if p.is_file()]
-                answer: Any = {"id": api[2], "sha": COMMIT, "siblings": [{"rfilename": f["path"]} for f in files]}
+                files = self.listed(folder)
+                answer: Any = {"id": api[2], "sha": self.head, "siblings": [{"rfilename": f["path"]} for f in files]}
                 if kind == "tree":
                     answer = _tree(files, below.partition("/")[2], "recursive=true" in request.path)
                 elif kind == "paths-info":
@@ -85,7 +100,7 @@ class LoopbackHub:
         send(request, b"not found", body, {"X-Error-Code": "EntryNotFound"}, status=404)
 
     def _file(self, request: BaseHTTPRequestHandler, name: str, data: bytes, digest: str, body: bool) -> None:
-        headers = {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{digest}"', "X-Repo-Commit": self.head, "Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
         if not wanted:
             send(request, data, body, headers)

@@ -17,6 +17,7 @@ from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS
 from ..dataset.verify import verify_dataset, verify_shard
 from ..errors import Error
 from ..tokenizer import load_tokenizer
+from .audit import verify_with_sources
 from .common import LocalPath, ProgressLine, counted, print_json
 
 COUNTS = ("documents", "tokens", "text_bytes", "blocks", "bytes")
@@ -112,9 +113,24 @@ def info_command(directory: str, as_json: bool) -> None:
 @click.command("verify")
 @DIRECTORY
 @click.option("--workers", type=click.IntRange(1), help="Threads; as many as there are cores if not given.")
-def verify_command(directory: str, workers: int | None) -> None:
-    """Every byte of a dataset directory against its manifest; exit code 1 and what is wrong if anything is."""
+@click.option(
+    "--source", "count", type=click.IntRange(1), metavar="N", help="Make N random shards again from their sources."
+)
+@click.option("--seed", type=click.IntRange(0), help="Which shards --source takes; another each time if not given.")
+@click.option("--trust", "trusts", is_flag=True, help="With --source: read what the plan names without asking.")
+def verify_command(directory: str, workers: int | None, count: int | None, seed: int | None, trusts: bool) -> None:
+    """Every byte of a dataset directory against its manifest; exit code 1 and what is wrong if anything is.
+
+    With --source N only N shards are read, and made again from their sources in a temporary place: their tokens must
+    be the same. A plan may be somebody else's, and name files and addresses that its writer wants read: they are shown
+    and asked for before one is opened. Datasets on the Hub go without asking.
+    """
+    if count is None and (trusts or seed is not None):
+        raise click.UsageError("--seed and --trust: expected with --source N, got them without")
     dataset = Dataset(directory)
+    if count is not None:
+        verify_with_sources(dataset, count, seed, trusts)
+        return
     total = sum(dataset.total(split, "bytes") for split in SPLITS)
     progress = ProgressLine("verifying", total, "B")
     problems = verify_dataset(dataset)

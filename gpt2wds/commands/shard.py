@@ -25,6 +25,7 @@ from ..folder import Folder
 from ..version import __version__
 from .common import Commands, Directory, ProgressLine, counted
 from .looking import cat_command, export_command, info_command, skipped, totals, verify_command
+from .push import push_command
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -230,7 +231,7 @@ def _make(
     plan, is_finished = planning.begin(out, request, cut, trust_times=trust_times)
     if is_finished:
         sharding.remove_strays(out)
-        print(f"{out}: already there, {totals(Dataset(out))}")
+        print(f"{out}: already there, {totals(Dataset(out))} (sizes were compared; verify reads every byte)")
         return
     progress = _Progress(out)
     with logging_redirect_tqdm([logging.getLogger("gpt2wds")]):  # above the bar
@@ -287,5 +288,5 @@ class _Progress:
         return f"{rate}, {self._there + self._done} of {counted(self._there + self._todo, 'shard')}{left}"
 
 
-for _command in (info_command, verify_command, cat_command, export_command):
+for _command in (info_command, verify_command, cat_command, export_command, push_command):
     main.add_command(_command)

@@ -59,6 +59,7 @@ def begin(out: Folder, request: Request, cut: Cut | None = None, *, trust_times:
 
 
 def refuse_other_tokenizer(out: Folder, plan: Plan) -> None:
+    """Raise Error where this machine's ids would not be the plan's."""
     for name, value in load_tokenizer().identity().items():
         if value != plan.tokenizer.get(name):
             raise Error(

@@ -1,0 +1,124 @@
+"""A dataset's card: the README.md that stands beside published shards, with the front matter that the Hub reads."""
+
+from typing import Any
+
+from .directory import Dataset
+from .manifest import MULTIPLE_CHOICE, SPLITS, CorpusName
+
+CARD = "README.md"
+SOURCES_NAMED = 20
+# The Hub's names for orders of size, by documents.
+_SIZES = (
+    *((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")),
+    *((10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B")),
+    *((10**12, "100B<n<1T"),),
+)
+_HUB = "hf://datasets/"
+
+
+def size_category(documents: int) -> str:
+    """
+    >>> size_category(999), size_category(9_672_101)
+    ('n<1K', '1M<n<10M')
+    """
+    return next((name for bound, name in _SIZES if documents < bound), "n>1T")
+
+
+def card(dataset: Dataset, url: str, licence: str | None = None) -> str:
+    """The text of README.md. url: where the dataset will be; licence: the Hub's name for it, left out if None."""
+    parts = [_title(dataset), _contents(dataset), _origin(dataset), _reading(dataset, url), _auditing(url)]
+    return f"---\n{_front_matter(dataset, licence)}\n---\n\n" + "\n".join(parts)
+
+
+def _front_matter(dataset: Dataset, licence: str | None) -> str:
+    from huggingface_hub import DatasetCardData
+
+    source = dataset.manifest.corpus.source
+    more: dict[str, Any] = {"license": licence} if licence else {}
+    if source.startswith(_HUB):
+        more["source_datasets"] = [source.removeprefix(_HUB)]
+    data = DatasetCardData(
+        pretty_name=_name(dataset),
+        tags=["gpt2", "tokenized", "webdataset"],
+        task_categories=["multiple-choice" if dataset.kind == MULTIPLE_CHOICE else "text-generation"],
+        size_categories=[size_category(sum(dataset.total(split, "documents") for split in SPLITS))],
+        viewer=False,  # the Hub's viewer reads text, not tokens
+        **more,
+    )
+    return str(data.to_yaml())
+
+
+def _name(dataset: Dataset) -> str:
+    return f"{dataset.corpus}, GPT-2 tokens"
+
+
+def _title(dataset: Dataset) -> str:
+    what = "Multiple-choice examples" if dataset.kind == MULTIPLE_CHOICE else "Text"
+    return (
+        f"# {_name(dataset)}\n\n{what} in GPT-2 tokens: WebDataset shards in independent zstd frames (`.tar.zst`), "
+        f"made with gpt2wds. `dataset_id` {dataset.id}.\n"
+    )
+
+
+def _contents(dataset: Dataset) -> str:
+    fields = ("documents", "tokens", "text_bytes", "bytes")
+    rows = ["| split | shards | documents | tokens | bytes of text | bytes of shards |", "| --- " + "| ---: " * 5 + "|"]
+    for split in SPLITS:
+        amounts = " | ".join(f"{dataset.total(split, field):,}" for field in fields)
+        rows.append(f"| {split} | {len(dataset.shards(split)):,} | {amounts} |")
+    return "\n".join(rows) + "\n"
+
+
+def _origin(dataset: Dataset) -> str:
+    manifest = dataset.manifest
+    corpus: CorpusName = manifest.corpus
+    names = list(dict.fromkeys(s.source for split in SPLITS for entry in dataset.shards(split) for s in entry.spans))
+    tokenizer = ", ".join(f"{name} {value}" for name, value in manifest.tokenizer.items() if name != "name")
+    lines = [
+        f"* Corpus: {corpus.name}{f', `{corpus.source}`' if corpus.source else ''}",
+        f"* Revision: {f'`{corpus.revision}`' if corpus.revision else 'none, the sources have no common one'}",
+        f"* Sources: {len(names):,}; `manifest.json` says which rows or bytes of which are in which shard",
+        *(f"  * `{name}`" for name in names[:SOURCES_NAMED]),
+        *([f"  * … and {len(names) - SOURCES_NAMED:,} more"] if len(names) > SOURCES_NAMED else []),
+        f"* Tokenizer: `{manifest.tokenizer.get('name')}` ({tokenizer})",
+    ]
+    if dataset.kind != MULTIPLE_CHOICE:
+        lines.append("* A document is token 50256 (`<|endoftext|>`) and the tokens of its text.")
+    return "## Where it comes from\n\n" + "\n".join(lines) + "\n"
+
+
+def _reading(dataset: Dataset, url: str) -> str:
+    split = "train" if dataset.shards("train") else "val"
+    last = len(dataset.shards(split)) - 1
+    shards = f"{split}-{{00000..{last:05d}}}" if last > 0 else f"{split}-00000"
+    fetch = f"    gpt2wds-train CONFIG data.path={url}          # nothing is downloaded first\n"
+    if dataset.kind == MULTIPLE_CHOICE:
+        fetch = f"    gpt2wds-eval hellaswag MODEL --data {url}\n"
+    copy = f"copy the directory from {url} to `data`"
+    if url.startswith(_HUB):
+        copy = f"`hf download {url.removeprefix(_HUB)} --repo-type dataset --local-dir data`"
+    member = ".tokens.npy" if dataset.kind != MULTIPLE_CHOICE else ".completion.npy"
+    program = (
+        "    import io\n    import numpy\n    import webdataset\n\n"
+        f'    shards = webdataset.WebDataset("pipe:zstd -dcq data/{shards}.tar.zst", shardshuffle=False)\n'
+        "    for sample in shards:\n"
+        f'        tokens = numpy.load(io.BytesIO(sample["{member[1:]}"]), allow_pickle=False)\n'
+        '        print(sample["__key__"], tokens.shape, tokens.dtype)\n'
+    )
+    blocks = (
+        "A sample is a block of 65,536 tokens and the one that follows, so that consecutive blocks of a shard overlap "
+        "by one.\n"
+    )
+    return (
+        f"## How to read it\n\nWith gpt2wds:\n\n{fetch}\nWith webdataset alone and the command `zstd`: {copy}, then\n\n"
+        f"{program}\n{blocks if dataset.kind != MULTIPLE_CHOICE else ''}"
+        "Do not use webdataset's `.decode()`, which may run what somebody pickled.\n"
+    )
+
+
+def _auditing(url: str) -> str:
+    return (
+        "## How to check it\n\n"
+        f"    gpt2wds-shard verify {url}               # every byte against manifest.json\n"
+        f"    gpt2wds-shard verify {url} --source 3    # three random shards made again from their sources\n"
+    )

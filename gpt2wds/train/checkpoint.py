@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..dataset.manifest import member
 from ..errors import Error, reason
 from ..files import sync
 from ..model import GPT2, hf_config
@@ -57,9 +58,18 @@ class State:
 
     @classmethod
     def from_json(cls, text: str) -> "State":
-        record = json.loads(text)
+        """Raises Error that says which member is not as it must be."""
+        try:
+            record = json.loads(text)  # not load_json: the numbers of a step may be NaN
+        except (ValueError, RecursionError) as error:
+            raise Error(f"it is no JSON ({reason(error)})") from None
+        step, row = member(record, "step", int), member(record, "row", dict)
         # Before 0.1 the members of `batches` stood beside the others.
-        return cls(record["step"], record["row"], record.get("batches", record), record.get("origin"))
+        batches, origin = record.get("batches", record), record.get("origin")
+        for name, value in (("batches", batches), ("origin", origin)):
+            if value is not None and not isinstance(value, dict):
+                raise Error(f"{name!r}: expected an object, got {repr(value)[:80]}")
+        return cls(step, row, batches, origin)
 
 
 def save_checkpoint(
@@ -156,8 +166,12 @@ def refuse_damaged(path: Path) -> None:
 
 
 def load_state(path: Path) -> tuple[State, dict[str, torch.Tensor]]:
-    """A checkpoint's state, and its optimizer's tensors by name."""
-    return State.from_json((path / STATE).read_text()), load_file(path / OPTIMIZER)
+    """A checkpoint's state, and its optimizer's tensors by name. Raises Error for a state that is none."""
+    try:
+        state = State.from_json((path / STATE).read_text(encoding="utf-8"))
+    except (Error, UnicodeDecodeError) as error:
+        raise Error(f"{path / STATE}: {error}; remove {path}, training resumes from the one before") from None
+    return state, load_file(path / OPTIMIZER)
 
 
 def state_hash(path: Path) -> str:

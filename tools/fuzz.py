@@ -3,7 +3,8 @@
 A reader may return or raise Error (OSError, ValueError where that is its promise); anything else is a finding. Findings
 are kept, one file of each place in the code, under FOLDER/findings/READER, the growing corpus under FOLDER/corpus.
 tests/faults/test_fuzz.py reads again what was found once. atheris is not among our dependencies: pip install atheris.
-Parquet is left out: pyarrow 26.0.1 ends the whole process at some footers (std::terminate), which no caller can prevent.
+Parquet is left out: pyarrow 26.0.1 ends the whole process at some footers (std::terminate), and no caller can prevent
+it.
 
     python tools/fuzz.py FOLDER --seconds 3600
 """
@@ -301,9 +302,11 @@ def _instrument(atheris: Any, module: Any, value: Any, package: Path) -> None:
     for owner, each in owners:
         function = getattr(each, "__func__", each)
         code = getattr(function, "__code__", None)
-        if code is not None and getattr(owner, "__module__", owner.__name__ if owner is module else "").startswith(
-            "gpt2wds"
-        ) and Path(code.co_filename).is_relative_to(package):
+        if (
+            code is not None
+            and getattr(owner, "__module__", owner.__name__ if owner is module else "").startswith("gpt2wds")
+            and Path(code.co_filename).is_relative_to(package)
+        ):
             atheris.instrument_func(function)
 
 

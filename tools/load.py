@@ -1,8 +1,8 @@
 """What goes wrong with time: a long run, many short starts, many readers of data that come and go.
 
-    python tools/load.py steps --steps 100000    # memory, descriptors and threads of a tiny model's long run
-    python tools/load.py starts --starts 200     # loaders made, used once, thrown away
-    python tools/load.py readers --seconds 60    # eight readers while shards are removed and made again
+python tools/load.py steps --steps 100000    # memory, descriptors and threads of a tiny model's long run
+python tools/load.py starts --starts 200     # loaders made, used once, thrown away
+python tools/load.py readers --seconds 60    # eight readers while shards are removed and made again
 """
 
 import hashlib

@@ -40,8 +40,8 @@ Content = dict[str, str]  # name → hash
 class Writer:
     """A command that writes to a directory.
 
-    run: does it, in this process. read: what it leaves that must be the same whatever happened on the way. visible: what
-    may be wrong with what is there after it was stopped.
+    run: does it, in this process. read: what it leaves that must be the same whatever happened on the way. visible:
+    what is wrong with what is there after it was stopped. prepare: what is there before.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Stop:
-    """One trial: at the `write`-th write, what happens; how much is left of a full disk. problems: none, if all is well."""
+    """One trial: what happened at the `write`-th write, what the command said, and what was wrong, if anything."""
 
     writer: str
     fault: str

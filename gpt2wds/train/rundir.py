@@ -15,6 +15,7 @@
 import importlib.util
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,9 +67,18 @@ class RunDirectory:
             return
         self._lock.take()
         try:
+            self._remove_strays()
             yield
         finally:
             self._lock.release()
+
+    def _remove_strays(self) -> None:
+        """What a killed run left: it holds the directory no more."""
+        for path in self.path.glob(files.TEMPORARY):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+        for path in self.checkpoints.glob(files.TEMPORARY):
+            shutil.rmtree(path, ignore_errors=True)
 
     def check(self) -> None:
         """Raise Error where the directory of a claimed run is gone, or not this process's any more."""
@@ -106,7 +116,7 @@ class RunDirectory:
     @contextmanager
     def _appending(self, path: Path) -> Iterator[TextIO]:
         try:
-            with path.open("a", encoding="utf-8") as file:
+            with files.naming_full_disk(path), path.open("a", encoding="utf-8") as file:
                 yield file
         except (FileNotFoundError, NotADirectoryError):
             raise self._gone() from None

@@ -200,7 +200,9 @@ def _remove(old: Path, warn: Callable[[str], None]) -> None:
 
 
 def _hidden(checkpoint: Path) -> Path:
-    """A checkpoint under another name: one that is killed while removing it leaves no half under its own."""
+    """A checkpoint under another name: who is killed while removing it leaves no half under its own."""
+    if checkpoint.is_symlink():  # its owner's: rmtree refuses it
+        return checkpoint
     return checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.old.tmp"))
 
 

@@ -258,7 +258,7 @@ class Findings:
 
 def main() -> None:
     try:
-        import atheris
+        import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except ImportError:
         sys.exit("error: atheris is not installed; pip install atheris")
     if len(sys.argv) != 4 or sys.argv[2] != "--seconds":

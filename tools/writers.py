@@ -386,14 +386,19 @@ def training_writers(folder: Path) -> list[Writer]:
 
 
 def read_run(out: Path) -> Content:
-    """What does not hang on clocks: rows, weights, optimizer, configuration, and the names of all files."""
-    found = {f"name {path.relative_to(out)}": "" for path in out.rglob("*")}
-    for path in (out / "log.txt", out / "config.toml", *out.glob("checkpoints/step-*/*.safetensors")):
+    """What does not hang on clocks: rows, weights, optimizer, configuration, and the names of all files.
+
+    A checkpoint more than is kept is not counted: who is killed before removing it leaves that to the next one.
+    """
+    kept = sorted(out.glob("checkpoints/step-*"))[-2:]
+    paths = [*out.glob("*"), *out.glob("checkpoints/.*"), *(path for each in kept for path in each.rglob("*"))]
+    found = {f"name {path.relative_to(out)}": "" for path in paths}
+    for path in (out / "log.txt", out / "config.toml", *(path for path in paths if path.suffix == ".safetensors")):
         found[str(path.relative_to(out))] = hashlib.sha256(path.read_bytes()).hexdigest()
     lines = (out / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    kept = ("step", "tokens", "train_loss", "val_loss", "samples")
-    found["metrics.jsonl"] = str([{name: row.get(name) for name in kept} for row in rows])
+    names = ("step", "tokens", "train_loss", "val_loss", "samples")
+    found["metrics.jsonl"] = str([{name: row.get(name) for name in names} for row in rows])
     return found
 
 

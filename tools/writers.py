@@ -374,7 +374,7 @@ def training_writers(folder: Path) -> list[Writer]:
         Writer(
             "report",
             lambda out: _click(evaluate, "report", finished, "--out", out / "report.html"),
-            tree,
+            lambda out: {name: digest for name, digest in tree(out).items() if not name.endswith(".tmp")},
             lambda out, whole: [
                 f"half of {name} is visible"
                 for name, digest in tree(out).items()

@@ -194,8 +194,8 @@ class Trainer:
     def _refuse_unsaved(self, step: int) -> None:
         if self._is_unsaved:
             raise Error(
-                f"step {step}: {self.run.checkpoints}: trained to the end, but the last checkpoint could not be written; "
-                "make room, then the same command goes on from the one before"
+                f"step {step}: {self.run.checkpoints}: trained to the end, but the last checkpoint could not be "
+                "written; make room, then the same command goes on from the one before"
             )
 
     def _log(self, *rows: Row) -> None:

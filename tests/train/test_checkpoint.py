@@ -283,3 +283,20 @@ def test_all_files_of_a_checkpoint_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert {oct(file.stat().st_mode & 0o777) for file in path.iterdir()} == {"0o640"}
+
+
+def test_no_checkpoint_is_removed_under_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in the middle of a removal leaves no half of one for readers."""
+    removed: list[str] = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: removed.append(Path(path).name))
+    save(tmp_path, 1, 2, 2, keep=1)  # the second 2 takes the place of a damaged one
+    assert len(removed) == 2 and all(name.startswith(".step-") for name in removed)
+    assert names(tmp_path)[-1] == "step-0000002"
+
+
+def test_a_state_that_is_none_is_one_line(tmp_path: Path) -> None:
+    (path,) = save(tmp_path, 1)
+    for text in ("[]", '{"step": -1}', '{"step": 1, "row": 2}', '{"step": 1, "row": {}, "batches": 3}', "{" * 3000):
+        (path / "state.json").write_text(text)
+        with pytest.raises(Error, match=r"state.json: .*; remove .*step-0000001, training resumes from the one before"):
+            load_state(path)

@@ -125,9 +125,8 @@ def main(
                 if number >= 2:  # the first compile and warm up
                     found[name].append(one)
         print(f"{size}, {sequences} × {seq_len} in micro-batches of {micro_batch}, {dtype}, {device_name(world)}")
-        print(
-            f"  compiled: {compiled}; attention: {attention}; torch {torch.__version__}; median of {rounds} alternating rounds"
-        )
+        print(f"  compiled: {compiled}; attention: {attention}; torch {torch.__version__}")
+        print(f"  median of {rounds} alternating rounds")
         peak = peak_flops(device_name(world), dtype)
         for name, runs in found.items():
             seconds = statistics.median(run[0] for run in runs)

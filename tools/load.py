@@ -163,6 +163,7 @@ def read_again_and_again(path: str, sound: dict[str, str], stop: Event, told: An
             outcomes["same" if found == sound else "SILENT: something else was read"] += 1
         except (Error, OSError) as error:
             outcomes["refused" if "\n" not in str(error) else f"CRASH: {error}"] += 1
+            time.sleep(0.02)  # leave the processor to who makes it again
         except Exception as error:
             outcomes[f"CRASH: {type(error).__name__}: {error}"] += 1
     told.put(outcomes)

@@ -18,6 +18,7 @@ from .errors import Error
 LOCK_SECONDS = 10  # a name is given in milliseconds: who takes longer was killed
 # What link() says where a file system, or a FUSE mount, has no hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 TEMPORARY = ".*.tmp"  # matches what killed processes leave
 
 
@@ -35,10 +36,21 @@ def temporary_name(final: Path) -> Path:
 
 
 @contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """A disk that gets full while a file is written does not say which file: say it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+
+
+@contextmanager
 def synced(path: Path) -> Iterator[BinaryIO]:
     """A new file for writing, on the disk when the context ends; gone where that fails, or a full disk stays full."""
     try:
-        with path.open("wb") as file:
+        with naming_full_disk(path), path.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -131,3 +131,16 @@ def test_without_hard_links_the_first_still_wins(tmp_path: Path, monkeypatch: py
     (tmp_path / ".b.lock.tmp").mkdir()
     assert files.create(tmp_path / "b", "third")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_full_disk_says_which_file(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError) as caught,
+        files.naming_full_disk(tmp_path),
+        open("/dev/full", "wb", buffering=0) as file,
+    ):
+        file.write(b"x")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+    with pytest.raises(OSError) as caught, files.naming_full_disk(tmp_path):
+        raise OSError("not of a disk")
+    assert caught.value.filename is None

@@ -14,6 +14,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ import click
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt2wds.commands.overview import device_name
 from gpt2wds.distributed import World, join_world
@@ -33,6 +35,7 @@ from gpt2wds.train.update import Update
 SHAPES = SIZES | {"demo": (4, 4, 128)}
 RATES: dict[str, Any] = {"learning_rate": 6e-4, "weight_decay": 0.1, "muon_learning_rate": 0.0}
 DOCUMENT_TOKENS = 300
+ATTENTION = {"auto": [], "cudnn": [SDPBackend.CUDNN_ATTENTION], "flash": [SDPBackend.FLASH_ATTENTION]}
 Step = Callable[[], float]  # one update; its loss
 
 
@@ -114,6 +117,7 @@ def timed(step: Step, world: World) -> tuple[float, float, int, float]:
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True)
 @click.option("--compile", "compiled", is_flag=True)
+@click.option("--attention", type=click.Choice(list(ATTENTION)), default="auto", show_default=True, help="Of a GPU.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--ways", is_flag=True, help="Ours in other ways too: documents read singly, blocks computed again.")
 def main(
@@ -124,11 +128,13 @@ def main(
     rounds: int,
     dtype: str,
     compiled: bool,
+    attention: str,
     device: str,
     ways: bool,
 ) -> None:
     torch.set_float32_matmul_precision("high")
-    with join_world(device) as world:
+    backends = ATTENTION[attention]
+    with join_world(device) as world, sdpa_kernel(backends) if backends else nullcontext():
         data = SameBatch(sequences, seq_len)
         steps, models = {}, {}
         others: dict[str, Callable[..., Step]] = {"singly": masked, "again": partial(ours, again=True)} if ways else {}
@@ -142,7 +148,8 @@ def main(
                 if number >= 2:  # the first compile and warm up
                     found[name].append(one)
         print(f"{size}, {sequences} × {seq_len} in micro-batches of {micro_batch}, {dtype}, {device_name(world)}")
-        print(f"  compiled: {compiled}; torch {torch.__version__}; median of {rounds} alternating rounds")
+        print(f"  compiled: {compiled}; attention: {attention}; torch {torch.__version__}")
+        print(f"  median of {rounds} alternating rounds")
         peak = peak_flops(device_name(world), dtype)
         for name, runs in found.items():
             seconds, processor = (statistics.median(run[number] for run in runs) for number in (0, 3))

@@ -106,15 +106,16 @@ def make_step(rung: Rung, shape: tuple[int, int, int], seq_len: int, world: Worl
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--seq-len", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--eager", is_flag=True, help="Leave out what is compiled.")
 @click.option("--device", default="auto", show_default=True)
-def main(data: str, size: str, batch: int, seq_len: int, steps: int, device: str) -> None:
+def main(data: str, size: str, batch: int, seq_len: int, steps: int, eager: bool, device: str) -> None:
     with join_world(device) as world:
         source = iter(StepBatches(Dataset(data), seq_len=seq_len, sequences_per_step=batch, seed=1))
         batches = [torch.from_numpy(rows.astype(np.int64)).to(world.device) for rows in islice(source, steps + 3)]
         print(f"{size}, {batch} × {seq_len} tokens, {device_name(world)}, torch {torch.__version__}, {steps} steps")
         first = 0.0
         for rung in rungs():
-            if reason := lacking(rung, world):
+            if reason := "not asked for" if eager and rung.compiled else lacking(rung, world):
                 print(f"  {rung.name:26} passed over: {reason}")
                 continue
             torch.compiler.reset()

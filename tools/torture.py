@@ -1,9 +1,18 @@
-"""Datasets and checkpoints damaged at random (damages.py), and sharding killed at random moments.
+"""Attacks at random, for as long as asked; a table of what came of them, and every failure (exit code 1).
 
-It goes on for as long as asked, and prints a table of what came of it, and every failure; exit code 1 if there is one.
+    damages   a file of a dataset or checkpoint damaged (damages.py)
+    kills     gpt2wds-shard and its workers killed at any moment
+    ranks     the launcher of three ranks, or one of them, killed at any moment
+    writers   each writer killed at one of its writes, or its disk full or read-only from then on (writers.py; as root)
+    servers   a Hub and an S3 server that misbehave (bad_servers.py)
+
+They take turns, each has the same time.
 
     python tools/torture.py --seed 1 --hours 0.05
+    python tools/torture.py --seed 1 --hours 0.05 --only writers --only servers
     python tools/torture.py --seed 1 --trial 1234        # that damage again, with what it said
+
+Long runs, short starts and readers of data that come and go are in load.py; hostile bytes in fuzz.py.
 """
 
 import os
@@ -16,13 +25,168 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import click
+import numpy as np
+from bad_servers import BadServers
 from damages import DAMAGES, OUTCOMES, Torturer, corpus, hash_of, make_targets
+from load import last_step
+from writers import FAULTS, SMALL_RUN, Stopper, can_mount, pages_left, sharding_writers, small_disk, training_writers
+
+from gpt2wds import Cut, Files, make_dataset
 
 
-class Killer:
+class Attack(Protocol):
+    """One kind of attack. `trial` makes one, and returns what went wrong, or nothing."""
+
+    def trial(self) -> str: ...
+
+    def told(self) -> list[str]: ...
+
+
+class Damages:
+    """A file of a dataset or checkpoint damaged at random."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.torturer = Torturer(make_targets(folder), folder, seed)
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._number = 0
+
+    def trial(self) -> str:
+        done = self.torturer.trial(self._number)
+        for row in (done.target, done.damage):
+            self._counts[row, done.outcome] += 1
+        self._number += 1
+        if done.outcome.isupper():
+            return f"trial {self._number - 1}: {done.outcome}: {done.damage} of {done.file}: {done.said}"
+        return ""
+
+    def told(self) -> list[str]:
+        lines = [f"{'':16}" + "".join(f"{outcome:>10}" for outcome in OUTCOMES)]
+        for row in sorted({name for name, _ in self._counts}, key=lambda name: (name in DAMAGES, name)):
+            lines.append(f"{row:16}" + "".join(f"{self._counts[row, outcome]:>10,}" for outcome in OUTCOMES))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return [*lines, f"{self._number:,} damages, at most {peak:.2f} GiB of memory"]
+
+
+class Writers:
+    """Each writer stopped at one of its writes."""
+
+    def __init__(self, disk: Path, folder: Path, seed: int):
+        self._stopper, self._chance = Stopper(disk, folder), random.Random(f"{seed} writers")
+        self._writers = [*sharding_writers(folder), *training_writers(folder)]
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def trial(self) -> str:
+        writer, fault = self._chance.choice(self._writers), self._chance.choice(FAULTS)
+        write = self._chance.randint(1, self._stopper.writes(writer))
+        done = self._stopper.stop(writer, fault, write, pages_left(self._chance))
+        self._counts[writer.name, fault] += 1
+        return "; ".join((f"{writer.name}, {fault} at write {write}", *done.problems)) if done.problems else ""
+
+    def told(self) -> list[str]:
+        lines = [f"{'':16}" + "".join(f"{fault:>10}" for fault in FAULTS)]
+        for writer in self._writers:
+            counts = "".join(f"{self._counts[writer.name, fault]:>10,}" for fault in FAULTS)
+            lines.append(f"{writer.name:16}{counts}, of {self._stopper.writes(writer)} writes")
+        return lines
+
+
+class Servers:
+    """A Hub and an S3 server that misbehave."""
+
+    def __init__(self, folder: Path, seed: int):
+        self._servers = BadServers(folder, seed)
+
+    def trial(self) -> str:
+        return self._servers.dataset()
+
+    def told(self) -> list[str]:
+        found = self._servers
+        misdeeds = ", ".join(f"{count:,} {name}" for name, count in sorted(found.requests.items()))
+        return [f"{found.made:,} datasets from bad servers, {found.refused:,} refused at first; requests: {misdeeds}"]
+
+
+class Ranks:
+    """Training by three ranks whose launcher, or one of which, is killed; given again, the log is one rank's."""
+
+    def __init__(self, folder: Path, seed: int):
+        self._folder, self._chance = folder, random.Random(f"{seed} ranks")
+        texts = corpus(folder / "ranks-corpus", 60, 100)
+        make_dataset(folder / "ranks-data", Files((str(texts / "a.jsonl"),)), Cut(val_docs=20), workers=1)
+        (folder / "ranks.toml").write_text(SMALL_RUN)
+        subprocess.run(self._command("ranks-whole"), check=True, capture_output=True, env=self._environment())
+        self._kills: Counter[str] = Counter()
+
+    def trial(self) -> str:
+        shutil.rmtree(self._folder / "ranks-killed", ignore_errors=True)
+        process = subprocess.Popen(
+            self._command("ranks-killed"),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=self._environment(),
+        )
+        step, log = self._chance.randint(-1, 55), self._folder / "ranks-killed" / "log.txt"
+        time.sleep(self._chance.uniform(0, 2))
+        while process.poll() is None and step >= 0 and last_step(log) < step:
+            time.sleep(0.01)
+        if process.poll() is None:
+            victim = self._chance.choice([process.pid, *_children(process.pid)])
+            self._kills["launcher" if victim == process.pid else "rank"] += 1
+            os.kill(victim, signal.SIGKILL)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return "a minute after a kill it had not ended"
+        end = time.monotonic() + 60
+        while _group_lives(process.pid) and time.monotonic() < end:
+            time.sleep(0.1)
+        if _group_lives(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+            return "a minute after a kill a process of it still lived"
+        done = subprocess.run(self._command("ranks-killed"), capture_output=True, text=True, env=self._environment())
+        if done.returncode:
+            return f"given again: exit code {done.returncode}: {done.stderr[-3000:]}"
+        one, other = (np.loadtxt(self._folder / name / "log.txt") for name in ("ranks-whole", "ranks-killed"))
+        same = one.shape == other.shape and np.allclose(one, other, rtol=1e-6, atol=0, equal_nan=True)
+        return "" if same else f"log.txt differs, it has {len(other)} of {len(one)} rows"
+
+    def told(self) -> list[str]:
+        return [f"kills of three ranks: {self._kills['launcher']:,} of the launcher, {self._kills['rank']:,} of a rank"]
+
+    def _command(self, run: str) -> list[str]:
+        programs = Path(sys.executable).parent
+        launcher = [programs / "torchrun", "--standalone", "--nproc-per-node=3", "--no-python"]
+        data = f"data.path={self._folder / 'ranks-data'}"
+        command = [programs / "gpt2wds-train", self._folder / "ranks.toml", f"run.dir={self._folder / run}", data]
+        return list(map(str, [*launcher, *command, "train.max_steps=60", "checkpoint.every_steps=5"]))
+
+    def _environment(self) -> dict[str, str]:
+        return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def _children(process: int) -> list[int]:
+    try:
+        return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
+    except OSError:
+        return []
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class Kills:
     """gpt2wds-shard, killed at random moments and given again, until it ends; then every byte is compared."""
 
     def __init__(self, folder: Path, seed: int):
@@ -34,7 +198,7 @@ class Killer:
         self._seconds = time.monotonic() - start
         self._whole = _hashes(folder / "whole")
 
-    def directory(self) -> str:
+    def trial(self) -> str:
         """Make one dataset with up to eight kills; "" if it is byte for byte the one that was made in one go."""
         out = self._folder / "killed"
         shutil.rmtree(out, ignore_errors=True)
@@ -64,6 +228,9 @@ class Killer:
             f"{name} differs; " for name in {*found, *self._whole} if found.get(name) != self._whole.get(name)
         )
 
+    def told(self) -> list[str]:
+        return [f"{self.kills:,} kills of gpt2wds-shard, {self.directories:,} datasets finished after them"]
+
     def _command(self, out: Path, workers: int) -> list[str]:
         paths = [self._corpus / "a.jsonl", self._corpus / "b.jsonl.gz"]
         options = ["--val-docs", 200, "--docs-per-shard", 500, "--workers", workers, "--out", out]
@@ -76,50 +243,61 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hash_of(path.read_bytes()) for path in files}
 
 
+ATTACKS = ("damages", "kills", "ranks", "writers", "servers")
+
+
+@contextmanager
+def attacks(folder: Path, seed: int, names: tuple[str, ...]) -> Iterator[dict[str, Attack]]:
+    """The attacks that are asked for and possible here."""
+    made: dict[str, Attack] = {}
+    simple: dict[str, Callable[[Path, int], Attack]] = {"damages": Damages, "kills": Kills, "ranks": Ranks}
+    made |= {name: simple[name](folder, seed) for name in names if name in simple}
+    servers = Servers(folder, seed) if "servers" in names else None
+    if servers:
+        made["servers"] = servers
+    if "writers" not in names or not can_mount(folder):
+        if "writers" in names:
+            print("writers: passed over, mounting is not allowed here")
+        yield made
+        return
+    with small_disk(folder / "disk") as disk:
+        made["writers"] = Writers(disk, folder, seed)
+        yield made
+
+
 @click.command()
-@click.option("--seed", default=1, show_default=True, help="Trials of the same seed and number are the same.")
-@click.option("--hours", default=0.02, show_default=True, help="How long; half of it for kills.")
-@click.option("--trial", type=int, help="Only this one, with all it said.")
-@click.option("--no-kills", is_flag=True, help="Damages alone.")
-def main(seed: int, hours: float, trial: int | None, no_kills: bool) -> None:
-    """Damage and kill at random; a table of what came of it, exit code 1 if anything failed."""
+@click.option("--seed", default=1, show_default=True, help="Damages of the same seed and number are the same.")
+@click.option("--hours", default=0.02, show_default=True, help="How long, for all attacks together.")
+@click.option(
+    "--only", type=click.Choice(ATTACKS), multiple=True, default=ATTACKS, help="These attacks; may be repeated."
+)
+@click.option("--trial", type=int, help="Only this damage, with all it said.")
+def main(seed: int, hours: float, only: tuple[str, ...], trial: int | None) -> None:
+    """Attack at random; a table of what came of it, exit code 1 if anything failed."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        torturer = Torturer(make_targets(folder), folder, seed)
         if trial is not None:
-            print(torturer.trial(trial))
+            print(Damages(folder, seed).torturer.trial(trial))
             return
-        killer = None if no_kills else Killer(folder, seed)
-        failures = _torture(torturer, killer, time.monotonic() + 3600 * hours)
+        with attacks(folder, seed, only) as made:
+            failures = _torture(made, time.monotonic() + 3600 * hours)
     for failure in failures:
         print(failure)
     sys.exit(1 if failures else 0)
 
 
-def _torture(torturer: Torturer, killer: Killer | None, end: float) -> list[str]:
-    counts: Counter[tuple[str, str]] = Counter()
-    failures, number = [], 0
-    spent = {"damages": 0.0, "kills": 0.0}
-    while time.monotonic() < end:
+def _torture(made: dict[str, Attack], end: float) -> list[str]:
+    """The attacks in turns, each for the same time; what failed."""
+    spent, failures = dict.fromkeys(made, 0.0), []
+    while made and time.monotonic() < end:
+        name = min(spent, key=lambda name: spent[name])
         start = time.monotonic()
-        kind = "damages" if killer is None or spent["damages"] <= spent["kills"] else "kills"
-        if kind == "damages":
-            done = torturer.trial(number)
-            for row in (done.target, done.damage):
-                counts[row, done.outcome] += 1
-            if done.outcome.isupper():
-                failures.append(f"trial {number}: {done.outcome}: {done.damage} of {done.file}: {done.said}")
-            number += 1
-        elif killer is not None and (problem := killer.directory()):
-            failures.append(f"killed directory {killer.directories}: {problem}")
-        spent[kind] += time.monotonic() - start
-    print(f"{'':16}" + "".join(f"{outcome:>10}" for outcome in OUTCOMES))
-    for row in sorted({name for name, _ in counts}, key=lambda name: (name in DAMAGES, name)):
-        print(f"{row:16}" + "".join(f"{counts[row, outcome]:>10,}" for outcome in OUTCOMES))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{number:,} damages, at most {peak:.2f} GiB of memory")
-    if killer is not None:
-        print(f"{killer.kills:,} kills of gpt2wds-shard, {killer.directories:,} datasets finished after them")
+        if problem := made[name].trial():
+            failures.append(f"{name}: {problem}")
+            print(f"{name}: {problem}", file=sys.stderr, flush=True)
+        spent[name] += time.monotonic() - start
+    for attack in made.values():
+        print("\n".join(attack.told()))
     return failures
 
 

@@ -25,6 +25,7 @@ from ..folder import Folder
 _REMEDIES = {
     errno.ENOSPC: "; make room, then the same command goes on",
     errno.EDQUOT: "; make room in your quota, then the same command goes on",
+    errno.EFBIG: "; allow larger files (ulimit -f), then the same command goes on",
     errno.EACCES: "; check its permissions, or choose another place",
     errno.EROFS: "; choose a place that can be written to",
     errno.EMFILE: "; raise the limit of open files (ulimit -n)",

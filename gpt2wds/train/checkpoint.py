@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from ..dataset.manifest import member
 from ..errors import Error, reason
-from ..files import sync
+from ..files import naming_full_disk, sync
 from ..model import GPT2, hf_config
 from ..rows import Row
 
@@ -99,25 +99,26 @@ def save_checkpoint(
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     _clear(folder)
     try:
-        temporary.mkdir()
-        _write_tensors(model.hf_state_dict(), temporary / WEIGHTS)
-        (temporary / CONFIG).write_text(json.dumps(hf_config(model.config), indent=2) + "\n")
-        _write_tensors({n: tensor.contiguous() for n, tensor in optimizer_tensors.items()}, temporary / OPTIMIZER)
-        (temporary / STATE).write_text(state.to_json())
-        for name, content in beside.items():
-            (temporary / name).write_bytes(content)
-        for name in (WEIGHTS, OPTIMIZER):  # safetensors makes them readable for their owner alone
-            (temporary / name).chmod((temporary / STATE).stat().st_mode)
-        sums = "".join(f"{sha256_of(temporary / name)}  {name}\n" for name in (*NEEDED, *beside))
-        (temporary / SUMS).write_text(sums)
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)
+        with naming_full_disk(temporary):
+            temporary.mkdir()
+            _write_tensors(model.hf_state_dict(), temporary / WEIGHTS)
+            (temporary / CONFIG).write_text(json.dumps(hf_config(model.config), indent=2) + "\n")
+            _write_tensors({n: tensor.contiguous() for n, tensor in optimizer_tensors.items()}, temporary / OPTIMIZER)
+            (temporary / STATE).write_text(state.to_json())
+            for name, content in beside.items():
+                (temporary / name).write_bytes(content)
+            for name in (WEIGHTS, OPTIMIZER):  # safetensors makes them readable for their owner alone
+                (temporary / name).chmod((temporary / STATE).stat().st_mode)
+            sums = "".join(f"{sha256_of(temporary / name)}  {name}\n" for name in (*NEEDED, *beside))
+            (temporary / SUMS).write_text(sums)
+            for path in (*temporary.iterdir(), temporary):
+                sync(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if final.exists():
         # A damaged one that a fall-back trained past again.
-        shutil.rmtree(final)
+        shutil.rmtree(_hidden(final))
     temporary.rename(final)
     sync(folder)
     # What is further on is damaged, a fall-back passed over it: kept, it would push a sound one out.
@@ -201,16 +202,27 @@ def sha256_of(path: Path) -> str:
 
 def _remove(old: Path, warn: Callable[[str], None]) -> None:
     try:
+        old = _hidden(old)
         shutil.rmtree(old)
     except OSError as error:
         warn(f"WARNING: the old checkpoint {old} could not be removed ({reason(error)}); remove it by hand")
+
+
+def _hidden(checkpoint: Path) -> Path:
+    """A checkpoint under another name: who is killed while removing it leaves no half under its own."""
+    if checkpoint.is_symlink():  # its owner's: rmtree refuses it
+        return checkpoint
+    return checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.old.tmp"))
 
 
 def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        # A full disk among others, in an exception class of its own.
+        # A full disk among others, in an exception class of its own: "… (os error 28)".
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code:
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
         raise OSError(f"{path.name}: {error}") from None
 
 

@@ -4,6 +4,7 @@ Reads from top to bottom: `Trainer.train` steps, saves, evaluates and logs; the 
 A row "step s" tells of update s: its loss (before the update), and what was measured after it.
 """
 
+import errno
 import math
 import signal
 import time
@@ -147,9 +148,10 @@ class Trainer:
                 )
             except OSError as error:
                 self.run.check()  # a directory that is gone is not what room would mend
-                problem = f"step {step}: the checkpoint could not be written ({reason(error)})"
+                problem = f"step {step}: {self.run.checkpoints}: the checkpoint could not be written ({reason(error)})"
                 if self.checkpoint.on_error == "stop":
-                    raise Error(f"{problem}; make room, then the same command goes on from the one before") from None
+                    remedy = "choose a place that can be written to" if error.errno == errno.EROFS else "make room"
+                    raise Error(f"{problem}; {remedy}, then the same command goes on from the one before") from None
                 self.run.say(f"WARNING: {problem}; going on, the one before is kept")
                 self._is_unsaved = True
             else:
@@ -192,8 +194,8 @@ class Trainer:
     def _refuse_unsaved(self, step: int) -> None:
         if self._is_unsaved:
             raise Error(
-                f"step {step}: trained to the end, but the last checkpoint could not be written; make room, then the "
-                "same command goes on from the one before"
+                f"step {step}: {self.run.checkpoints}: trained to the end, but the last checkpoint could not be "
+                "written; make room, then the same command goes on from the one before"
             )
 
     def _log(self, *rows: Row) -> None:

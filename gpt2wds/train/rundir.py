@@ -15,6 +15,7 @@
 
 import json
 import math
+import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -67,11 +68,20 @@ class RunDirectory:
             return
         self._lock.take()
         try:
+            self._remove_strays()
             yield
         finally:
             for board in self._boards:
                 board.close()
             self._lock.release()
+
+    def _remove_strays(self) -> None:
+        """What a killed run left: it holds the directory no more."""
+        for path in self.path.glob(files.TEMPORARY):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+        for path in self.checkpoints.glob(files.TEMPORARY):
+            shutil.rmtree(path, ignore_errors=True)
 
     def check(self) -> None:
         """Raise Error where the directory of a claimed run is gone, or not this process's any more."""
@@ -109,7 +119,7 @@ class RunDirectory:
     @contextmanager
     def _appending(self, path: Path) -> Iterator[TextIO]:
         try:
-            with path.open("a", encoding="utf-8") as file:
+            with files.naming_full_disk(path), path.open("a", encoding="utf-8") as file:
                 yield file
         except (FileNotFoundError, NotADirectoryError):
             raise self._gone() from None

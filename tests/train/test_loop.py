@@ -318,8 +318,8 @@ def test_a_full_disk_stops_the_run(plays: Dataset, whole: Path, little_disk: Pat
     code, said = in_process(little_disk, plays)
     assert code == 1
     assert said.strip().splitlines()[-1] == (
-        "error: step 8: the checkpoint could not be written (optimizer.safetensors: Error while serializing: I/O "
-        "error: No space left on device (os error 28)); make room, then the same command goes on from the one before"
+        f"error: step 8: {little_disk}/checkpoints: the checkpoint could not be written (No space left on device); "
+        "make room, then the same command goes on from the one before"
     )
     assert [path.name for path in (little_disk / "checkpoints").iterdir()] == ["step-0000004"]
     subprocess.run(["mount", "-o", "remount,size=80m", str(little_disk / "checkpoints")], check=True)
@@ -332,7 +332,7 @@ def test_a_full_disk_is_told_and_trained_on(plays: Dataset, whole: Path, little_
     code, said = in_process(little_disk, plays, "checkpoint.on_error=continue")
     # Trained on, but not finished: the weights of the end are nowhere.
     assert code == 1 and "finished:" not in said
-    assert "error: step 12: trained to the end, but the last checkpoint could not be written; make room, then" in said
-    assert re.findall(r"WARNING: step (\d+): the checkpoint could not be written", said) == ["8", "12"]
+    assert "trained to the end, but the last checkpoint could not be written; make room, then" in said
+    assert re.findall(r"WARNING: step (\d+): .*: the checkpoint could not be written", said) == ["8", "12"]
     assert [path.name for path in (little_disk / "checkpoints").iterdir()] == ["step-0000004"]
     np.testing.assert_allclose(rows(little_disk), rows(whole), rtol=0, atol=1e-4)

@@ -112,3 +112,11 @@ def test_text_where_a_number_belongs_is_a_damaged_row(tmp_path: Path) -> None:
     run.metrics.write_text('{"step": 1, "tokens": "x"}\n')
     with pytest.raises(Error, match=r"metrics\.jsonl line 1: expected a row of one step"):
         run.read_metrics()
+
+
+def test_what_a_killed_run_left_goes_when_the_directory_is_held_again(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / ".step-0000003.7.tmp").mkdir(parents=True)
+    (tmp_path / ".log.txt.host.7.abc.tmp").write_text("half")
+    (tmp_path / "my.tmp").write_text("mine")
+    with RunDirectory(tmp_path).held():
+        assert not list(tmp_path.rglob(".*.tmp")) and (tmp_path / "my.tmp").exists()

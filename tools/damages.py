@@ -179,7 +179,7 @@ def make_targets(folder: Path) -> list[Target]:
     for step in (1, 2):
         model = GPT2(GPT2Config(2, 2, 32, n_positions=64, vocab_size=300), seed=step)
         moments = {f"h.{step}.moment": next(model.parameters()).detach().clone()}
-        save_checkpoint(folder / "checkpoints", State(step), model, moments, keep=2)
+        save_checkpoint(folder / "checkpoints", State(step, {"step": step, "tokens": step}), model, moments, keep=2)
     newest = _files(folder / "checkpoints", "step-0000002/*")
     weights = [name for name in newest if name.endswith(("model.safetensors", "config.json", "SHA256SUMS"))]
     return [

@@ -201,7 +201,9 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
     member = tar_member("a.tokens.npy", npy_bytes(np.arange(9, dtype=np.uint16)))
     example = json.dumps({"ind": 1, "activity_label": "a", "ctx_a": "b", "ctx_b": "c", "ctx": "b c", "label": 1,
                           "endings": ["d", "e", "f", "g"]})  # fmt: skip
-    state = State(3, {"step": 3}, {"version": 1, "dataset_id": "a", "seed": 1, "seq_len": 8, "epoch": 0, "taken": []})
+    state = State(
+        3, {"step": 3, "tokens": 3}, {"version": 1, "dataset_id": "a", "seed": 1, "seq_len": 8, "epoch": 0, "taken": []}
+    )
     lines = (texts / "a.jsonl").read_bytes()
     return {
         "members": [member],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from making import shard_choices, shard_plays, shard_small, texts, write_jsonl
 
-from gpt2wds import stores
+from gpt2wds import patience
 from gpt2wds.dataset.directory import Dataset
 
 
@@ -47,4 +47,4 @@ def whole(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that is away is asked again at once, in this process."""
-    monkeypatch.setattr(stores, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(patience, "WAITS", (0.01, 0.01))

@@ -1,5 +1,6 @@
 """A Hub on 127.0.0.1 that speaks the real protocol to the unmodified huggingface_hub and datasets."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -22,7 +23,8 @@ class LoopbackHub:
     A context manager. `url` is what HF_ENDPOINT must be; `requests` lists what was asked, `ranges` the (file, first
     byte, bytes) sent of ranged reads. Faults are strings in `faults`, each used up by one ranged read: "429", "503",
     "reset", "short", "stall", "whole" (the range ignored), "changed" (another ETag), "elsewhere" (a range of another
-    place, as it says), "total" (of a file of another size), "unsaid" (no Content-Range), "empty" (no body).
+    place, as it says), "total" (of a file of another size), "unsaid" (no Content-Range), "empty" (no body), "hour"
+    (to be asked again in an hour), "drip" (twenty bytes a second).
     """
 
     def __init__(self, repositories: dict[str, Path]):
@@ -101,6 +103,15 @@ class LoopbackHub:
         part = b"" if fault == "empty" else data[first : last + 1]
         if fault in ("429", "503"):
             send(request, b"later", body, {"Retry-After": "1"}, status=int(fault))
+        elif fault == "hour":
+            send(request, b"later", body, {"Retry-After": "3600"}, status=429)
+        elif fault == "drip":
+            send(request, part, False, headers, status=206)
+            with contextlib.suppress(OSError):  # the client has given up
+                for byte in part:
+                    time.sleep(0.05)
+                    request.wfile.write(bytes([byte]))
+            request.close_connection = True
         elif fault in ("short", "reset", "stall"):
             send(request, part, False, headers, status=206)
             request.wfile.write(part[: len(part) // 2])

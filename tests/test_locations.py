@@ -120,7 +120,7 @@ def test_urls_that_cannot_be_read_are_one_line(s3: Bucket, tmp_path: Path, path:
 def test_a_range_that_comes_short_is_refused(monkeypatch: pytest.MonkeyPatch):
     import fsspec
 
-    monkeypatch.setattr("gpt2wds.stores.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("gpt2wds.patience.WAITS", (0.01, 0.01))
 
     fsspec.filesystem("memory").pipe("/short.jsonl", b"0123456789")
     assert UrlFile("memory://short.jsonl", 10, "").read_range(2, 5) == b"234"

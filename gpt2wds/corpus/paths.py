@@ -21,8 +21,18 @@ def expanded(path: str) -> list[str]:
     """The files that a path, a URL or a pattern (`*`, `**`, `?`, `[…]`, `{a,b}`) means; a directory means all files
     of known formats below it, hidden ones excepted.
 
-    Raises Error when there are none.
+    Raises Error when there are none, and for a name that a plan, which is JSON, cannot hold.
     """
+    found = _expanded(path)
+    for name in found:
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            raise Error(f"files: expected names in UTF-8, got {os.fsencode(name)!r}; rename it") from None
+    return found
+
+
+def _expanded(path: str) -> list[str]:
     path = path.removeprefix("file://")
     if "://" not in path:
         path = os.path.expanduser(path)
@@ -30,7 +40,7 @@ def expanded(path: str) -> list[str]:
             return [path]
     alternatives = _alternatives(path)
     if len(alternatives) > 1:
-        return [name for alternative in alternatives for name in expanded(alternative)]
+        return [name for alternative in alternatives for name in _expanded(alternative)]
     is_pattern = any(c in path.partition("?")[0] for c in "*[") or ("?" in path and "://" not in path)
     if "://" in path:
         return _listed(path) if is_pattern else [path]

@@ -19,7 +19,7 @@ import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from ..errors import Error
+from ..errors import Error, reason
 from .directory import Dataset
 from .manifest import TOKENS, member
 from .order import EpochOrder, Position, Slots, even_share
@@ -120,8 +120,7 @@ class StepBatches(IterableDataset):
     def __iter__(self) -> Iterator[np.ndarray]:
         if get_worker_info() is not None:
             raise WorkersRepeat()
-        self._iterators += 1
-        current = self._iterators
+        current = self._iterators = self._iterators + 1
         while True:
             start, following = self._position, Position(self._position.epoch + 1)
             steps = Slots(self.sequences, self.sequences_per_step, start.taken).steps
@@ -158,12 +157,14 @@ class StepBatches(IterableDataset):
             worker_init_fn=_leave_signals_to_the_parent,
         )
         shares = iter(loader)
-        while step := list(islice(shares, self.num_workers)):
-            assert len(step) == self.num_workers
-            problems = [share for share in step if isinstance(share, str)]
-            if problems:
-                raise Error(problems[0])
-            yield np.concatenate([share.numpy() for share in step])
+        try:
+            while step := list(islice(shares, self.num_workers)):
+                assert len(step) == self.num_workers
+                if problems := [share for share in step if isinstance(share, str)]:
+                    raise Error(problems[0])
+                yield np.concatenate([share.numpy() for share in step])
+        except (ConnectionError, EOFError) as error:  # of a process that is killed while it hands over a tensor
+            raise RuntimeError(f"DataLoader worker exited unexpectedly: {reason(error)}") from error
 
 
 class EpochSequences(IterableDataset):

@@ -122,3 +122,15 @@ def test_a_link_to_a_directory_above_is_walked_once(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     (tmp_path / "loop").symlink_to(tmp_path)
     assert expanded(str(tmp_path)) == [str(tmp_path / "a.txt")]
+
+
+def test_a_name_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).touch()
+    with pytest.raises(Error, match=r"expected names in UTF-8, got b'.*caf\\xe9.txt'; rename it"):
+        expanded(str(tmp_path))
+
+
+def test_a_directory_may_be_called_like_a_chain_of_urls(tmp_path: Path) -> None:
+    (tmp_path / "x::y").mkdir()
+    (tmp_path / "x::y" / "a.txt").touch()
+    assert expanded(f"{tmp_path}/x::y") == expanded(f"{tmp_path}/x::y/*.txt") == [f"{tmp_path}/x::y/a.txt"]

@@ -247,8 +247,10 @@ def url_file(url: str, mark: str = "") -> UrlFile:
         # fsspec says "not found" of whatever fails; why is in its cause.
         why = reason(error.__cause__) if error.__cause__ else "not found"
         raise Error(f"{url}: expected a file to read ({why})") from None
-    if info.get("type") == "directory" or info.get("size") is None:
-        raise Error(f"{url}: expected a file of known size, got {'a directory' if 'type' in info else 'none'}")
+    if info.get("type") == "directory":
+        raise Error(f"{url}: expected a file, got a directory; give {url.rstrip('/')}/ for all files below it")
+    if info.get("size") is None:
+        raise Error(f"{url}: expected a file of known size, its server tells none; download it first")
     marks = (mark,) if mark else CHANGE_MARKS
     return UrlFile(url, int(info["size"]), next((f"{k} {info[k]}" for k in marks if info.get(k)), ""))
 

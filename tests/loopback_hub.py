@@ -33,6 +33,7 @@ class LoopbackHub:
         self.ranges: list[tuple[str, int, int]] = []
         self.faults: list[str] = []
         self.delay = 0.0  # seconds before each answer
+        self.api_faults: dict[str, list[str]] = {}  # of a repository's API: statuses, "reset", "loop", "hour"
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -67,6 +68,9 @@ class LoopbackHub:
         self.requests.append(f"{request.command} {request.path}")
         path = unquote(urlsplit(request.path).path).lstrip("/")
         if api := re.fullmatch(r"api/(datasets|models)/([^/]+/[^/]+)(/(?:revision|tree|paths-info)/.+)?", path):
+            if faults := self.api_faults.get(api[2]):
+                self._refuse(request, faults.pop(0), body)
+                return
             folder = self.repositories.get(api[2] if api[1] == "models" else f"datasets/{api[2]}")
             if folder:
                 kind, _, below = (api[3] or "/revision/main").lstrip("/").partition("/")
@@ -85,6 +89,17 @@ class LoopbackHub:
                 self._file(request, file[2], *_content(target, target.stat().st_mtime_ns), body)
                 return
         send(request, b"not found", body, {"X-Error-Code": "EntryNotFound"}, status=404)
+
+    def _refuse(self, request: BaseHTTPRequestHandler, fault: str, body: bool) -> None:
+        if fault == "reset":
+            request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            request.close_connection = True
+        elif fault == "loop":
+            send(request, b"", body, {"Location": f"{self.url}{request.path}"}, status=307)
+        elif fault == "hour":
+            send(request, b"later", body, {"Retry-After": "3600"}, status=429)
+        else:
+            send(request, b"{}", body, {}, status=int(fault))
 
     def _file(self, request: BaseHTTPRequestHandler, name: str, data: bytes, digest: str, body: bool) -> None:
         headers = {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}

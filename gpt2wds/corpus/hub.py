@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from ..errors import Error, reason
 from ..files import replace
 from ..locations import HubFile
-from ..patience import Answer, patiently, refuse_long_wait, retry_after, status
+from ..patience import Answer, may_pass, patiently, refuse_long_wait, retry_after, status
+from ..stores import GO_ON
 from .documents import Document, Run, Size, as_document, check_delivered, no_column
 
 HELLASWAG_REPO = "Rowan/hellaswag"
@@ -123,7 +124,7 @@ def resolve(repo: str, config: str | None, split: str, revision: str | None) -> 
         commit = str(_patiently(HfApi().dataset_info, repo, revision=revision).sha)
         found = _patiently(_data_files, repo, config, commit)
         if split not in found:
-            raise Error(f"dataset {repo}: expected a split {split!r}, it has {', '.join(found) or 'none'}")
+            raise Error(f"dataset {repo}: expected a split {split!r}, it has {', '.join(map(str, found)) or 'none'}")
         prefix = f"hf://datasets/{repo}@{commit}/"
         names = list(dict.fromkeys(str(url).removeprefix(prefix) for url in found[split]))
         listed = _patiently(HfApi().get_paths_info, repo, names, repo_type="dataset", revision=commit)
@@ -176,9 +177,15 @@ def _naming(what: str) -> Iterator[None]:
     """Turn what these libraries raise of a repository into one line."""
     try:
         yield
-    except Error:
-        raise
+    except Error as error:
+        raise Error(str(error) if str(error).startswith(what) else f"{what}: {error}") from None
     except Exception as error:  # of HTTP clients, YAML, datasets: they share no base
+        if may_pass(error):
+            from huggingface_hub import constants
+
+            raise Error(f"{what}: no answer of {constants.ENDPOINT} ({reason(error)}); {GO_ON}") from error
+        if type(error).__module__.startswith("yaml"):
+            raise Error(f"{what}: expected YAML at the head of its README.md, got none ({reason(error)})") from error
         hint = ""
         if status(error) in (401, 403):
             hint = "; if it is gated or private, accept its terms and log in with `hf auth login`"

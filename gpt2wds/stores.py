@@ -40,6 +40,11 @@ def _filesystem(url: str, _: int) -> tuple[fsspec.AbstractFileSystem, str]:
     return system, path
 
 
+def forget() -> None:
+    """Make clients anew: for the next question, the environment may name another endpoint or other credentials."""
+    _filesystem.cache_clear()
+
+
 def fresh(system: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
     """A file system that asks its store, and remembers no listing: others write there, too."""
     system.invalidate_cache()

@@ -7,9 +7,11 @@
     npy           build-nanogpt's loader: shards read whole, in order
 
 All but ours read uncompressed files. Each run is a process of its own on one core, forked from this one; rounds
-alternate, so that what else the machine does meets all alike; medians are compared. Batches are taken and dropped.
+alternate, and what counts is the processor's time, so that what else the machine does disturbs little; medians are
+compared. Batches are taken and dropped.
 
     python tools/bench_loader.py data/fineweb-edu --batches 2000
+    python tools/bench_loader.py data/fineweb-edu --sequences 512 --only gpt2wds    # the 124M recipe on one rank
 """
 
 import json
@@ -31,7 +33,7 @@ import webdataset
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.loader import StepBatches
 
-BATCH, SEQ_LEN = 8, 1024
+SEQ_LEN = 1024
 Batches = Iterator[Any]
 
 
@@ -46,11 +48,11 @@ def sequences_of(tokens: np.ndarray) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(tokens, SEQ_LEN + 1)[::SEQ_LEN]
 
 
-def gpt2wds(dataset: Dataset, folder: Path) -> Callable[[], Batches]:
-    return lambda: iter(StepBatches(dataset, seq_len=SEQ_LEN, sequences_per_step=BATCH, seed=1))
+def gpt2wds(dataset: Dataset, folder: Path, sequences: int) -> Callable[[], Batches]:
+    return lambda: iter(StepBatches(dataset, seq_len=SEQ_LEN, sequences_per_step=sequences, seed=1))
 
 
-def one_sample_per_sequence(dataset: Dataset, folder: Path) -> Callable[[], Batches]:
+def one_sample_per_sequence(dataset: Dataset, folder: Path, sequences: int) -> Callable[[], Batches]:
     for number, tokens in enumerate(tokens_of(dataset)):
         with webdataset.TarWriter(str(folder / f"{number:05}.tar")) as tar:
             for i, sequence in enumerate(sequences_of(tokens)):
@@ -60,12 +62,12 @@ def one_sample_per_sequence(dataset: Dataset, folder: Path) -> Callable[[], Batc
     def start() -> Batches:
         samples = webdataset.WebDataset(urls, shardshuffle=100, empty_check=False).shuffle(1000)
         rows = samples.map(lambda sample: np.frombuffer(sample["bin"], dtype="<u2"))
-        return iter(rows.batched(BATCH, collation_fn=np.stack))
+        return iter(rows.batched(sequences, collation_fn=np.stack))
 
     return start
 
 
-def memmap(dataset: Dataset, folder: Path) -> Callable[[], Batches]:
+def memmap(dataset: Dataset, folder: Path, sequences: int) -> Callable[[], Batches]:
     with (folder / "train.bin").open("wb") as file:
         for tokens in tokens_of(dataset):
             file.write(tokens.tobytes())
@@ -73,7 +75,7 @@ def memmap(dataset: Dataset, folder: Path) -> Callable[[], Batches]:
     def start() -> Batches:
         while True:
             data = np.memmap(folder / "train.bin", dtype=np.uint16, mode="r")  # each time anew, as nanoGPT does
-            places = torch.randint(len(data) - SEQ_LEN, (BATCH,))
+            places = torch.randint(len(data) - SEQ_LEN, (sequences,))
             x = torch.stack([torch.from_numpy(data[i : i + SEQ_LEN].astype(np.int64)) for i in places])
             y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + SEQ_LEN].astype(np.int64)) for i in places])
             yield x, y
@@ -81,7 +83,7 @@ def memmap(dataset: Dataset, folder: Path) -> Callable[[], Batches]:
     return start
 
 
-def npy_shards(dataset: Dataset, folder: Path) -> Callable[[], Batches]:
+def npy_shards(dataset: Dataset, folder: Path, sequences: int) -> Callable[[], Batches]:
     for number, tokens in enumerate(tokens_of(dataset)):
         np.save(folder / f"{number:05}.npy", tokens)
 
@@ -89,14 +91,14 @@ def npy_shards(dataset: Dataset, folder: Path) -> Callable[[], Batches]:
         while True:
             for path in sorted(folder.glob("*.npy")):
                 tokens = torch.tensor(np.load(path).astype(np.int32), dtype=torch.long)
-                for at in range(0, len(tokens) - BATCH * SEQ_LEN, BATCH * SEQ_LEN):
-                    part = tokens[at : at + BATCH * SEQ_LEN + 1]
-                    yield part[:-1].view(BATCH, SEQ_LEN), part[1:].view(BATCH, SEQ_LEN)
+                for at in range(0, len(tokens) - sequences * SEQ_LEN, sequences * SEQ_LEN):
+                    part = tokens[at : at + sequences * SEQ_LEN + 1]
+                    yield part[:-1].view(sequences, SEQ_LEN), part[1:].view(sequences, SEQ_LEN)
 
     return start
 
 
-def litdata(dataset: Dataset, folder: Path) -> Callable[[], Batches]:
+def litdata(dataset: Dataset, folder: Path, sequences: int) -> Callable[[], Batches]:
     from litdata.streaming import StreamingDataLoader, StreamingDataset, TokensLoader
     from litdata.streaming.writer import BinaryWriter
 
@@ -112,7 +114,7 @@ def litdata(dataset: Dataset, folder: Path) -> Callable[[], Batches]:
     def start() -> Batches:
         loader = TokensLoader(SEQ_LEN + 1)
         data = StreamingDataset(str(folder), item_loader=loader, shuffle=True, drop_last=True, seed=1)
-        return iter(StreamingDataLoader(data, batch_size=BATCH, num_workers=0))
+        return iter(StreamingDataLoader(data, batch_size=sequences, num_workers=0))
 
     return start
 
@@ -132,22 +134,25 @@ def memory(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(start: Callable[[], Batches], batches: int) -> dict[str, float]:
-    """Seconds to the first batch, tokens per second in all, and memory beyond what the process had; in a child."""
+def measure(start: Callable[[], Batches], batches: int, sequences: int) -> dict[str, float]:
+    """Seconds to the first batch, tokens per second of the processor's time, and memory beyond what the process had.
+
+    In a child of its own.
+    """
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         torch.set_num_threads(1)
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM from here on
-        before, began = memory("VmRSS"), time.perf_counter()
+        before, began, busy = memory("VmRSS"), time.perf_counter(), time.process_time()
         source = start()
         next(source)
-        first = time.perf_counter()
+        first = time.perf_counter() - began
         count = sum(1 for _ in islice(source, batches))
         # The first batch counts too: it is where ours opens its windows.
-        rate = (count + 1) * BATCH * SEQ_LEN / (time.perf_counter() - began)
-        found = {"first": first - began, "rate": rate, "memory": memory("VmHWM") - before, "count": count}
+        rate = (count + 1) * sequences * SEQ_LEN / (time.process_time() - busy)
+        found = {"first": first, "rate": rate, "memory": memory("VmHWM") - before, "count": count}
         os.write(send, json.dumps(found).encode())
         os._exit(0)
     os.close(send)
@@ -159,35 +164,39 @@ def measure(start: Callable[[], Batches], batches: int) -> dict[str, float]:
 
 @click.command()
 @click.argument("data")
-@click.option("--batches", type=click.IntRange(1), default=1000, show_default=True, help=f"Of {BATCH} sequences each.")
+@click.option("--batches", type=click.IntRange(1), default=1000, show_default=True, help="How many to take.")
+@click.option("--sequences", type=click.IntRange(1), default=8, show_default=True, help="Of each batch.")
+@click.option("--only", type=click.Choice(list(CONTESTANTS)), multiple=True, help="Leave the others out.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-def main(data: str, batches: int, rounds: int) -> None:
+def main(data: str, batches: int, sequences: int, only: tuple[str, ...], rounds: int) -> None:
     dataset = Dataset(data)
-    available = sum(max(0, shard.tokens - 1) // (BATCH * SEQ_LEN) for shard in dataset.shards("train"))
+    available = sum(max(0, shard.tokens - 1) // (sequences * SEQ_LEN) for shard in dataset.shards("train"))
     batches = min(batches, available - 2)
     with tempfile.TemporaryDirectory() as scratch:
         starts: dict[str, Callable[[], Batches]] = {}
-        for name, make in CONTESTANTS.items():
+        for name in only or CONTESTANTS:
             folder = Path(scratch) / name
             folder.mkdir()
             try:
-                starts[name] = make(dataset, folder)
+                starts[name] = CONTESTANTS[name](dataset, folder, sequences)
             except ImportError as error:
                 print(f"{name}: left out ({error})")
         for start in starts.values():
-            measure(start, 10)  # files are in the page cache afterwards
+            measure(start, min(10, batches), sequences)  # files are in the page cache afterwards
         found: dict[str, list[dict[str, float]]] = {name: [] for name in starts}
         for _ in range(rounds):
             for name, start in starts.items():
-                found[name].append(measure(start, batches))
-    print(f"{dataset.total('train', 'tokens'):,} tokens, {batches} batches of {BATCH} × {SEQ_LEN}, median of {rounds}")
+                found[name].append(measure(start, batches, sequences))
+    print(
+        f"{dataset.total('train', 'tokens'):,} tokens, {batches} batches of {sequences} × {SEQ_LEN}, median of {rounds}"
+    )
     middle = {n: {k: statistics.median(r[k] for r in runs) for k in runs[0]} for n, runs in found.items()}
     for name, m in middle.items():
         assert m["count"] == batches, (name, m)
-        ratio = middle["gpt2wds"]["rate"] / m["rate"]
+        ours = middle.get("gpt2wds", m)["rate"] / m["rate"]
         print(
             f"  {name:10} {m['rate'] / 1e6:8.1f} M tokens/s, first batch {m['first'] * 1e3:7.1f} ms, "
-            f"{math.ceil(m['memory'] / 1e6):5} MB; gpt2wds is {ratio:.2f} times as fast"
+            f"{math.ceil(m['memory'] / 1e6):5} MB; gpt2wds is {ours:.2f} times as fast"
         )
 
 

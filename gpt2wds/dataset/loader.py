@@ -1,32 +1,20 @@
-"""A dataset directory → the batches of one rank, as a WebDataset pipeline.
+"""A dataset directory → the batches of one rank, from where it was to the end of time, with a state."""
 
-    schedule  →  open frames  →  tar members  →  group by key  →  sequences of a step
-
-The first stage stands where WebDataset has its shard list and `split_by_node`: it gives out frames in the global
-order (order.py). Tar reading and grouping are WebDataset's own.
-"""
-
-import io
 import signal
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ..errors import Error, reason
 from .directory import Dataset
+from .epoch import EpochSequences
 from .manifest import TOKENS, member
-from .order import EpochOrder, Position, Slots, even_share
+from .order import Position, Slots, even_share
 from .shards import BLOCK_TOKENS
 
-SAMPLE_MEMBER = "tokens.npy"
-AHEAD = 64  # blocks of a URL that are read at once, and held: 8 MB
 GRACE_SECONDS = 60  # that a worker process outlives a signal to stop
 STATE_VERSION = 1
 
@@ -167,89 +155,6 @@ class StepBatches(IterableDataset):
             raise RuntimeError(f"DataLoader worker exited unexpectedly: {reason(error)}") from error
 
 
-class EpochSequences(IterableDataset):
-    """One epoch of a rank's slots: yields (slots, seq_len + 1) uint16 per step; in a worker, the worker's slots."""
-
-    def __init__(
-        self, dataset: Dataset, seq_len: int, sequences_per_step: int, seed: int, slots: range, position: Position
-    ):
-        self._dataset, self._seq_len, self._sequences_per_step = dataset, seq_len, sequences_per_step
-        self._seed, self._slots, self._position = seed, slots, position
-
-    def __iter__(self) -> Iterator[Any]:
-        worker = get_worker_info()
-        slots = self._slots
-        if worker is not None:
-            share = even_share(len(slots), worker.id, worker.num_workers)
-            slots = slots[share.start : share.stop]
-        tokens = self._dataset.blocks["train"]["tokens"]
-        order = EpochOrder(tokens, seq_len=self._seq_len, seed=self._seed, epoch=self._position.epoch)
-        left = Slots(order.sequences, self._sequences_per_step, self._position.taken)
-        visits = [_visits(order, left, slot) for slot in slots]
-        pipeline = webdataset.DataPipeline(
-            lambda: self._frames(order, visits),
-            tar_file_expander,
-            group_by_keys,
-            lambda samples: self._steps(samples, order, visits, left.steps),
-        )
-        return iter(pipeline) if worker is None else _error_as_item(pipeline)
-
-    def _frames(self, order: EpochOrder, visits: list[np.ndarray]) -> Iterator[dict[str, Any]]:
-        # In the order in which _steps will ask for them: by step, and within a step by slot.
-        every = np.concatenate(visits)
-        owner = np.repeat(np.arange(len(visits)), [len(v) for v in visits])
-        places = (every[i].tolist() for i in np.lexsort((owner, every[:, 0])))
-        blocks = (
-            block
-            for _, window, first, end in places
-            for block in np.unique(order.window_sequences(window, first, end)[0]).tolist()
-        )
-        for block, frame in self._read(blocks):
-            # Grouping keeps nothing of this but the URL, so the place travels there.
-            yield {"url": f"{block}", "stream": io.BytesIO(frame)}
-
-    def _read(self, blocks: Iterator[int]) -> Iterator[tuple[int, bytes]]:
-        """Blocks with their frames. From a URL so many are asked for at once, ahead of need."""
-        if self._dataset.folder.is_local:
-            yield from ((block, self._dataset.read_frame("train", block)) for block in blocks)
-            return
-        threads = ThreadPoolExecutor(AHEAD)
-        asked = deque[tuple[int, Future[bytes]]]()
-        try:
-            for block in blocks:
-                asked.append((block, threads.submit(self._dataset.read_frame, "train", block)))
-                if len(asked) == AHEAD:
-                    first, frame = asked.popleft()
-                    yield first, frame.result()
-            for first, frame in asked:
-                yield first, frame.result()
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
-
-    def _steps(
-        self, samples: Iterable[dict[str, Any]], order: EpochOrder, visits: list[np.ndarray], steps: int
-    ) -> Iterator[np.ndarray]:
-        source = iter(samples)
-        sequences = [self._sequences(source, order, v) for v in visits]
-        for _ in range(steps):
-            yield np.stack([next(slot) for slot in sequences])  # (slots, seq_len + 1)
-
-    def _sequences(
-        self, samples: Iterator[dict[str, Any]], order: EpochOrder, visits: np.ndarray
-    ) -> Iterator[np.ndarray]:
-        """One slot's sequences; takes the next samples whenever the slot enters a window."""
-        length = self._seq_len
-        for _, window, first, end in visits.tolist():
-            blocks, places = order.window_sequences(window, first, end)
-            tokens = {block: self._tokens(next(samples), block) for block in np.unique(blocks).tolist()}
-            for block, place in zip(blocks.tolist(), places.tolist(), strict=True):
-                yield tokens[block][place * length : (place + 1) * length + 1]
-
-    def _tokens(self, sample: dict[str, Any], block: int) -> np.ndarray:
-        assert (sample["__url__"], sample["__key__"]) == (str(block), self._dataset.block_key("train", block))
-        return self._dataset.check_tokens("train", block, sample[SAMPLE_MEMBER])
-
-
 class WorkersRepeat(Error):
     """Raised in a torch DataLoader's worker, and again in its parent, which would add a page of traceback."""
 
@@ -279,22 +184,3 @@ def _leave_signals_to_the_parent(_: int) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, wait)
-
-
-def _error_as_item(steps: Iterable[np.ndarray]) -> Iterator[np.ndarray | str]:
-    """In a worker what goes wrong is its last item: DataLoader would wrap an exception into a page of traceback."""
-    try:
-        yield from steps
-    except Error as error:
-        yield str(error)
-
-
-def _visits(order: EpochOrder, left: Slots, slot: int) -> np.ndarray:
-    """The windows a slot passes through: rows of (step from here, window, first position, end position)."""
-    rows, step = [np.zeros((0, 4), dtype=np.int64)], 0
-    for start, length in left.ranges(slot):
-        windows, first = order.windows(start, length)
-        ends = np.append(first[1:], start + length)
-        rows.append(np.stack([step + first - start, windows, first, ends], axis=1))
-        step += length
-    return np.concatenate(rows)

@@ -58,7 +58,12 @@ def checked_tokens(payload: bytes, expected_tokens: int, largest_id: int) -> np.
     tokens = npy_tokens(payload)
     if len(tokens) != expected_tokens:
         raise Error(f"expected {expected_tokens} tokens, got {len(tokens)}")
-    if (tokens > largest_id).any():
+    return checked_ids(tokens, largest_id)
+
+
+def checked_ids(tokens: np.ndarray, largest_id: int) -> np.ndarray:
+    """(tokens,) uint16, once all are ids up to the largest. Raises Error."""
+    if tokens.max(initial=0) > largest_id:
         raise Error(f"expected token ids up to {largest_id}, got {tokens.max()}")
     return tokens
 

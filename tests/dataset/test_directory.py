@@ -667,10 +667,17 @@ def link(name: str) -> bytes:
     return member.tobuf(tarfile.USTAR_FORMAT)
 
 
+def of_another_writer(name: str, payload: bytes) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime = len(payload), 1_700_000_000
+    return member.tobuf(tarfile.USTAR_FORMAT) + payload + bytes(-len(payload) % 512)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (shards.tar_member(f"{KEY}.tokens.npy", FEW), None),
+        (of_another_writer(f"{KEY}.tokens.npy", FEW), None),
         (shards.tar_member("val-00000-000001.tokens.npy", FEW), f"expected the member {KEY}.tokens.npy, got val-00000"),
         (shards.tar_member(f"{KEY}.npy", FEW), f"expected the member {KEY}.tokens.npy"),
         (shards.tar_member(KEY, FEW), f"expected the member {KEY}.tokens.npy"),

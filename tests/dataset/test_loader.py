@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import tarfile
-import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,16 +12,13 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-import webdataset
 import zstandard
 from making import shard_files
 from test_order import reference_order, reference_steps
 from torch.utils.data import DataLoader, IterableDataset
 
-from gpt2wds.dataset import loader as loader_module
 from gpt2wds.dataset.directory import Dataset
-from gpt2wds.dataset.loader import EpochSequences, StepBatches
-from gpt2wds.dataset.order import Position
+from gpt2wds.dataset.loader import StepBatches
 from gpt2wds.dataset.validation import validation_sequences
 from gpt2wds.errors import Error
 
@@ -269,63 +265,6 @@ def test_a_dataset_at_a_url_gives_the_same_steps(plays: Dataset, num_workers: in
     options: dict[str, Any] = {"num_workers": num_workers, "sequences_per_step": 160}
     got = first_steps(at_a_url(plays), 5, **options)
     np.testing.assert_array_equal(np.stack(got), np.stack(first_steps(plays, 5, **options)))
-
-
-def test_blocks_of_a_url_are_read_many_at_once(plays: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    far = at_a_url(plays)
-    read, together = far.read_frame, threading.Barrier(8)
-
-    def read_frame(split: str, block: int) -> bytes:
-        together.wait(5)  # breaks unless eight are asked for at the same time
-        return read(split, block)
-
-    monkeypatch.setattr(far, "read_frame", read_frame)
-    monkeypatch.setattr(loader_module, "AHEAD", 8)
-    np.testing.assert_array_equal(first_steps(far, 1)[0], first_steps(plays, 1)[0])
-
-
-class Counting(Dataset):
-    """Counts how often each training block is read."""
-
-    def __init__(self, path: str):
-        super().__init__(path)
-        self.reads: list[int] = []
-
-    def read_frame(self, split: str, block: int) -> bytes:
-        self.reads.append(block)
-        return super().read_frame(split, block)
-
-
-def test_a_frame_is_read_about_once(small: Dataset) -> None:
-    dataset = Counting(small.path)
-    batches = load(dataset, seq_len=4, sequences_per_step=3)
-    for _ in islice(batches, batches.steps_per_epoch):
-        pass
-    # Only a window in which one slot ends and the next begins is read by both: 8 blocks each.
-    assert set(dataset.reads) == set(range(60))
-    assert len(dataset.reads) <= 60 + 2 * 8
-
-
-def test_frames_are_read_as_they_are_needed(small: Dataset) -> None:
-    dataset = Counting(small.path)
-    next(iter(load(dataset, seq_len=4, sequences_per_step=3)))
-    assert len(dataset.reads) <= 3 * 8
-
-
-def test_it_is_a_webdataset_pipeline(plays: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[tuple[Any, ...]] = []
-
-    class Recorded(webdataset.DataPipeline):
-        def __init__(self, *stages: Any):
-            made.append(stages)
-            super().__init__(*stages)
-
-    monkeypatch.setattr(webdataset, "DataPipeline", Recorded)
-    epoch = EpochSequences(plays, SEQ_LEN, 4, SEED, range(4), Position())
-    assert isinstance(epoch, IterableDataset)
-    assert next(iter(epoch)).shape == (4, SEQ_LEN + 1)
-    ((_, expand, group, _),) = made
-    assert (expand, group) == (webdataset.tariterators.tar_file_expander, webdataset.tariterators.group_by_keys)
 
 
 def test_what_is_left_out_is_counted(plays: Dataset) -> None:

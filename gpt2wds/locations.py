@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from .errors import Error, reason
 from .patience import patiently, seconds_for
-from .ranges import Range, WrongRange, fetch, plain_etag
+from .ranges import Range, WrongAnswer, WrongRange, fetch, plain_etag
 from .stores import GO_ON, ask, fresh
 
 SMALLEST_REQUEST = 1 << 16
@@ -164,7 +164,7 @@ class HubFile:
                 first = (answer.history or [answer])[0]  # the Hub's own, before it sends us to its storage
                 etag = plain_etag(first.headers.get("X-Linked-Etag") or first.headers.get("ETag"))
                 if etag and etag != self.etag:
-                    raise WrongRange(f"the file changed under its commit (ETag {self.etag} → {etag})")
+                    raise WrongAnswer(f"the file changed under its commit (ETag {self.etag} → {etag})")
                 wanted.check_answer(answer.status_code, answer.headers)
             except Exception as error:
                 broken = error

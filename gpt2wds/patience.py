@@ -18,7 +18,7 @@ Answer = TypeVar("Answer")
 
 WAITS = (1, 2, 4, 8, 16, 30, 30)  # seconds before what did not answer is asked again
 PATIENCE_SECONDS = 120.0  # after the first question nothing is asked again
-ABSENT_SECONDS = 20.0  # the same where nothing listens at all: often its address is wrong
+ABSENT_SECONDS = 20.0  # the same where nothing listens at all, or another file's bytes come: often the address is wrong
 GRACE_SECONDS = 30.0  # for any answer …
 LEAST_RATE = 1 << 15  # … and bytes per second from then on: who is slower is given up
 WHOLE_SECONDS = 300.0  # for an answer of unknown length
@@ -32,6 +32,7 @@ _ABSENT_NAMES = {
     "ConnectTimeoutError",
     "ConnectionTimeoutError",
     "EndpointConnectionError",
+    "WrongAnswer",  # of ranges.py
 }
 _PASSING_NAMES = {
     "ClientPayloadError",
@@ -145,7 +146,7 @@ def _header(error: BaseException, name: str) -> str:
 
 
 def _is_absent(error: BaseException) -> bool:
-    """Whether nothing listens there, as far as can be told."""
+    """Whether nothing listens there, or something else does, as far as can be told."""
     return any(
         isinstance(cause, (ConnectionRefusedError, socket.gaierror)) or _names(cause) & _ABSENT_NAMES
         for cause in causes(error)

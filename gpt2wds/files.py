@@ -1,15 +1,18 @@
 """Files that are whole or not there, at whatever moment a process is killed.
 
-A file is written under a temporary name (host, process, random), brought to the disk, and then given its final name.
+A file is written under a temporary name (host, its kernel, process, random), brought to the disk, and then given its
+final name.
 """
 
 import errno
 import os
+import re
 import secrets
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,7 +35,40 @@ def local_path(path: str | Path) -> Path:
 
 
 def temporary_name(final: Path) -> Path:
-    return final.with_name(f".{final.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    host = socket.gethostname().replace("/", "_")
+    name = f".{final.name}.{host}.{_short_kernel()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    return final.with_name(name)
+
+
+def remove_dead(folder: Path) -> None:
+    """Remove temporary files of processes that have ended, as far as this host can know: its own, since it started."""
+    form = re.compile(rf"\..+\.{_short_kernel()}\.(\d+)\.[0-9a-f]{{8}}\.tmp")
+    for path in folder.glob(TEMPORARY):
+        found = form.fullmatch(path.name)
+        if found and not _lives(int(found[1])) and not path.is_dir():
+            path.unlink(missing_ok=True)
+
+
+def kernel() -> str:
+    """Which processes can be seen from here: those of this boot of this machine, and of this container."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return socket.gethostname()
+
+
+def _short_kernel() -> str:
+    return sha256(kernel().encode()).hexdigest()[:8]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # it is there, and another user's
+    return True
 
 
 @contextmanager

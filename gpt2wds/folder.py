@@ -16,14 +16,15 @@ import fsspec
 from .errors import Error, reason
 from .files import commit, replacing, synced, temporary_name
 from .locations import RangedFile
-from .stores import Answer, Question, ask, filesystem, fresh
+from .patience import WHOLE_SECONDS, Answer, seconds_for
+from .stores import Question, ask, filesystem, fresh
 
 
 class Folder:
     """A directory, here or at any URL that fsspec reads, whose files are known by their names.
 
     Methods raise FileNotFoundError for a file that is not there, OSError for a disk that fails, and Error for what
-    a URL's library says. A store that is busy or away is asked again for about a minute.
+    a URL's library says. A store that is busy or away is asked again for about two minutes.
     """
 
     def __init__(self, path: "str | Path | Folder"):
@@ -51,7 +52,8 @@ class Folder:
         """A file's bytes start … end - 1, fewer where it is shorter; all of it if not given."""
         if not self.is_local:
             first = start if start or end is not None else None  # asked without a range, it needs no size
-            return self._ask(name, lambda system, path: bytes(system.cat_file(path, start=first, end=end)))
+            seconds = WHOLE_SECONDS if end is None else seconds_for(end - start)
+            return self._ask(name, lambda system, path: bytes(system.cat_file(path, start=first, end=end)), seconds)
         with open(f"{self.path}/{name}", "rb", buffering=0) as file:
             file.seek(start)
             return file.read(-1 if end is None else end - start)
@@ -116,7 +118,7 @@ class Folder:
             with replacing(Path(self.path, name)) as file:
                 file.write(data)
             return
-        self._ask(name, lambda system, path: _placed(system.pipe_file, path, data))
+        self._ask(name, lambda system, path: _placed(system.pipe_file, path, data), seconds_for(len(data)))
 
     def remove(self, name: str) -> None:
         """Remove a file, or an empty directory, if it is there."""
@@ -140,10 +142,10 @@ class Folder:
                 return False
             return True
 
-        return self._ask(name, send)
+        return self._ask(name, send, seconds_for(Path(file).stat().st_size))
 
-    def _ask(self, name: str, question: Question[Answer]) -> Answer:
-        return ask(self.path, question, name)
+    def _ask(self, name: str, question: Question[Answer], seconds: float = WHOLE_SECONDS) -> Answer:
+        return ask(self.path, question, name, seconds=seconds)
 
 
 def _placed(put: Callable[..., object], *arguments: object, **options: object) -> None:

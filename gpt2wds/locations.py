@@ -7,27 +7,24 @@ nothing is kept on disk.
 
 import importlib.util
 import io
-import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from .errors import Error, reason
-from .ranges import Range, WrongRange, fetch, plain_etag
+from .patience import patiently, seconds_for
+from .ranges import Range, WrongAnswer, WrongRange, fetch, plain_etag
 from .stores import GO_ON, ask, fresh
 
 SMALLEST_REQUEST = 1 << 16
 PACKAGE = "package:"
-PAUSES = (0.5, 1, 2, 4)  # seconds before a range that came wrong is asked for again
 # What tells a changed file in various file systems' info, the content's own mark before a time.
 CHANGE_MARKS = (
     *("ETag", "etag", "e_tag", "blob_id", "sha", "md5Hash", "md5", "Content-MD5", "Digest", "CRC"),
     *("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "modificationTime", "modify", "date_time"),
     "created",
 )
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,9 @@ class UrlFile:
     def read_range(self, start: int, end: int) -> bytes:
         """Bytes start … end - 1. Raises Error when they do not come."""
         what, wanted = f"bytes {start} to {end}", Range(start, end, self.size, self.mark)
+        seconds = seconds_for(end - start)
         try:
-            return ask(self.url, lambda system, path: fetch(system, path, wanted), what=what)
+            return ask(self.url, lambda system, path: fetch(system, path, wanted), what=what, seconds=seconds)
         except FileNotFoundError as error:
             raise Error(f"{self}: {what} did not arrive ({reason(error)}); {GO_ON}") from None
 
@@ -138,20 +136,16 @@ class HubFile:
     def read_range(self, start: int, end: int) -> bytes:
         """Bytes start … end - 1. Raises Error for a server that gives anything else.
 
-        huggingface_hub asks again where there is no connection or the server is busy (429, 5xx). What it does not check
-        is checked here, and asked for again: that it is this range, that all of it came, and that the file is the
-        planned one.
+        Checked is, and asked for again, what huggingface_hub does not check: that it is this range, that all of it
+        came in time, and that the file is the planned one.
         """
         what, wanted = f"{self}: bytes {start} to {end}", Range(start, end, self.size)
-        for pause in (*PAUSES, None):
-            try:
-                return self._fetch(wanted)
-            except Exception as error:  # the HTTP client's own: huggingface_hub changes clients between versions
-                if pause is None or not isinstance(error, WrongRange):
-                    raise Error(f"{what} did not arrive ({reason(error)}); {GO_ON}") from None
-                _LOG.warning("%s did not arrive (%s), asking again in %g s", what, reason(error), pause)
-                time.sleep(pause)
-        raise AssertionError
+        try:
+            return patiently(lambda: self._fetch(wanted), what, seconds_for(end - start))
+        except Error as error:
+            raise Error(f"{what} did not arrive: {error}") from None
+        except Exception as error:  # the HTTP client's own: huggingface_hub changes clients between versions
+            raise Error(f"{what} did not arrive ({reason(error)}); {GO_ON}") from None
 
     def _fetch(self, wanted: Range) -> bytes:
         from huggingface_hub import constants, hf_hub_url
@@ -164,13 +158,14 @@ class HubFile:
         url = hf_hub_url(self.repo, self.name, repo_type="dataset", revision=self.revision)
         headers = {**build_hf_headers(), **wanted.headers}
         broken: Exception | None = None
-        with http_stream_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as answer:
-            try:  # what is raised in here must not reach http_stream_backoff, which would ask again for itself
+        options: dict[str, Any] = {"headers": headers, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT, "max_retries": 0}
+        with http_stream_backoff("GET", url, **options) as answer:
+            try:  # what is raised in here must not reach http_stream_backoff, which would take it for its own
                 hf_raise_for_status(answer)
                 first = (answer.history or [answer])[0]  # the Hub's own, before it sends us to its storage
                 etag = plain_etag(first.headers.get("X-Linked-Etag") or first.headers.get("ETag"))
                 if etag and etag != self.etag:
-                    raise WrongRange(f"the file changed under its commit (ETag {self.etag} → {etag})")
+                    raise WrongAnswer(f"the file changed under its commit (ETag {self.etag} → {etag})")
                 wanted.check_answer(answer.status_code, answer.headers)
             except Exception as error:
                 broken = error
@@ -253,8 +248,10 @@ def url_file(url: str, mark: str = "") -> UrlFile:
         # fsspec says "not found" of whatever fails; why is in its cause.
         why = reason(error.__cause__) if error.__cause__ else "not found"
         raise Error(f"{url}: expected a file to read ({why})") from None
-    if info.get("type") == "directory" or info.get("size") is None:
-        raise Error(f"{url}: expected a file of known size, got {'a directory' if 'type' in info else 'none'}")
+    if info.get("type") == "directory":
+        raise Error(f"{url}: expected a file, got a directory; give {url.rstrip('/')}/ for all files below it")
+    if info.get("size") is None:
+        raise Error(f"{url}: expected a file of known size, its server tells none; download it first")
     marks = (mark,) if mark else CHANGE_MARKS
     return UrlFile(url, int(info["size"]), next((f"{k} {info[k]}" for k in marks if info.get(k)), ""))
 

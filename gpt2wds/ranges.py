@@ -17,6 +17,10 @@ class WrongRange(ConnectionError):
     """An answer that is not the range that was asked for; the next one may be."""
 
 
+class WrongAnswer(WrongRange):
+    """It says itself that it is another: mostly for good, so it is not asked for as long as what broke on the way."""
+
+
 @dataclass(frozen=True)
 class Range:
     """Bytes start … end - 1 of a file of `size`. mark: "ETag …" or "Last-Modified …" where that tells its content."""
@@ -32,28 +36,28 @@ class Range:
         return {"Range": f"bytes={self.start}-{self.end - 1}", "Accept-Encoding": "identity"}
 
     def check_answer(self, status: int, headers: Mapping[str, Any]) -> None:
-        """Raise WrongRange for an answer to other questions, before its body is read."""
+        """Raise WrongAnswer for an answer to other questions, before its body is read."""
         is_whole = status == 200 and (self.start, self.end) == (0, self.size)
         if status != 206 and not is_whole:
-            raise WrongRange(f"expected status 206, got {status}: the server or a proxy ignores byte ranges")
+            raise WrongAnswer(f"expected status 206, got {status}: the server or a proxy ignores byte ranges")
         found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range") or "")
         if not is_whole and (
             not found
             or (int(found[1]), int(found[2])) != (self.start, self.end - 1)
             or found[3] not in ("*", str(self.size))
         ):
-            raise WrongRange(
+            raise WrongAnswer(
                 f"expected bytes {self.start}-{self.end - 1}/{self.size}, "
                 f"the server says {headers.get('Content-Range') or 'nothing'}"
             )
         length, encoding = headers.get("Content-Length"), headers.get("Content-Encoding")
         if length not in (None, str(self.end - self.start)) or encoding not in (None, "", "identity"):
-            raise WrongRange(
+            raise WrongAnswer(
                 f"expected {self.end - self.start} bytes as they are, got {length} {encoding or ''}".rstrip()
             )
         name, _, mark = self.mark.partition(" ")
         if name in ("ETag", "Last-Modified") and plain_etag(headers.get(name)) != plain_etag(mark):
-            raise WrongRange(f"the file changed, expected {name} {mark}, got {headers.get(name) or 'none'}")
+            raise WrongAnswer(f"the file changed, expected {name} {mark}, got {headers.get(name) or 'none'}")
 
     def checked(self, data: bytes) -> bytes:
         """The body of an answer. Raises WrongRange where it is cut short, or too long."""

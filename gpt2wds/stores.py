@@ -1,37 +1,25 @@
 """Questions to the store behind a URL, through fsspec: asked again while it is busy, one line when it refuses."""
 
-import errno
-import logging
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import fsspec
 
 from .errors import Error, reason
+from .patience import WHOLE_SECONDS, Answer, is_refused, patiently
 
-Answer = TypeVar("Answer")
 Question = Callable[[fsspec.AbstractFileSystem, str], Answer]  # the file system, and the path there
 
-CONNECTIONS = 64  # to a store, of one process
-GO_ON = "the same command goes on"
-WAITS = (1, 2, 4, 8, 16, 30)  # seconds before a store that did not answer is asked again
-_PASSING_ERRORS = {errno.EBUSY, errno.ETIMEDOUT, errno.ENETUNREACH, getattr(errno, "EREMOTEIO", errno.ETIMEDOUT)}
-_PASSING_STATUS = {408, 409, 429, 500, 502, 503, 504}
-# Of HTTP clients, whose exceptions have no base in common.
-_PASSING_NAMES = {
-    "ClientPayloadError",
-    "ConnectTimeoutError",
-    "ConnectionClosedError",
-    "EndpointConnectionError",
-    "HTTPClientError",
-    "IncompleteRead",
-    "ReadTimeoutError",
-    "ServerDisconnectedError",
+CONNECTIONS = 64  # to a store, of one process; botocore has 10 if nothing is said
+S3_CLIENT = {
+    "max_pool_connections": CONNECTIONS,
+    "connect_timeout": 10,
+    "read_timeout": 30,
+    "retries": {"total_max_attempts": 1},
 }
-_LOG = logging.getLogger(__name__)
+GO_ON = "the same command goes on"
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -45,11 +33,19 @@ def _filesystem(url: str, _: int) -> tuple[fsspec.AbstractFileSystem, str]:
     plain = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}, "auto_decompress": False}}
     options: dict[str, Any] = {name: plain for name in ("http", "https") if f"{name}://" in url}
     if "s3://" in url and "config_kwargs" not in fsspec.config.conf.get("s3", {}):
-        options["s3"] = {"config_kwargs": {"max_pool_connections": CONNECTIONS}}  # botocore has 10 if nothing is said
+        options["s3"] = {"config_kwargs": S3_CLIENT}
     try:
-        return fsspec.core.url_to_fs(url, **options)
+        system, path = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise Error(f"{url}: expected a URL that fsspec can read ({reason(error)})") from None
+    if hasattr(system, "call_s3"):
+        system.retries = 1  # as botocore: who asks again is `ask`, and tries that multiply take minutes
+    return system, path
+
+
+def forget() -> None:
+    """Make clients anew: for the next question, the environment may name another endpoint or other credentials."""
+    _filesystem.cache_clear()
 
 
 def fresh(system: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
@@ -58,65 +54,31 @@ def fresh(system: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
     return system
 
 
-def ask(url: str, question: Question[Answer], name: str = "", what: str = "it") -> Answer:
-    """The answer to a question about a URL, or about the file `name` below it.
+def ask(
+    url: str, question: Question[Answer], name: str = "", what: str = "it", seconds: float = WHOLE_SECONDS
+) -> Answer:
+    """The answer to a question about a URL, or about the file `name` below it, which may take so many seconds.
 
-    A store that is busy or away is asked again for about a minute.
+    A store that is busy or away is asked again for about two minutes, one that is not there at all for some seconds.
 
     Raises FileNotFoundError and FileExistsError as the store does, and Error for all else it says.
     """
     where = f"{url}/{name}" if name else url
-    for wait in (*WAITS, None):
+
+    def asked() -> Answer:
         system, path = filesystem(url)
-        try:
-            return question(system, f"{path}/{name}" if name else path)
-        except FileExistsError:
-            raise
-        except FileNotFoundError as error:
-            if "bucket does not exist" in str(error):
-                raise Error(f"{where}: {reason(error).rstrip('.')}; check its name, or make it first") from None
-            raise
-        except Error as error:
-            raise Error(f"{where}: {error}") from None
-        except Exception as error:  # of whatever library reads such URLs
-            if wait is None or not _may_pass(error):
-                raise Error(f"{where}: {what} did not arrive ({reason(error)}); {_remedy(error)}") from None
-            _LOG.warning("%s: %s did not arrive (%s), asking again in %d s", where, what, reason(error), wait)
-            time.sleep(wait)
-    raise AssertionError
+        return question(system, f"{path}/{name}" if name else path)
 
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether a store may answer when it is asked again: it is busy or away, or a connection broke."""
-    return any(
-        isinstance(cause, (ConnectionError, TimeoutError))
-        or type(cause).__name__ in _PASSING_NAMES
-        or (isinstance(cause, OSError) and cause.errno in _PASSING_ERRORS)
-        or _status(cause) in _PASSING_STATUS
-        for cause in _causes(error)
-    )
-
-
-def _remedy(error: BaseException) -> str:
-    causes = list(_causes(error))
-    # Asked for the head of a file only, S3 says 400 of credentials that expired, and no more.
-    refused = any(isinstance(cause, PermissionError) or _status(cause) in (400, 401, 403) for cause in causes)
-    if refused or "Credential" in type(error).__name__:
-        return f"check your credentials and what they may do, then {GO_ON}"
-    return GO_ON
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _status(error: BaseException) -> object:
-    """The HTTP status that an exception of some client tells, None if it tells none."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if response is not None:  # requests, httpx
-        return getattr(response, "status_code", None)
-    return getattr(error, "status", None) or getattr(error, "code", None)  # aiohttp, gcsfs
+    try:
+        return patiently(asked, f"{where}: {what}", seconds)
+    except FileExistsError:
+        raise
+    except FileNotFoundError as error:
+        if "bucket does not exist" in str(error):
+            raise Error(f"{where}: {reason(error).rstrip('.')}; check its name, or make it first") from None
+        raise
+    except Error as error:
+        raise Error(f"{where}: {error}") from None
+    except Exception as error:  # of whatever library reads such URLs
+        remedy = f"check your credentials and what they may do, then {GO_ON}" if is_refused(error) else GO_ON
+        raise Error(f"{where}: {what} did not arrive ({reason(error)}); {remedy}") from None

@@ -8,7 +8,7 @@ import pytest
 from making import shard_choices, shard_plays, shard_small, texts, write_jsonl
 from writable_hub import WritableHub
 
-from gpt2wds import stores
+from gpt2wds import patience
 from gpt2wds.dataset.directory import Dataset
 
 
@@ -64,4 +64,4 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub
 @pytest.fixture(autouse=True)
 def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that is away is asked again at once, in this process."""
-    monkeypatch.setattr(stores, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(patience, "WAITS", (0.01, 0.01))

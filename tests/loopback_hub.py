@@ -1,5 +1,6 @@
 """A Hub on 127.0.0.1 that speaks the real protocol to the unmodified huggingface_hub and datasets."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -22,7 +23,8 @@ class LoopbackHub:
     A context manager. `url` is what HF_ENDPOINT must be; `requests` lists what was asked, `ranges` the (file, first
     byte, bytes) sent of ranged reads. Faults are strings in `faults`, each used up by one ranged read: "429", "503",
     "reset", "short", "stall", "whole" (the range ignored), "changed" (another ETag), "elsewhere" (a range of another
-    place, as it says), "total" (of a file of another size), "unsaid" (no Content-Range), "empty" (no body).
+    place, as it says), "total" (of a file of another size), "unsaid" (no Content-Range), "empty" (no body), "hour"
+    (to be asked again in an hour), "drip" (twenty bytes a second).
     """
 
     def __init__(self, repositories: dict[str, Path]):
@@ -32,6 +34,7 @@ class LoopbackHub:
         self.faults: list[str] = []
         self.delay = 0.0  # seconds before each answer
         self.head = COMMIT
+        self.api_faults: dict[str, list[str]] = {}  # of a repository's API: statuses, "reset", "loop", "hour"
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -80,6 +83,9 @@ class LoopbackHub:
     def _read(self, request: BaseHTTPRequestHandler, posted: bytes, body: bool) -> None:
         path = unquote(urlsplit(request.path).path).lstrip("/")
         if api := re.fullmatch(r"api/(datasets|models)/([^/]+/[^/]+)(/(?:revision|tree|paths-info)/.+)?", path):
+            if faults := self.api_faults.get(api[2]):
+                self._refuse(request, faults.pop(0), body)
+                return
             folder = self.repositories.get(api[2] if api[1] == "models" else f"datasets/{api[2]}")
             if folder:
                 kind, _, below = (api[3] or "/revision/main").lstrip("/").partition("/")
@@ -99,6 +105,17 @@ class LoopbackHub:
                 return
         send(request, b"not found", body, {"X-Error-Code": "EntryNotFound"}, status=404)
 
+    def _refuse(self, request: BaseHTTPRequestHandler, fault: str, body: bool) -> None:
+        if fault == "reset":
+            request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            request.close_connection = True
+        elif fault == "loop":
+            send(request, b"", body, {"Location": f"{self.url}{request.path}"}, status=307)
+        elif fault == "hour":
+            send(request, b"later", body, {"Retry-After": "3600"}, status=429)
+        else:
+            send(request, b"{}", body, {}, status=int(fault))
+
     def _file(self, request: BaseHTTPRequestHandler, name: str, data: bytes, digest: str, body: bool) -> None:
         headers = {"ETag": f'"{digest}"', "X-Repo-Commit": self.head, "Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
@@ -116,6 +133,15 @@ class LoopbackHub:
         part = b"" if fault == "empty" else data[first : last + 1]
         if fault in ("429", "503"):
             send(request, b"later", body, {"Retry-After": "1"}, status=int(fault))
+        elif fault == "hour":
+            send(request, b"later", body, {"Retry-After": "3600"}, status=429)
+        elif fault == "drip":
+            send(request, part, False, headers, status=206)
+            with contextlib.suppress(OSError):  # the client has given up
+                for byte in part:
+                    time.sleep(0.05)
+                    request.wfile.write(bytes([byte]))
+            request.close_connection = True
         elif fault in ("short", "reset", "stall"):
             send(request, part, False, headers, status=206)
             request.wfile.write(part[: len(part) // 2])

@@ -89,10 +89,12 @@ class ObjectStore:
 
 @dataclass(frozen=True)
 class Fault:
-    """What a proxy answers in the store's place: a status with S3's code for it; a broken connection without."""
+    """What a proxy answers in the store's place: a status with S3's code for it; a broken connection without; or half
+    of what the store says."""
 
     status: int = 0
     code: str = ""
+    cuts: bool = False
 
 
 class FaultyProxy:
@@ -108,12 +110,16 @@ class FaultyProxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 proxy.requests.append((self.command, self.path))
                 fault = proxy.fault(self.command, self.path)
-                if fault is None:
+                if fault is None or fault.cuts:
                     connection = HTTPConnection("127.0.0.1", store.port, timeout=60)
                     connection.request(self.command, self.path, body, dict(self.headers))
                     answer = connection.getresponse()
                     data = answer.read()
+                    if fault:
+                        data, self.close_connection = data[: len(data) // 2], True
                     self.answer(answer.status, [h for h in answer.getheaders() if h[0] in KEPT], data)
+                    if fault:
+                        self.connection.shutdown(socket.SHUT_RDWR)  # also where a forked process has it open
                     connection.close()
                 elif fault.status:
                     text = f"<Error><Code>{fault.code}</Code><Message>told to say {fault.code}</Message></Error>"
@@ -121,6 +127,7 @@ class FaultyProxy:
                 else:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     self.close_connection = True  # a reset, when the handler lets go of the socket
+                    self.connection.shutdown(socket.SHUT_RDWR)
 
             def answer(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
                 self.send_response(status)

@@ -72,7 +72,7 @@ def test_wings_stand_on_the_dataset_and_not_on_each_other() -> None:
 
 def test_every_module_has_a_room() -> None:
     ground = {name.split(".")[1] for name in MODULES if "." in name and not wing(name)}
-    bytes_and_words = "errors rows strict_json version files folder stores locations ranges config"
+    bytes_and_words = "errors rows strict_json version files folder stores locations ranges patience config"
     language = "tokenizer fast_tokenizer model attention head distributed"
     assert ground <= {*bytes_and_words.split(), *language.split()}
 

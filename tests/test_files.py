@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -144,3 +145,20 @@ def test_a_full_disk_says_which_file(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught, files.naming_full_disk(tmp_path):
         raise OSError("not of a disk")
     assert caught.value.filename is None
+
+
+def test_what_dead_processes_left_goes_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    ours = files.temporary_name(tmp_path / "a.tar.zst")
+    dead = Path(str(ours).replace(f".{os.getpid()}.", f".{ended.pid}."))
+    monkeypatch.setattr("socket.gethostname", lambda: "node/7")
+    slash = files.temporary_name(tmp_path / "lock-1")
+    monkeypatch.setattr(files, "kernel", lambda: "another")
+    others = Path(str(files.temporary_name(tmp_path / "b")).replace(f".{os.getpid()}.", f".{ended.pid}."))
+    kept = [ours, slash, others, tmp_path / ".of.something.else.tmp", tmp_path / "a.tar.zst"]
+    for path in (dead, *kept):
+        path.write_text("half")
+    monkeypatch.undo()
+    files.remove_dead(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)

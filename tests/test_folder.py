@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from making import shard_plays
 
-from gpt2wds import stores
+from gpt2wds import patience
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.errors import Error
 from gpt2wds.folder import Folder
@@ -45,7 +45,7 @@ def test_a_file_that_is_not_there_is_told_from_one_that_did_not_arrive(folder: F
 
 
 def test_what_a_urls_library_says_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "WAITS", ())
+    monkeypatch.setattr(patience, "WAITS", ())
     with pytest.raises(Error, match=r"^http://127.0.0.1:9/data/a: it did not arrive \(.*\); the same command goes on$"):
         Folder("http://127.0.0.1:9/data").read("a")
 

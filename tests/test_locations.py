@@ -106,7 +106,10 @@ def test_a_url_that_changed_since_the_plan_is_refused(s3: Bucket, tmp_path: Path
         ("s3://corpus/nowhere.jsonl", "expected a file to read"),
         ("s3://corpus/none/*.jsonl", "which matches none"),
         ("nonsense://x/a.jsonl", "expected a URL that fsspec can read"),
-        ("s3://corpus/folder.jsonl", "expected a file"),
+        ("s3://corpus/folder.jsonl", "got a directory; give s3://corpus/folder.jsonl/ for all files below it"),
+        ("s3://nosuch/*.jsonl", "the bucket s3://nosuch is not there"),
+        ("s3://nosuch/texts/", "The specified bucket does not exist; check its name"),
+        ("s3://nosuch/a.jsonl", "bucket"),
     ],
 )
 def test_urls_that_cannot_be_read_are_one_line(s3: Bucket, tmp_path: Path, path: str, said: str):
@@ -120,7 +123,7 @@ def test_urls_that_cannot_be_read_are_one_line(s3: Bucket, tmp_path: Path, path:
 def test_a_range_that_comes_short_is_refused(monkeypatch: pytest.MonkeyPatch):
     import fsspec
 
-    monkeypatch.setattr("gpt2wds.stores.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("gpt2wds.patience.WAITS", (0.01, 0.01))
 
     fsspec.filesystem("memory").pipe("/short.jsonl", b"0123456789")
     assert UrlFile("memory://short.jsonl", 10, "").read_range(2, 5) == b"234"

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from loopback_hub import COMMIT, LoopbackHub
 
-from gpt2wds import locations, stores
+from gpt2wds import patience
 from gpt2wds.errors import Error
 from gpt2wds.locations import HubFile, UrlFile, url_file
 from gpt2wds.ranges import Range, WrongRange
@@ -27,8 +27,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
     with LoopbackHub({"datasets/owner/name": tmp_path / "data"}) as running:
         template = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(locations, "PAUSES", (0.01, 0.01, 0.01))
-        monkeypatch.setattr(stores, "WAITS", (0.01, 0.01, 0.01))
+        monkeypatch.setattr(patience, "WAITS", (0.01, 0.01, 0.01))
         yield running
 
 

@@ -8,12 +8,12 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from gpt2wds import stores
+from gpt2wds import patience, stores
 from gpt2wds.errors import Error
 
 
 def test_a_store_that_is_busy_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "WAITS", (0, 0))
+    monkeypatch.setattr(patience, "WAITS", (0, 0))
     answers: list[object] = [TimeoutError("slow"), OSError(16, "busy"), b"data"]
 
     def question(*_: object) -> object:

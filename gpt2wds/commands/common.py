@@ -21,6 +21,7 @@ from .. import files
 from ..errors import Error, reason
 from ..errors import counted as counted
 from ..folder import Folder
+from . import STOPPED, hear_interrupts
 
 _REMEDIES = {
     errno.ENOSPC: "; make room, then the same command goes on",
@@ -35,12 +36,34 @@ DTYPE = click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), defa
 LINE_SECONDS = 10  # between progress lines where there is no terminal
 
 
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _hearing_sigterm() -> Iterator[None]:
+    """SIGTERM ends what runs as Ctrl-C does, its workers too."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # only the main thread has signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Commands(click.Group):
     """A click group in which an expected failure is one line on standard error and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         # Inside of click's own handling, which would make "Aborted!" of Ctrl-C.
-        with one_line_errors(lambda text: self._with_flags(text, ctx)):
+        with one_line_errors(lambda text: self._with_flags(text, ctx)), _hearing_sigterm():
             return super().invoke(ctx)
 
     def _with_flags(self, text: str, ctx: click.Context) -> str:
@@ -56,6 +79,7 @@ class Commands(click.Group):
 @contextmanager
 def one_line_errors(worded: Callable[[str], str] = str) -> Iterator[None]:
     """Error (the user's input) and OSError (disk, network) become one line, exit code 1; the rest is our mistake."""
+    hear_interrupts()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character must not end an hour's work
@@ -72,9 +96,15 @@ def one_line_errors(worded: Callable[[str], str] = str) -> Iterator[None]:
     except OSError as error:
         print(f"error: {_os_error(error)}", file=sys.stderr)
         sys.exit(1)
+    except MemoryError:
+        print("error: out of memory; close other programs, or take a larger machine", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        print(STOPPED, file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except Terminated:
+        print(STOPPED, file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _os_error(error: OSError) -> str:

@@ -138,7 +138,7 @@ def files(paths: tuple[str, ...], text_column: str, max_document_bytes: int, **o
     All but parquet may be compressed: .gz, .zst, .xz, .bz2.
 
     PATHS are files, directories (all files of these formats below them), patterns ('texts/**/*.jsonl', quoted) or
-    URLs that fsspec reads (s3://bucket/*.parquet).
+    URLs that fsspec reads (s3://bucket/*.parquet, or a directory with a slash at its end: s3://bucket/texts/).
     A .txt file is cut at the first blank line after every 64 KiB: a small file is one document.
     """
     _make(corpora.Files(paths, text_column, max_document_bytes), **options)

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -66,11 +67,11 @@ def run_tasks(chains: Iterable[list[Any]], run: Run, report: Report, *, workers:
             theirs.close()
             processes.append(process)
             busy[ours] = todo.pop(0)
-            ours.send(busy[ours][0])
+            hand_out(ours, busy)
         while busy:
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
-                _receive(pipe, busy, todo, report)
+                receive(pipe, busy, todo, report)
     finally:
         for process in processes:
             process.terminate()
@@ -78,14 +79,11 @@ def run_tasks(chains: Iterable[list[Any]], run: Run, report: Report, *, workers:
             process.join()
 
 
-def _receive(pipe: Connection, busy: dict[Connection, list[Any]], todo: list[list[Any]], report: Report) -> None:
+def receive(pipe: Connection, busy: dict[Connection, list[Any]], todo: list[list[Any]], report: Report) -> None:
     try:
         message = pipe.recv()
-    except EOFError:
-        raise Error(
-            f"a worker was killed while it made {busy[pipe][0]} (out of memory?); "
-            "the same command goes on, perhaps with fewer --workers"
-        ) from None
+    except (EOFError, OSError):  # closed, reset, or in the middle of a message
+        raise _killed(busy[pipe][0]) from None
     if isinstance(message, BaseException):
         raise message
     documents, tokens, done = message
@@ -94,15 +92,30 @@ def _receive(pipe: Connection, busy: dict[Connection, list[Any]], todo: list[lis
         return
     busy[pipe] = busy[pipe][1:] or (todo.pop(0) if todo else [])
     if busy[pipe]:
-        pipe.send(busy[pipe][0])
+        hand_out(pipe, busy)
     else:
         del busy[pipe]
         pipe.close()
 
 
+def hand_out(pipe: Connection, busy: dict[Connection, list[Any]]) -> None:
+    try:
+        pipe.send(busy[pipe][0])
+    except ConnectionError:
+        raise _killed(busy[pipe][0]) from None
+
+
+def _killed(task: Any) -> Error:
+    return Error(
+        f"a worker was killed while it made {task} (out of memory?); "
+        "the same command goes on, perhaps with fewer --workers"
+    )
+
+
 def _work(pipe: Connection, run: Run) -> None:
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         while True:
             task, progress = pipe.recv(), _Batched(pipe)
@@ -114,12 +127,22 @@ def _work(pipe: Connection, run: Run) -> None:
         pipe.send(as_message(error))
 
 
+def _end_with_parent() -> None:
+    """A parent that is killed stops nobody: what a worker makes then is what the same command makes again meanwhile."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class WorkerBug(Exception):
     """A mistake of ours in a worker; its message is the worker's traceback."""
 
 
 def as_message(error: Exception) -> Exception:
     """What a worker sends of the exception that it is handling: a user's as it is, ours with its traceback."""
+    if isinstance(error, MemoryError):
+        return Error("a worker is out of memory; the same command goes on, perhaps with fewer --workers")
     return error if isinstance(error, (Error, OSError)) else WorkerBug(traceback.format_exc())
 
 

@@ -1,20 +1,21 @@
 """Datasets on the Hub: which files a configuration has at a commit, and rows of those that `datasets` must read."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from ..errors import Error, reason
 from ..files import replace
 from ..locations import HubFile
+from ..patience import Answer, may_pass, patiently, refuse_long_wait, retry_after, status
+from ..stores import GO_ON
 from .documents import (
     MAX_DOCUMENT_BYTES,
     Digest,
@@ -29,9 +30,6 @@ from .documents import (
 )
 
 HELLASWAG_REPO = "Rowan/hellaswag"
-PAUSES = (1, 2, 4, 8, 16)  # seconds between tries of what plans a dataset
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ def resolve(repo: str, config: str | None, split: str, revision: str | None) -> 
         commit = str(_patiently(HfApi().dataset_info, repo, revision=revision).sha)
         found = _patiently(_data_files, repo, config, commit)
         if split not in found:
-            raise Error(f"dataset {repo}: expected a split {split!r}, it has {', '.join(found) or 'none'}")
+            raise Error(f"dataset {repo}: expected a split {split!r}, it has {', '.join(map(str, found)) or 'none'}")
         prefix = f"hf://datasets/{repo}@{commit}/"
         names = list(dict.fromkeys(str(url).removeprefix(prefix) for url in found[split]))
         listed = _patiently(HfApi().get_paths_info, repo, names, repo_type="dataset", revision=commit)
@@ -169,23 +167,25 @@ def _data_files(repo: str, config: str | None, commit: str) -> dict[str, list[st
 
 def _patiently(ask: Callable[..., Answer], *arguments: Any, **options: Any) -> Answer:
     """ask(…), again with growing pauses where the Hub or the network says that later may be better."""
-    for pause in (*PAUSES, None):
-        try:
-            return ask(*arguments, **options)
-        except Exception as error:  # of whatever client these libraries use
-            if pause is None or not _may_pass(error):
-                raise
-            time.sleep(pause)
-    raise AssertionError
+
+    def question() -> Answer:
+        _heed_long_waits()
+        return ask(*arguments, **options)
+
+    return patiently(question, "an answer of the Hub")
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether an error is the network's or the server's, and asking again may help."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return status == 429 or status >= 500
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"TransportError", "ConnectionError", "TimeoutError", "Timeout"})
+def _heed_long_waits() -> None:
+    """Some of these libraries' own requests wait as long as a server says, an hour too: refuse that instead."""
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    hooks = getattr(get_session(), "event_hooks", None)
+    if hooks is not None and _heed not in hooks["response"]:
+        get_session().event_hooks = {**hooks, "response": [*hooks["response"], _heed]}
+
+
+def _heed(answer: Any) -> None:
+    refuse_long_wait(retry_after(answer.headers.get("Retry-After", "")))
 
 
 @contextmanager
@@ -193,11 +193,17 @@ def _naming(what: str) -> Iterator[None]:
     """Turn what these libraries raise of a repository into one line."""
     try:
         yield
-    except Error:
-        raise
+    except Error as error:
+        raise Error(str(error) if str(error).startswith(what) else f"{what}: {error}") from None
     except Exception as error:  # of HTTP clients, YAML, datasets: they share no base
+        if may_pass(error):
+            from huggingface_hub import constants
+
+            raise Error(f"{what}: no answer of {constants.ENDPOINT} ({reason(error)}); {GO_ON}") from error
+        if type(error).__module__.startswith("yaml"):
+            raise Error(f"{what}: expected YAML at the head of its README.md, got none ({reason(error)})") from error
         hint = ""
-        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        if status(error) in (401, 403):
             hint = "; if it is gated or private, accept its terms and log in with `hf auth login`"
         raise Error(f"{what}: expected it on the Hub, got {reason(error)}{hint}") from error
 

@@ -11,7 +11,7 @@ from braceexpand import braceexpand
 
 from ..errors import Error, reason
 from ..folder import Folder
-from ..stores import filesystem
+from ..stores import Question, ask, fresh
 from .readers import BY_SUFFIX, suffix_of
 
 LOG = logging.getLogger(__name__)
@@ -19,10 +19,20 @@ LOG = logging.getLogger(__name__)
 
 def expanded(path: str) -> list[str]:
     """The files that a path, a URL or a pattern (`*`, `**`, `?`, `[…]`, `{a,b}`) means; a directory means all files
-    of known formats below it, hidden ones excepted.
+    of known formats below it, hidden ones excepted. A URL means a directory where it ends in a slash.
 
-    Raises Error when there are none.
+    Raises Error when there are none, and for a name that a plan, which is JSON, cannot hold.
     """
+    found = _expanded(path)
+    for name in found:
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            raise Error(f"files: expected names in UTF-8, got {os.fsencode(name)!r}; rename it") from None
+    return found
+
+
+def _expanded(path: str) -> list[str]:
     path = path.removeprefix("file://")
     if "://" not in path:
         path = os.path.expanduser(path)
@@ -30,10 +40,12 @@ def expanded(path: str) -> list[str]:
             return [path]
     alternatives = _alternatives(path)
     if len(alternatives) > 1:
-        return [name for alternative in alternatives for name in expanded(alternative)]
+        return [name for alternative in alternatives for name in _expanded(alternative)]
     is_pattern = any(c in path.partition("?")[0] for c in "*[") or ("?" in path and "://" not in path)
     if "://" in path:
-        return _listed(path) if is_pattern else [path]
+        if is_pattern:
+            return _listed(path)
+        return _below_url(path) if path.endswith("/") else [path]
     if Path(path).is_dir():
         return _within(path)
     if not is_pattern:
@@ -73,16 +85,23 @@ def _is_readable(name: str) -> bool:
 
 
 def _within(directory: str) -> list[str]:
-    found = list(_walked(directory))
-    known = [name for name in found if suffix_of(name) and _is_readable(name)]
+    return _known(directory, list(_walked(directory)))
+
+
+def _known(directory: str, found: list[str]) -> list[str]:
+    known = [name for name in found if suffix_of(name) and ("://" in name or _is_readable(name))]
     others = sorted(set(found) - set(known))
     if not known:
         raise Error(f"files: expected a directory with {', '.join(BY_SUFFIX)}, got {directory!r}, which has none")
     if others:
         more = ", …" if len(others) > 3 else ""
-        named = ", ".join(repr(os.path.relpath(name, directory)) for name in others[:3])
+        named = ", ".join(repr(_relative(name, directory)) for name in others[:3])
         LOG.warning("%s: left out, of other formats: %d (%s%s)", directory, len(others), named, more)
     return known
+
+
+def _relative(name: str, directory: str) -> str:
+    return name.rpartition("/")[2] if "://" in name else os.path.relpath(name, directory)
 
 
 def _alternatives(path: str) -> list[str]:
@@ -93,13 +112,42 @@ def _alternatives(path: str) -> list[str]:
 
 
 def _listed(url: str) -> list[str]:
-    system, below = filesystem(url)
+    return _some(_asked(url, lambda system, path: fresh(system).glob(path)), url)
+
+
+def _below_url(url: str) -> list[str]:
+    return _known(
+        url, _asked(url, lambda system, path: [n for n in fresh(system).find(path) if _is_shown(path, str(n))])
+    )
+
+
+def _asked(url: str, question: Question[list[str]]) -> list[str]:
+    """What a store lists, as URLs."""
     try:
-        return _some([system.unstrip_protocol(name) for name in system.glob(below)], url)
-    except Error:
-        raise
-    except Exception as error:  # of whatever library reads such URLs
-        raise Error(f"files: cannot list {url!r} ({reason(error)})") from None
+        found = ask(url, lambda system, path: [system.unstrip_protocol(name) for name in question(system, path)])
+    except FileNotFoundError:
+        found = []
+    if not found:
+        _refuse_missing_bucket(url)
+    return found
+
+
+def _is_shown(directory: str, name: str) -> bool:
+    """Whether no directory on the way, nor the file itself, is hidden."""
+    below = name.removeprefix(directory.rstrip("/"))
+    return not any(part.startswith(".") for part in below.split("/"))
+
+
+def _refuse_missing_bucket(url: str) -> None:
+    """Raise Error where an object store has no such bucket: a listing says of that only that it is empty."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("s3", "s3a", "gs", "gcs"):
+        return
+    bucket = rest.partition("/")[0]
+    try:
+        ask(f"{scheme}://{bucket}", lambda system, path: fresh(system).info(path))
+    except FileNotFoundError:
+        raise Error(f"files: the bucket {scheme}://{bucket} is not there; check its name and your endpoint") from None
 
 
 def _some(found: list[str], pattern: str) -> list[str]:

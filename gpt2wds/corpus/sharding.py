@@ -16,7 +16,7 @@ from ..dataset.directory import Dataset
 from ..dataset.manifest import TOKENS
 from ..errors import Error
 from ..fast_tokenizer import prove
-from ..files import TEMPORARY
+from ..files import TEMPORARY, remove_dead
 from ..folder import Folder
 from ..tokenizer import load_tokenizer
 from .corpora import Request
@@ -94,6 +94,8 @@ def run_missing(
 ) -> list[Task]:
     """Run the tasks that are missing, of all or of a slice (i, n): tasks i, i + n, …; returns what still is missing."""
     progress = progress or Silent()
+    for folder in (Path(out.path), Path(out.path, "receipts")) if out.is_local else ():
+        remove_dead(folder)  # a killed process leaves half a shard, and there may be many kills before the end
     first, step = task_slice
     mine = set(plan.tasks[first::step])
     todo = [task for task in missing_tasks(out, plan) if task in mine]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..errors import Error
+from ..errors import Error, reason
 from .epoch import EpochSequences
 from .manifest import member
 from .mixture import Data, Portion, portions, positions_of, state_of
@@ -128,12 +128,14 @@ class StepBatches(IterableDataset):
             worker_init_fn=_leave_signals_to_the_parent,
         )
         shares = iter(loader)
-        while step := list(islice(shares, self.num_workers)):
-            assert len(step) == self.num_workers
-            problems = [share for share in step if isinstance(share, str)]
-            if problems:
-                raise Error(problems[0])
-            yield np.concatenate([share.numpy() for share in step])
+        try:
+            while step := list(islice(shares, self.num_workers)):
+                assert len(step) == self.num_workers
+                if problems := [share for share in step if isinstance(share, str)]:
+                    raise Error(problems[0])
+                yield np.concatenate([share.numpy() for share in step])
+        except (ConnectionError, EOFError) as error:  # of a process that is killed while it hands over a tensor
+            raise RuntimeError(f"DataLoader worker exited unexpectedly: {reason(error)}") from error
 
 
 class SlotSequences(IterableDataset):

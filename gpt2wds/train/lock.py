@@ -56,6 +56,7 @@ class Lock:
             raise Error(self._in_use(next(text for path, text in others.items() if found.get(path) != text)))
         for path in others:
             path.unlink(missing_ok=True)
+        files.remove_dead(self.folder)
         threading.Thread(target=self._beat, daemon=True).start()
 
     def check(self) -> None:
@@ -92,7 +93,7 @@ class Lock:
 
     def _lives(self, path: Path, text: str) -> bool:
         record = _read(text)
-        if record.get("kernel") == _kernel():
+        if record.get("kernel") == files.kernel():
             with suppress(OSError):
                 original = Path(record["folder"], path.name)
                 if not original.samefile(path):
@@ -121,7 +122,7 @@ def _own_record(folder: Path) -> dict[str, Any]:
         "pid": os.getpid(),
         "since": datetime.now(UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC"),
         "process": _process_start(os.getpid()),
-        "kernel": _kernel(),
+        "kernel": files.kernel(),
         "folder": str(folder.resolve()),
         "token": secrets.token_hex(8),
     }
@@ -155,14 +156,6 @@ def _touched(path: Path) -> int | None:
             return os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
-
-
-def _kernel() -> str:
-    """Which processes can be seen from here: those of this boot of this machine, and of this container."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return socket.gethostname()
 
 
 def _process_start(pid: int) -> str:

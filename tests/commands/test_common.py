@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -12,12 +13,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from gpt2wds.commands import common
 from gpt2wds.commands import eval as eval_commands
 from gpt2wds.commands import shard as shard_commands
+from gpt2wds.commands.common import Commands, one_line_errors
 from gpt2wds.errors import Error
 from gpt2wds.train.rundir import RunDirectory
 
@@ -93,3 +96,37 @@ def test_a_url_is_refused_where_only_a_local_path_can_be(
 def test_a_run_directory_is_local() -> None:
     with pytest.raises(Error, match="run.dir: expected a path of this machine, got the URL s3://bucket/run"):
         RunDirectory("s3://bucket/run")
+
+
+def test_sigterm_says_how_to_go_on() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    @click.group(cls=Commands)
+    def group() -> None: ...
+
+    @group.command()
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    result = CliRunner().invoke(group, ["work"])
+    assert (result.exit_code, result.stderr) == (143, "stopped; the same command goes on from here\n")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_while_a_command_is_imported_is_one_line() -> None:
+    script = (
+        "import os, signal, sys, time\n"
+        "sys.argv[0] = '/usr/bin/gpt2wds-train'\n"
+        "import gpt2wds.commands\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(10)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "stopped; the same command goes on from here\n")
+
+
+def test_no_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), one_line_errors():
+        raise MemoryError
+    assert capsys.readouterr().err.startswith("error: out of memory; ")

@@ -1,14 +1,16 @@
 """Tasks in several processes."""
 
+import multiprocessing
 import os
 import signal
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from gpt2wds.corpus.executors import WorkerBug, run_tasks
+from gpt2wds.corpus.executors import WorkerBug, as_message, hand_out, receive, run_tasks
 from gpt2wds.errors import Error
 
 
@@ -88,3 +90,46 @@ def test_a_mistake_of_ours_arrives_with_its_traceback(tmp_path):
     assert not isinstance(caught.value, ValueError)
     with pytest.raises(KeyError):
         run_tasks(alone(tasks(4, task2={"is_buggy": True})), partial(note, tmp_path), lambda *_: None, workers=1)
+
+
+def test_a_worker_that_is_killed_with_a_task_unread_is_named_too():
+    ours, theirs = multiprocessing.Pipe()
+    ours.send("a task that nobody reads")
+    theirs.close()  # the kernel answers with a reset, not with an end
+    with pytest.raises(Error, match="a worker was killed while it made train-00001"):
+        receive(ours, {ours: [tasks(2)[1]]}, [], lambda *_: None)
+    with pytest.raises(Error, match="a worker was killed while it made train-00001"):
+        hand_out(ours, {ours: [tasks(2)[1]]})
+
+
+def test_a_worker_without_memory_is_one_line():
+    assert "out of memory; the same command goes on" in str(as_message(MemoryError()))
+
+
+def sleep(folder, task, _):
+    (folder / task.shard).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    parent = multiprocessing.get_context("fork").Process(
+        target=run_tasks, args=(alone(tasks(2)), partial(sleep, tmp_path), print), kwargs={"workers": 2}
+    )
+    parent.start()
+    while len([path for path in tmp_path.iterdir() if path.read_text()]) < 2:
+        time.sleep(0.02)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.join()
+    left = {int(path.read_text()) for path in tmp_path.iterdir()}
+    end = time.monotonic() + 5
+    while left and time.monotonic() < end:
+        left = {pid for pid in left if runs(pid)}
+        time.sleep(0.02)
+    assert not left

@@ -361,3 +361,50 @@ def test_datasets_too_reads_ranges_that_are_checked(tmp_path: Path, fault: str):
         done = shard("wrong")
         assert done.returncode == 1 and "the same command goes on" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and not (tmp_path / "wrong" / "manifest.json").exists()
+
+
+PLAN = """
+import sys
+from gpt2wds import patience
+from gpt2wds.corpus.hub import resolve
+from gpt2wds.errors import Error
+patience.WAITS = (0.01, 0.01, 0.01)
+for repo in sys.argv[1:]:
+    try:
+        print(len(resolve(f"owner/{repo}", None, "test" if repo == "split" else "train", None)[1]))
+    except Error as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_when_the_hub_is_planned_from_is_one_line_or_asked_again(tmp_path: Path):
+    wanted = {
+        "split": "dataset owner/split: expected a split 'test', it has train",
+        "card": "dataset owner/card: expected YAML at the head of its README.md, got none (while parsing",
+        "reset": "1",
+        "429": "1",
+        "503": "1",
+        "403": "login",
+        "401": "login",
+        "loop": "dataset owner/loop: expected it on the Hub, got Exceeded maximum allowed redirects",
+        "hour": "dataset owner/hour: expected a server that answers within 120 s, this one says to come back",
+        "away": "dataset owner/away: no answer of http://127.0.0.1:",
+    }
+    (tmp_path / "data").mkdir()
+    (tmp_path / "card").mkdir()
+    for name in ("data", "card"):
+        (tmp_path / name / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "card" / "README.md").write_text("---\nconfigs: [a: : b\n - {\n---\n")
+    with LoopbackHub({f"datasets/owner/{name}": tmp_path / "data" for name in wanted}) as hub:
+        hub.repositories["datasets/owner/card"] = tmp_path / "card"
+        hub.api_faults = {f"owner/{name}": [name] * 2 for name in ("reset", "429", "503")}
+        hub.api_faults |= {f"owner/{name}": [name] * 50 for name in ("403", "401", "loop", "hour")}
+        hub.api_faults["owner/away"] = ["503"] * 50
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        command = [sys.executable, "-c", PLAN, *wanted]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(wanted), done.stderr
+    for line, said in zip(lines, wanted.values(), strict=True):
+        assert said in line, line

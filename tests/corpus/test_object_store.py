@@ -9,13 +9,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 from runs import CONFIG
 from stores import Fault, FaultyProxy, ObjectStore
 
+from gpt2wds import stores as clients
+from gpt2wds.dataset.directory import Dataset
+from gpt2wds.dataset.loader import StepBatches
+from gpt2wds.errors import Error
+
 pytest.importorskip("moto", reason="needs an S3 server: moto[server]")
 pytest.importorskip("s3fs", reason="needs the extra 's3'")
 
+SHAPE = {"seq_len": 64, "sequences_per_step": 8, "seed": 1}
 Tree = dict[str, bytes]
 
 pytestmark = pytest.mark.slow  # a real server, and processes that start anew for each command
@@ -227,3 +234,50 @@ def test_what_a_store_refuses_is_one_line(store: ObjectStore, corpus: Path, faul
 def test_a_bucket_that_is_missing_is_one_line(store: ObjectStore, corpus: Path) -> None:
     done = store.run("gpt2wds-shard", *arguments(corpus, "s3://nobodys/data"))
     assert done.returncode == 1 and "bucket" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+READING = [
+    (Fault(401, "Unauthorized"), False, "check your credentials and what they may do"),
+    (Fault(403, "AccessDenied"), False, "check your credentials and what they may do"),
+    (Fault(400, "ExpiredToken"), False, "check your credentials and what they may do"),
+    (Fault(404, "NoSuchKey"), False, "the file is missing; run its gpt2wds-shard command again"),
+    (Fault(429, "TooManyRequests"), True, "did not arrive"),
+    (Fault(500, "InternalError"), True, "did not arrive"),
+    (Fault(503, "SlowDown"), True, "did not arrive"),
+    (Fault(), True, "did not arrive"),
+    (Fault(cuts=True), True, "did not arrive"),
+]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("fault", "passes", "said"), READING, ids=lambda value: getattr(value, "code", None))
+def test_faults_while_training_reads(
+    store: ObjectStore,
+    remote: str,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    passes: bool,
+    said: str,
+    workers: int,
+) -> None:
+    """In mid-run, for the first so many shards' requests, or for all: the same tokens, or one line."""
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    for count in (3, None) if passes else (None,):
+        faults = Faults(0, fault, ".tar.zst")
+        with FaultyProxy(store, faults) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            fsspec.get_filesystem_class("s3").clear_instance_cache()
+            clients.forget()
+            dataset = Dataset(remote)
+            wanted = list(itertools.islice(StepBatches(dataset, **SHAPE), 3))
+            faults.left = count
+            batches = StepBatches(dataset, **SHAPE, num_workers=workers)
+            if count:
+                found = list(itertools.islice(batches, 3))
+                assert all((a == b).all() for a, b in zip(found, wanted, strict=True))
+            else:
+                with pytest.raises(Error) as raised:
+                    next(iter(batches))
+                assert said in str(raised.value) and "\n" not in str(raised.value)
+    clients.forget()

@@ -9,6 +9,7 @@ import pytest
 
 from gpt2wds.corpus.paths import expanded
 from gpt2wds.errors import Error
+from gpt2wds.locations import url_file
 
 NAMES = ["a.txt", "b.txt", "ab.txt", "c[1].txt", "{x,y}.txt", "deep/a.txt", "deep/er/b.txt"]
 
@@ -81,6 +82,14 @@ def test_urls_are_patterns_but_for_what_they_ask(monkeypatch: pytest.MonkeyPatch
         assert expanded("memory://paths/{a,d}.jsonl") == ["memory://paths/a.jsonl", "memory://paths/d.jsonl"]
         with pytest.raises(Error, match="which matches none"):
             expanded("memory://paths/*.parquet")
+        memory.pipe("/paths/.hidden/e.jsonl", b"{}")
+        memory.pipe("/paths/notes.md", b"")
+        names = ("a.jsonl", "b.jsonl", "d.txt", "deep/c.jsonl")
+        assert sorted(expanded("memory://paths/")) == [f"memory:///paths/{name}" for name in names]
+        with pytest.raises(Error, match=r"expected a directory with \.parquet, .*, got 'memory://nowhere/'"):
+            expanded("memory://nowhere/")
+        with pytest.raises(Error, match="got a directory; give memory://paths/ for all files below it"):
+            url_file("memory://paths")
     finally:
         memory.rm("/paths", recursive=True)
     # A query may hold any character, and whether there is such a file nobody has asked.
@@ -122,3 +131,15 @@ def test_a_link_to_a_directory_above_is_walked_once(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     (tmp_path / "loop").symlink_to(tmp_path)
     assert expanded(str(tmp_path)) == [str(tmp_path / "a.txt")]
+
+
+def test_a_name_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).touch()
+    with pytest.raises(Error, match=r"expected names in UTF-8, got b'.*caf\\xe9.txt'; rename it"):
+        expanded(str(tmp_path))
+
+
+def test_a_directory_may_be_called_like_a_chain_of_urls(tmp_path: Path) -> None:
+    (tmp_path / "x::y").mkdir()
+    (tmp_path / "x::y" / "a.txt").touch()
+    assert expanded(f"{tmp_path}/x::y") == expanded(f"{tmp_path}/x::y/*.txt") == [f"{tmp_path}/x::y/a.txt"]

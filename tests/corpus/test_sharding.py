@@ -4,9 +4,11 @@ import dataclasses
 import itertools
 import os
 import random
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 from making import plan_files, shard_files, shard_small, texts, tree, write_jsonl
@@ -14,9 +16,12 @@ from reading import WRITE
 
 from gpt2wds.corpus import receipts as receipts_module
 from gpt2wds.corpus import sharding
+from gpt2wds.corpus.executors import Processes
 from gpt2wds.corpus.plan import Task, read_plan
+from gpt2wds.corpus.sharding import run_missing
 from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.errors import Error
+from gpt2wds.files import temporary_name
 from gpt2wds.folder import Folder
 from gpt2wds.tokenizer import load_tokenizer
 
@@ -199,3 +204,16 @@ def test_tasks_that_begin_in_one_compressed_file_go_to_one_process_in_order(tmp_
     assert [[task.number for task in chain] for chain in sharding.chains(plan, rest)] == [[1], [2], [3], [5, 6, 7]]
     empty = Task("train", 0, ())
     assert sharding.chains(plan, [empty]) == [[empty]]
+
+
+def test_half_shards_of_killed_processes_go_before_the_dataset_is_finished(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plan = plan_files(out, source, val_docs=2, docs_per_shard=4)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for place in (out, out / "receipts"):
+        place.mkdir(exist_ok=True)
+        left = temporary_name(place / "a")
+        left.with_name(left.name.replace(f".{os.getpid()}.", f".{ended.pid}.")).write_text("half")
+    run_missing(Folder(out), plan, Processes(1), task_slice=(0, 2))
+    assert [path for path in out.rglob("*.tmp")] == []

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from runs import finish, in_process, rows, start, wait_for
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.errors import Error
+from gpt2wds.files import temporary_name
 from gpt2wds.train import lock
 from gpt2wds.train.lock import Lock
 
@@ -222,3 +224,12 @@ def test_tasks_of_slurm_without_torchrun_get_a_hint(
     hint, error = said.splitlines()
     assert hint.startswith("WARNING: Slurm started 8 tasks without torchrun: each of them trains alone.")
     assert error.startswith(f"error: {tmp_path / 'run'}: in use by process")
+
+
+def test_what_a_killed_process_left_of_taking_it_goes(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    name = temporary_name(tmp_path / "lock-1").name.replace(f".{os.getpid()}.", f".{ended.pid}.")
+    (tmp_path / name).write_text("half")
+    Lock(tmp_path).take()
+    assert [path.name for path in tmp_path.iterdir()] == ["lock-1"]

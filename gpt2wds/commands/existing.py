@@ -17,7 +17,7 @@ from .settings import Config
 
 # Nothing here changes a number in log.txt, but for when it is taken.
 FREE = {
-    "run": ("dir", "device", "tensorboard", "wandb", "fork_from"),
+    "run": ("dir", "device", "log_every_steps", "tensorboard", "wandb", "fork_from"),
     "data": ("path", "num_workers", "skip_steps"),  # skip_steps for steps to come
     "model": ("init_from",),
     "train": ("micro_batch_sequences", "on_nan", "parallel", "compile", "activation_checkpointing"),

@@ -195,6 +195,7 @@ def train(assembly: Assembly, signals: Signals) -> int:
         signals,
         settings.checkpoint,
         settings.eval.every_steps,
+        settings.run.log_every_steps,
         beside_weights=_tokenizer_files(model.config, run.say) if world.is_main else {},
         progress=progress.update if world.is_main else lambda *_: None,
         peak_tokens_per_second=peak and peak * world.world_size / flops_per_token(model, settings.data.seq_len),

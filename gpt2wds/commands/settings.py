@@ -17,6 +17,7 @@ class Run:
     dir: str = key("runs/gpt2", "path", "the run directory")
     seed: int = key(1337, "", "of the weights, the order of the data, and the samples")
     device: str = key("auto", "", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps")
+    log_every_steps: int = key(1, "steps", "of which one has a row in log.txt; steps that evaluate have theirs too")
     tensorboard: bool = key(False, "", "write the numbers for TensorBoard too")
     wandb: bool = key(False, "", "send the numbers to Weights & Biases too")
     fork_from: str = key("", "path", "a checkpoint, or a run: a new run goes on from there; empty: none")
@@ -26,6 +27,7 @@ class Run:
             raise Error(f"run.dir: expected a directory, got {self.dir!r}; for example runs/mine")
         if not 0 <= self.seed < 2**64:
             raise Error(f"run.seed: expected 0 to 2^64 - 1, got {self.seed}")
+        at_least("run", self, log_every_steps=1)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Trainer:
     signals: Signals
     checkpoint: Checkpoint
     eval_every_steps: int
+    log_every_steps: int = 1
     beside_weights: Mapping[str, bytes] = field(default_factory=dict)
     progress: Callable[[int, str], None] = lambda steps, note: None
     peak_tokens_per_second: float | None = None
@@ -200,7 +201,10 @@ class Trainer:
 
     def _log(self, *rows: Row) -> None:
         for row in rows:
-            self.run.append(row)
+            step = row["step"]  # and nothing else decides, so that a run that was stopped has the same rows
+            is_last = step >= self.update.train.max_steps
+            if step % self.log_every_steps == 0 or step % self.eval_every_steps == 0 or is_last:
+                self.run.append(row)
 
 
 def _describe(row: Row) -> str:

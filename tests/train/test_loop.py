@@ -47,6 +47,19 @@ def test_a_run_directory_is_what_it_should_be(whole: Path) -> None:
     assert (whole / "gpt.log").read_text().count("saved") == 3
 
 
+def test_a_row_for_every_so_many_steps(plays: Dataset, whole: Path, tmp_path: Path) -> None:
+    """Also where the run was stopped at a step of none."""
+    run, seldom = tmp_path / "run", "run.log_every_steps=3"
+    in_process(run, plays, seldom)
+    kept = [0, 3, 5, 6, 9, 10, 12]  # 5 and 10 evaluate
+    np.testing.assert_array_equal(rows(run), rows(whole)[kept])
+    assert [row["step"] for row in RunDirectory(run).read_metrics()] == kept
+    logged = (run / "log.txt").read_bytes()
+    shutil.rmtree(run / "checkpoints" / "step-0000012")
+    in_process(run, plays, seldom)
+    assert (run / "log.txt").read_bytes() == logged
+
+
 # (b) killed at any moment
 
 

@@ -92,7 +92,12 @@ class Folder:
     def make(self) -> None:
         """Make the directory; at a URL there is nothing to make."""
         if self.is_local:
-            Path(self.path).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(self.path).mkdir(parents=True, exist_ok=True)
+            except OSError as error:  # a file is there, or in the way; a place that cannot be written to
+                raise Error(
+                    f"{self.path}: expected a directory that can be made ({reason(error)}); choose another"
+                ) from None
 
     def create(self, name: str, write: Callable[[BinaryIO], Answer]) -> tuple[Answer, bool]:
         """A file that `write` fills, and what that returned; False when another was there first, which stays."""

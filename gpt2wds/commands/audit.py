@@ -45,7 +45,8 @@ def verify_with_sources(dataset: Dataset, count: int, seed: int | None, trusts: 
         raise Error(f"{dataset.path}: {counted(len(problems), 'problem')} found, named above ({sample})")
     if unknown:
         raise Error(f"{dataset.path}: {counted(unknown, 'shard')} could not be audited, named above ({sample})")
-    print(f"{dataset.path}: all right, the sources give the same tokens ({sample}); the other shards were not read")
+    others = "; the other shards were not read" if len(tasks) < len(plan.tasks) else ""
+    print(f"{dataset.path}: all right, the sources give the same tokens ({sample}){others}")
 
 
 def _asks(dataset: Dataset, names: list[str]) -> bool:

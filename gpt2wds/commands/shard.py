@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..corpus import corpora, planning, sharding
 from ..corpus.corpora import Request
 from ..corpus.cutting import Cut
-from ..corpus.documents import LEAST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES
+from ..corpus.documents import LARGEST_DOCUMENT_BYTES, LEAST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES
 from ..corpus.executors import Executor, Processes
 from ..corpus.plan import Plan, Task, read_plan
 from ..corpus.ray_executor import OnRay
@@ -120,7 +120,7 @@ def shakespeare(source: str, **options: Any) -> None:
 
 _max_document_bytes = click.option(
     "--max-document-bytes",
-    type=click.IntRange(LEAST_DOCUMENT_BYTES),
+    type=click.IntRange(LEAST_DOCUMENT_BYTES, LARGEST_DOCUMENT_BYTES),
     default=MAX_DOCUMENT_BYTES,
     show_default=True,
     help="Longer documents are skipped and named, a .txt is cut into pieces of at most so many.",

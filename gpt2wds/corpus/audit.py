@@ -14,9 +14,10 @@ from ..dataset.manifest import SPLITS, TOKENS, ShardEntry
 from ..errors import Error, reason
 from ..fast_tokenizer import prove
 from ..folder import Folder
+from ..locations import PACKAGE, LocalFile
 from ..tokenizer import load_tokenizer
 from .places import to_be_asked_for
-from .plan import PLAN, Plan, Task, read_plan
+from .plan import PLAN, Plan, Span, Task, read_plan
 from .planning import refuse_other_tokenizer
 from .receipts import read_receipt, receipt_name
 from .writing import TaskRunner
@@ -93,5 +94,16 @@ def _compared(folder: Folder, plan: Plan, task: Task, runner: TaskRunner, entry:
     name = differing[0]
     if name == "spans":
         return Finding(task.shard, difference="manifest.json has other spans of its sources than plan.json")
+    if any(_may_be_another(plan, span) for span in task.spans):
+        return Finding(
+            task.shard, obstacle=f"its sources give other {name}, but the plan has no hash of them: they may be others"
+        )
     found, said = (str(getattr(each, name))[:80] for each in (made, entry))
     return Finding(task.shard, difference=f"its sources give {name} {found}, manifest.json says {said}")
+
+
+def _may_be_another(plan: Plan, span: Span) -> bool:
+    """Whether a local file may have changed without the plan's knowing: by size alone it is known."""
+    place = plan.sources[span.source].location
+    is_timeless = isinstance(place, LocalFile) and place.mtime_ns is None and not place.path.startswith(PACKAGE)
+    return is_timeless and not span.digest

@@ -27,10 +27,15 @@ _LOG = logging.getLogger(__name__)
 def hashed(sources: Sequence[Source], tasks: Sequence[Task], *, trust_times: bool = False) -> list[Task]:
     """The tasks with a hash of each span of a local file, many files read at a time.
 
-    trust_times: local files are not read for it. Raises Error for a file that changed since it was first looked at.
+    trust_times: local files that are not compressed are not read for it. A compressed one was read up to its last span,
+    and its time says nothing of how it unfolds. Raises Error for a file that changed since it was first looked at.
     """
     missing = _by_source(span for task in tasks for span in task.spans if not span.digest)
-    wanted = [n for n in missing if _is_unmarked(sources[n]) or (_has_time(sources[n]) and not trust_times)]
+
+    def is_read(source: Source) -> bool:
+        return _is_unmarked(source) or (_has_time(source) and (source.format.is_streamed or not trust_times))
+
+    wanted = [number for number in missing if is_read(sources[number])]
     size = sum(sources[number].location.size for number in wanted)
     if size >= LONG_BYTES:
         _LOG.warning("reading %d GB of sources to know their content; trust_times leaves it out", size / 1e9)

@@ -25,6 +25,7 @@ _MARKS = {
 
 MAX_DOCUMENT_BYTES = 64_000_000  # if nothing else is said
 LEAST_DOCUMENT_BYTES = 1000  # what may be asked for: the smallest pieces of text
+LARGEST_DOCUMENT_BYTES = 1 << 40
 Digest = xxhash.xxh3_128  # of a run's bytes: against rot and mistakes, not malice; far faster than any disk
 
 
@@ -115,8 +116,11 @@ def is_longer(document: Document, max_bytes: int) -> bool:
 
 
 def check_limit(max_document_bytes: int) -> None:
-    if max_document_bytes < LEAST_DOCUMENT_BYTES:
-        raise Error(f"max_document_bytes: expected at least {LEAST_DOCUMENT_BYTES:,}, got {max_document_bytes:,}")
+    if not LEAST_DOCUMENT_BYTES <= max_document_bytes <= LARGEST_DOCUMENT_BYTES:
+        raise Error(
+            f"max_document_bytes: expected {LEAST_DOCUMENT_BYTES:,} to {LARGEST_DOCUMENT_BYTES:,}, "
+            f"got {max_document_bytes:,}"
+        )
 
 
 def too_long(max_bytes: int) -> Skipped:

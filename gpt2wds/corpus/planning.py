@@ -117,6 +117,11 @@ def _refuse_other_request(out: Folder, plan: Plan, asked: dict[str, object]) -> 
         planned = plan.request.get(name, LATER.get(name))
         if value == planned:
             continue
+        if planned is None:
+            raise Error(
+                f"{out}: its plan was made without {name}, this command has {value!r}; "
+                "leave it out, or choose another --out"
+            )
         if value is None:
             raise Error(
                 f"{out}: its plan has {name} = {planned!r}, which this command leaves out; "

@@ -25,7 +25,7 @@ from ..tokenizer import END_OF_TEXT, VOCABULARY_SHA256
 from . import members, prompts, shards
 from .manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, LaterFormat, Manifest, ShardEntry
 
-REBUILD = "run its gpt2wds-shard command again: only what is missing is made"
+REBUILD = "run its gpt2wds-shard command again: only what is missing is made; of a copy, fetch the file again"
 REPAIR = f"delete the file and {REBUILD}"
 GPT2_VOCABULARY = VOCABULARY_SHA256["vocab.bpe"]
 MAX_MANIFEST_BYTES = 1 << 28  # twenty times that of 15,000 shards

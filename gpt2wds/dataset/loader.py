@@ -1,7 +1,9 @@
 """Datasets → the batches of one rank, from where it was to the end of time, with a state."""
 
+import atexit
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -102,7 +104,11 @@ class StepBatches(IterableDataset):
         current = self._iterators
         starts = zip(self.portions, self._positions, strict=True)
         places = zip(*(portion.positions(start) for portion, start in starts), strict=True)
-        for sequences, place in zip(self._steps(), places, strict=True):
+        steps = self._steps()
+        if self.num_workers:
+            # Before multiprocessing's own end of a program, which would wait for workers that leave signals to us.
+            atexit.register(_close, weakref.ref(steps))
+        for sequences, place in zip(steps, places, strict=True):
             self._positions = place
             yield sequences
             if self._iterators != current:
@@ -113,7 +119,7 @@ class StepBatches(IterableDataset):
         found = zip(self.portions, self._positions, strict=True)
         return tuple(portion.epochs(position) for portion, position in found)
 
-    def _steps(self) -> Iterator[np.ndarray]:
+    def _steps(self) -> Generator[np.ndarray, None, None]:
         """This rank's share of each step from the positions on, without end."""
         source = SlotSequences(self.portions, self.seq_len, self.seed, self.slots, self._positions)
         if not self.num_workers:
@@ -180,6 +186,12 @@ class WorkersRepeat(Error):
             "StepBatches: expected a DataLoader without workers, each of which would repeat all steps; "
             "give num_workers to StepBatches instead"
         )
+
+
+def _close(steps: "weakref.ref[Generator[np.ndarray, None, None]]") -> None:
+    """End an iterator that the program still holds when it ends, and its workers with it."""
+    if (alive := steps()) is not None:
+        alive.close()
 
 
 def _leave_signals_to_the_parent(_: int) -> None:

@@ -88,9 +88,7 @@ def portions(data: Data, *, sequences_per_step: int, seq_len: int) -> tuple[Port
     Raises Error for weights that are not above 0 and finite, for one dataset given twice, where a weight is too small
     for one slot, and for data that are not tokens or less than one step.
     """
-    pairs = [(data, 1)] if isinstance(data, Dataset) else list(data)
-    if not pairs:
-        raise Error("datasets: expected at least one, got none")
+    pairs = [(data, 1)] if isinstance(data, Dataset) else _pairs(data)
     first: dict[str, Dataset] = {}
     for dataset, weight in pairs:
         check_weight(weight, f"dataset {dataset.path}: weight")
@@ -109,6 +107,15 @@ def portions(data: Data, *, sequences_per_step: int, seq_len: int) -> tuple[Port
         found.append(Portion(dataset, weight, range(at, at + count), of=sequences_per_step, seq_len=seq_len))
         at += count
     return tuple(found)
+
+
+def _pairs(data: object) -> list[tuple[Dataset, float]]:
+    if not isinstance(data, Sequence) or isinstance(data, str) or not data:
+        raise Error(f"dataset: expected a Dataset, or a list of (Dataset, weight), got {repr(data)[:80]}")
+    for pair in data:
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[0], Dataset)):
+            raise Error(f"dataset: expected pairs such as (Dataset('data/a'), 3), got {repr(pair)[:80]}")
+    return [(dataset, float(weight) if isinstance(weight, np.floating) else weight) for dataset, weight in data]
 
 
 def check_weight(weight: object, where: str) -> None:

@@ -10,10 +10,11 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Protocol
 
 from ..errors import Error
+from ..files import remove_dead
 from ..folder import Folder
 from ..locations import PACKAGE
 from ..strict_json import checked, load_json, refuse_damage
@@ -73,7 +74,7 @@ class Piece:
     def refuse_another(self, where: object) -> None:
         raise Error(
             f"{where}/{self.name}: another file of this name is there already, and nothing is ever overwritten; "
-            "push to an empty place, or delete it there"
+            "push to an empty place"
         )
 
     def _read(self, start: int, end: int) -> bytes:
@@ -116,6 +117,8 @@ class Directory:
 
     def send(self, pieces: Sequence[Piece], sent: Callable[[int], None], message: str) -> None:
         self._folder.make()
+        if self._folder.is_local:
+            remove_dead(Path(self._folder.path))
         for piece in pieces:
             _, is_first = self._folder.create(piece.name, piece.copy_to)
             if not is_first and (self._folder.size(piece.name) != piece.size or not self._is_same(piece)):
@@ -123,7 +126,7 @@ class Directory:
             sent(piece.size)
 
     def _is_same(self, piece: Piece) -> bool:
-        if piece.is_shard:
+        if piece.is_shard and not self._folder.is_local:  # to read it whole would be to fetch it
             return self._folder.read(piece.name, max(0, piece.size - TAIL_BYTES), piece.size) == piece.tail()
         digest = hashlib.sha256()
         for start in range(0, piece.size, PIECE_BYTES):
@@ -146,6 +149,8 @@ def to_send(dataset: Dataset, place: Place, url: str, licence: str | None = None
     url: by which its readers will know the place; licence: the Hub's name for it, for the card.
     Raises Error for another dataset at the place, and for what the place says.
     """
+    if dataset.folder.path == url or dataset.folder.holds(url):
+        raise Error(f"{url}: expected another place, got the dataset's own directory {dataset.path} or one within it")
     words, data, manifest = _pieces(dataset, url, licence)
     there = place.names()
     for name in sorted(there - {piece.name for piece in data}):

@@ -42,7 +42,7 @@ def test_the_same_command_makes_only_what_is_missing(small, source):
     [
         (["--val-docs", "3"], "its plan has --val-docs = 2, this command 3"),
         (["--docs-per-shard", "5"], "its plan has --docs-per-shard = 4, this command 5"),
-        (["--limit-docs", "7"], "its plan has --limit-docs = None, this command 7"),
+        (["--limit-docs", "7"], "its plan was made without --limit-docs, this command has 7"),
         (["--text-column", "body"], "its plan has --text-column = 'text', this command 'body'"),
     ],
 )

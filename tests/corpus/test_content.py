@@ -146,7 +146,7 @@ def test_hashes_made_while_cutting_are_those_of_the_spans(
     found = hashed(plan.sources, cut_anew)
     pairs = [pair for a, b in zip(plan.tasks, found, strict=True) for pair in zip(a.spans, b.spans, strict=True)]
     assert len(pairs) > 4 and all(kept.digest in ("", made.digest) and made.digest for kept, made in pairs)
-    if suffix and text == ".jsonl":
+    if suffix:  # a compressed file is hashed, whatever is trusted
         assert all(kept.digest for kept, _ in pairs)
 
 

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from itertools import islice
@@ -387,3 +389,15 @@ def test_validation_of_another_split(plays: Dataset) -> None:
     batch = next(validation_sequences(plays, seq_len=100, max_tokens=10**6, batch_sequences=3, split="train"))
     tokens = tokens_of_shards(plays, "train")[0]
     np.testing.assert_array_equal(batch, [tokens[0:101], tokens[100:201], tokens[200:301]])
+
+
+def test_a_program_that_holds_its_iterator_to_the_end_ends_at_once(plays: Dataset) -> None:
+    """Its workers leave signals to it, so nothing but itself may end them."""
+    program = (
+        "from gpt2wds import Dataset, StepBatches\n"
+        f"batches = StepBatches(Dataset({plays.path!r}), seq_len=64, sequences_per_step=8, seed=1, num_workers=2)\n"
+        "steps = iter(batches)\n"
+        "print(next(steps).shape)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=45, check=True)
+    assert (ended.stdout, ended.stderr) == ("(8, 65)\n", "")

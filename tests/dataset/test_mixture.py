@@ -190,7 +190,12 @@ def test_weights_that_are_none(three: list[Dataset]) -> None:
     for weight in (0, -1, math.inf, math.nan, True, "3", None):
         with pytest.raises(Error, match=rf"^dataset {b.path}: weight: expected a number above 0 and finite, got "):
             load([(a, 1), (b, weight)])
-    with pytest.raises(Error, match="^datasets: expected at least one, got none"):
+    for data in ([a, b], [("a", 1)], "a", None, {a: 1}, [(a, 1, 2)]):
+        with pytest.raises(Error, match=r"^dataset: expected (pairs such as|a Dataset, or a list of) \(?"):
+            load(data)
+    first, second = load([(a, np.float32(3)), (b, np.float64(1))]).portions
+    assert (first.weight, second.weight) == (3, 1)
+    with pytest.raises(Error, match="^dataset: expected a Dataset, or a list of"):
         load([])
 
 

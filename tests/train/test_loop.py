@@ -94,7 +94,7 @@ def test_killed_at_any_moment_it_gives_the_same_log(plays: Dataset, whole: Path,
 MOMENTS: list[list[Any]] = [
     # before there is any checkpoint, and in its first write
     ["gpt2wds.train.rundir", "RunDirectory.rewind", 1],
-    ["gpt2wds.commands.launch", "validation_loss", 1],
+    ["gpt2wds.commands.measuring", "validation_loss", 1],
     ["gpt2wds.train.update", "Update.__call__", 1],
     ["gpt2wds.train.update", "Update.__call__", 2],
     ["gpt2wds.train.checkpoint", "save_file", 1],
@@ -111,8 +111,8 @@ MOMENTS: list[list[Any]] = [
     ["gpt2wds.train.rundir", "RunDirectory.append", 1],
     ["gpt2wds.train.rundir", "_without_nan", 2],
     # in the evaluation
-    ["gpt2wds.commands.launch", "score", 1],
-    ["gpt2wds.commands.launch", "generate", 1],
+    ["gpt2wds.commands.measuring", "score", 1],
+    ["gpt2wds.commands.measuring", "generate", 1],
     ["gpt2wds.evaluate.text", "choose_token", 3],
     # while resuming, and while old checkpoints are removed
     ["pathlib", "Path.replace", 3],

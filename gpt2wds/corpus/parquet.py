@@ -88,7 +88,8 @@ class _OpenParquet:
     def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
         planned = left = self._metadata.num_rows - first if count is None else count
         raw = (
-            self.location.open()
+            # Arrow's own file: with one of Python's its threads may want the interpreter after its end, and abort.
+            pa.OSFile(str(self.location.here))
             if isinstance(self.location, LocalFile)
             else RangedFile(self.location.read_range, self.location.size)
         )

@@ -5,12 +5,14 @@ import difflib
 import tomllib
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import Error
 
 Schema = TypeVar("Schema")
+Source = Callable[[str], str]  # where a key's value was written
 
 
 def load_config(path: Path | None, overrides: list[str], schema: type[Schema]) -> Schema:
@@ -37,7 +39,12 @@ def load_config(path: Path | None, overrides: list[str], schema: type[Schema]) -
         values.setdefault(section, {})
         if isinstance(values[section], dict):
             values[section][name] = value
-    return _build(values, schema, str(path or "of defaults"), "")
+    given = {override.partition("=")[0] for override in overrides}
+
+    def source(key: str) -> str:
+        return "of the command line" if key.partition("[")[0] in given else str(path or "of defaults")
+
+    return _build(values, schema, source, "")
 
 
 def dump_config(config: Any) -> str:
@@ -83,27 +90,30 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _build(values: dict[str, Any], schema: type[Any], source: str, prefix: str) -> Any:
+def _build(values: dict[str, Any], schema: type[Any], source: Source, prefix: str) -> Any:
     hints = typing.get_type_hints(schema)
     built = {}
     for name, value in values.items():
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=1, cutoff=0)
-            raise Error(f"configuration {source}: unknown key {prefix}{name}; did you mean {prefix}{near[0]}?")
+            raise Error(
+                f"configuration {source(prefix + name)}: unknown key {prefix}{name}; did you mean {prefix}{near[0]}?"
+            )
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
-                raise Error(f"configuration {source}: expected a section [{name}], got {name} = {value!r}")
+                raise Error(f"configuration {source(name)}: expected a section [{name}], got {name} = {value!r}")
             built[name] = _build(value, typing.cast(type, hint), source, f"{prefix}{name}.")
         else:
             built[name] = _checked(value, hint, source, f"{prefix}{name}")
     for field in dataclasses.fields(schema):
         if field.name not in built and field.default is field.default_factory is dataclasses.MISSING:
-            raise Error(f"configuration {source}: expected {prefix}{field.name}, got none")
+            key = f"{prefix}{field.name}"
+            raise Error(f"configuration {source(key)}: expected {key}, got none")
     return schema(**built)
 
 
-def _checked(value: Any, hint: Any, source: str, key: str) -> Any:
+def _checked(value: Any, hint: Any, source: Source, key: str) -> Any:
     options = [hint]
     if isinstance(hint, types.UnionType):  # `float | None`: None is a default that TOML cannot say
         options = [option for option in typing.get_args(hint) if option is not types.NoneType]
@@ -122,7 +132,8 @@ def _checked(value: Any, hint: Any, source: str, key: str) -> Any:
     if good and items:
         good = all(isinstance(item, items[0]) for item in value)
     if not good:
-        raise Error(f"configuration {source}: {key}: expected {' or '.join(map(_named, options))}, got {value!r}")
+        said = " or ".join(map(_named, options))
+        raise Error(f"configuration {source(key)}: {key}: expected {said}, got {value!r}")
     return value
 
 
@@ -140,12 +151,14 @@ def _named(hint: Any) -> str:
     """What a type of the schema is called; a table of its own, by its keys.
 
     >>> _named(list[str]), _named(int)
-    ('list[str]', 'int')
+    ('a list of texts in quotes', 'a whole number')
     """
     items = typing.get_args(hint)
     if items and dataclasses.is_dataclass(items[0]):
         return "a list of tables {" + ", ".join(f"{field.name} = …" for field in dataclasses.fields(items[0])) + "}"
-    return str(hint) if items else str(hint.__name__)
+    if items:
+        return {str: "a list of texts in quotes", float: "a list of numbers"}[items[0]]
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]
 
 
 def _toml(value: Any) -> str:

@@ -114,7 +114,7 @@ def test_what_names_no_steps_is_refused(plays: Dataset, tmp_path: Path, text: st
     code, said = in_process(tmp_path / "run", plays, f'data.skip_steps=["{text}"]')
     assert code == 1 and "data.skip_steps: expected steps from 1 on" in said
     code, said = in_process(tmp_path / "run", plays, "data.skip_steps=[3]")
-    assert code == 1 and "data.skip_steps: expected list[str], got [3]" in said
+    assert code == 1 and "data.skip_steps: expected a list of texts in quotes, got [3]" in said
 
 
 def test_a_trace_knows_them(skipping: Path) -> None:

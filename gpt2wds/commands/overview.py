@@ -37,7 +37,7 @@ def introduce(settings: Config, model: GPT2, batches: StepBatches, world: World,
     if settings.data.skip_steps:
         left_out = sum(any(step in skipped for skipped in settings.data.skipped) for step in range(1, steps + 1))
         names = ", ".join(settings.data.skip_steps)
-        say(f"left out by data.skip_steps: {names}, {counted(left_out, 'step')} that are not trained on")
+        say(f"left out by data.skip_steps: {names}, {counted(left_out, 'step')} not trained on")
     if settings.data.document_masking:
         say("documents: attention and positions stay within each, in training and in validation")
     say(

@@ -15,6 +15,14 @@ from .page import RUN_COLORS, as_html, key, run_key
 Facts = dict[str, Any]  # run.json's object
 X_NAMES = {"step": "step", "tokens": "tokens trained on"}  # by the member of a row that pictures go by
 RATES = {"learning_rate": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens per second"}
+# Facts that decide what a validation loss is of, and what they are called.
+VALIDATION_SET = {
+    "corpus": "dataset",
+    "dataset_id": "dataset",
+    "val_tokens": "validation tokens",
+    "seq_len": "sequence length",
+    "document_masking": "document masking",
+}
 KIND = ("name", "examples", "mode")  # results that differ in one of them are never compared
 UNIFORM_LOSS = math.log(50257)
 # Corpus, tokens from the beginning of its validation split, and context of a loss of OpenAI's weights.
@@ -50,9 +58,7 @@ class Run:
 
     def validation_set(self) -> tuple[Any, ...]:
         """What a validation loss is of. Runs that differ in it have losses of different texts, or read otherwise."""
-        return tuple(
-            self.facts.get(name) for name in ("corpus", "dataset_id", "val_tokens", "seq_len", "document_masking")
-        )
+        return tuple(self.facts.get(name) for name in VALIDATION_SET)
 
 
 def kind(result: Result) -> list[Any]:

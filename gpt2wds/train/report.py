@@ -15,7 +15,7 @@ from .. import files
 from ..errors import Error
 from ..rows import Row, number
 from . import page
-from .curves import X_NAMES, Facts, Run, legend, pictures, set_name
+from .curves import VALIDATION_SET, X_NAMES, Facts, Run, legend, pictures, set_name
 from .figures import draw
 from .rundir import RunDirectory
 
@@ -89,14 +89,26 @@ def _page_of_one(run: Run, by: str) -> str:
     return page.document(_title(run), _size(run), body)
 
 
+def _not_compared(runs: list[Run]) -> str:
+    """Which runs' validation losses are not of the same text, or not read the same way, and why."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for run in runs:
+        groups.setdefault(run.validation_set(), []).append(run.name)
+    if len(groups) == 1:
+        return ""
+    differing = dict.fromkeys(
+        word for word, *values in zip(VALIDATION_SET.values(), *groups, strict=True) if len(set(values)) > 1
+    )
+    within = " | ".join(", ".join(names) for names in groups.values())
+    return page.notice(
+        f"Validation losses do not compare between {within}: these runs differ in {' and '.join(differing)}."
+    )
+
+
 def _page_of_several(runs: list[Run], by: str) -> str:
     titles = {_title(run) for run in runs}
     body = "".join(_unfinished(run, f"{run.name} is unfinished") for run in runs)
-    if len({run.validation_set() for run in runs}) > 1:
-        body += page.notice(
-            "Validation losses are not of the same text: the runs differ in dataset, in validation tokens, in "
-            "sequence length or in document masking. They do not compare."
-        )
+    body += _not_compared(runs)
     if by == "step" and len({run.facts.get("tokens_per_step") for run in runs}) > 1:
         body += page.notice("A step is not the same number of tokens in all runs. --by tokens compares them by tokens.")
     names = [run.name for run in runs]

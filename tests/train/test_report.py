@@ -473,7 +473,10 @@ def test_runs_by_tokens(tmp_path: Path) -> None:
 def test_runs_of_other_validation_text_are_not_compared_in_silence(tmp_path: Path, change: dict[str, Any]) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", **change)
     text = write_report(a, b, out=tmp_path / "both.html").read_text()
-    assert "Validation losses are not of the same text" in text
+    word = {"val_tokens": "validation tokens", "dataset_id": "dataset", "seq_len": "sequence length"}
+    (changed,) = change
+    why = word.get(changed, "document masking")
+    assert f"Validation losses do not compare between a | b: these runs differ in {why}." in text
     assert not {OPENAI_LOSS, "unigram entropy"} & set(labels(text)) and "uniform guess" in labels(text)
 
 

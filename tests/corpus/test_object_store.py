@@ -93,7 +93,7 @@ def test_every_command_reads_it(store: ObjectStore, corpus: Path, whole: Path, r
 
 def test_other_options_are_refused_there_as_here(store: ObjectStore, corpus: Path, remote: str) -> None:
     done = store.run("gpt2wds-shard", *arguments(corpus, remote), "--limit-docs", 50)
-    assert done.returncode == 1 and "this command 50" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 1 and "this command has 50" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_nothing_is_left_in_temporary_folders(store: ObjectStore, corpus: Path, tmp_path: Path) -> None:

@@ -208,6 +208,11 @@ def finish(directory: Folder) -> None:
     For a corpus sharded in slices (--task-slice) or by several machines on one directory.
     """
     plan = read_plan(directory)
+    if directory.exists("manifest.json") and not directory.sizes("receipts"):
+        raise Error(
+            f"{directory}: expected shards in the making, got a finished dataset without receipts, as a published copy "
+            "is; gpt2wds-shard verify reads every byte of it"
+        )
     missing = sharding.missing_tasks(directory, plan)
     for task in missing:
         print(f"missing: {task}")

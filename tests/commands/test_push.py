@@ -115,3 +115,17 @@ def test_without_a_plan_nobody_can_audit(plays: Dataset, tmp_path: Path) -> None
     (copy / "plan.json").unlink()
     assert "without its plan.json nobody can make shards of it again" in run("push", copy, tmp_path / "out")[1]
     assert "cannot be audited: it has no plan.json" in fails("verify", tmp_path / "out", "--source", 1)
+
+
+def test_a_copy_is_finished_and_no_dataset_is_its_own_copy(plays: Dataset, tmp_path: Path) -> None:
+    run("push", plays.path, tmp_path / "out")
+    assert "got a finished dataset without receipts, as a published copy is" in fails("finish", tmp_path / "out")
+    for place in (plays.path, f"{plays.path}/below"):
+        assert "expected another place, got the dataset's own directory" in fails("push", plays.path, place)
+    half = tmp_path / "half"
+    half.mkdir()
+    shard = bytearray(Path(plays.path, "train-00001.tar.zst").read_bytes())
+    shard[100] ^= 1
+    (half / "train-00001.tar.zst").write_bytes(shard)
+    assert "train-00001.tar.zst: another file of this name is there" in fails("push", plays.path, half)
+    assert not (half / "manifest.json").exists()

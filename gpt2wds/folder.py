@@ -5,6 +5,7 @@ in one piece: an object store shows all of it or nothing, and creates it exclusi
 """
 
 import contextlib
+import hashlib
 import io
 import tempfile
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from .files import commit, replacing, synced, temporary_name
 from .locations import RangedFile
 from .patience import WHOLE_SECONDS, Answer, seconds_for
 from .stores import Question, ask, filesystem, fresh
+
+PIECE_BYTES = 1 << 23  # of a file, read at once
 
 
 class Folder:
@@ -57,6 +60,13 @@ class Folder:
         with open(f"{self.path}/{name}", "rb", buffering=0) as file:
             file.seek(start)
             return file.read(-1 if end is None else end - start)
+
+    def sha256(self, name: str, size: int) -> str:
+        """SHA-256 of the first `size` bytes of a file, hex."""
+        digest = hashlib.sha256()
+        for start in range(0, size, PIECE_BYTES):
+            digest.update(self.read(name, start, min(size, start + PIECE_BYTES)))
+        return digest.hexdigest()
 
     def size(self, name: str) -> int:
         if not self.is_local:

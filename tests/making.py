@@ -76,3 +76,10 @@ def texts_of(out: Path) -> list[str]:
 
 def shard_plays(out: Path | str, **cut: int) -> Dataset:
     return make_dataset(out, Plays(), Cut(**cut), workers=1)
+
+
+def flip(path: Path, at: int = 100) -> None:
+    """One bit of a file is another now."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import torch
 from click.testing import CliRunner
 
 from gpt2wds.commands.train import main
@@ -114,3 +116,12 @@ def children(process: subprocess.Popen[str]) -> list[int]:
             if path.read_text().rpartition(") ")[2].split()[1] == str(process.pid):
                 found.append(int(path.parent.name))
     return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As in the processes that tests start: more would be no faster for models this small, and sum in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

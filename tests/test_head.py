@@ -22,6 +22,14 @@ def loss_and_gradients(model: GPT2, loss: Tensor) -> tuple[Tensor, dict[str, Ten
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+def assert_same_as_plain(model: GPT2, *arguments: Tensor) -> None:
+    """The chunked loss and its gradients are PyTorch's own."""
+    loss, gradients = loss_and_gradients(model, model(*arguments))
+    expected, expected_gradients = loss_and_gradients(model, plain_loss(model, *arguments))
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    assert_same_gradients(gradients, expected_gradients)
+
+
 @pytest.mark.parametrize(("sequences", "length"), [(1, 1), (2, 128), (3, 100), (5, 103)])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_chunked_loss_is_cross_entropy(sequences: int, length: int, weighted: bool) -> None:
@@ -31,20 +39,14 @@ def test_the_chunked_loss_is_cross_entropy(sequences: int, length: int, weighted
     ids = tokens(SMALL, sequences, length + 1)
     weights = torch.tensor([1.0, 0.0, 2.5, 0.3, 1.0])[:sequences] if weighted else torch.ones(sequences)
     arguments = (ids[:, :-1], ids[:, 1:], weights)
-    loss, gradients = loss_and_gradients(model, model(*arguments))
-    expected, expected_gradients = loss_and_gradients(model, plain_loss(model, *arguments))
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
-    assert_same_gradients(gradients, expected_gradients)
+    assert_same_as_plain(model, *arguments)
 
 
 def test_the_chunked_loss_of_the_whole_vocabulary() -> None:
     model = GPT2(TINY)
     ids = tokens(TINY, 5, 62)
     arguments = (ids[:, :-1], ids[:, 1:], torch.ones(5))
-    loss, gradients = loss_and_gradients(model, model(*arguments))
-    expected, expected_gradients = loss_and_gradients(model, plain_loss(model, *arguments))
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
-    assert_same_gradients(gradients, expected_gradients)
+    assert_same_as_plain(model, *arguments)
 
 
 def test_the_chunked_loss_where_probabilities_vanish() -> None:

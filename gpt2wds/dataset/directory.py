@@ -29,7 +29,6 @@ REBUILD = "run its gpt2wds-shard command again: only what is missing is made; of
 REPAIR = f"delete the file and {REBUILD}"
 GPT2_VOCABULARY = VOCABULARY_SHA256["vocab.bpe"]
 MAX_MANIFEST_BYTES = 1 << 28  # twenty times that of 15,000 shards
-PIECE_BYTES = 1 << 23  # of a file, read at once
 LOOK = "look at the disk and at the file's permissions"
 
 
@@ -153,13 +152,6 @@ class Dataset:
         if self.kind != kind:
             raise Error(f"dataset {self.path}: expected {kind}, got {self.kind}")
 
-    def file_sha256(self, name: str, size: int) -> str:
-        """SHA-256 of the first `size` bytes of a file in the directory."""
-        digest = hashlib.sha256()
-        for start in range(0, size, PIECE_BYTES):
-            digest.update(self.folder.read(name, start, min(size, start + PIECE_BYTES)))
-        return digest.hexdigest()
-
     @contextmanager
     def _naming(self, split: str, block: int, by_index: bool = False) -> Iterator[None]:
         """Say of damage where it is and what to do; `by_index`: what was read may differ from the index alone."""
@@ -177,7 +169,7 @@ class Dataset:
         if entry.file not in self._sound:
             try:
                 fits = self.folder.size(entry.file) == entry.bytes
-                self._sound[entry.file] = fits and self.file_sha256(entry.file, entry.bytes) == entry.sha256
+                self._sound[entry.file] = fits and self.folder.sha256(entry.file, entry.bytes) == entry.sha256
             except (Error, OSError):
                 self._sound[entry.file] = False
         return self._sound[entry.file]

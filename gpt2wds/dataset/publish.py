@@ -15,11 +15,11 @@ from typing import Any, BinaryIO, Protocol
 
 from ..errors import Error
 from ..files import remove_dead
-from ..folder import Folder
+from ..folder import PIECE_BYTES, Folder
 from ..locations import PACKAGE
 from ..strict_json import checked, load_json, refuse_damage
 from .card import CARD, card
-from .directory import PIECE_BYTES, REPAIR, Dataset
+from .directory import REPAIR, Dataset
 from .manifest import SPLITS
 
 MANIFEST, PLAN = "manifest.json", "plan.json"
@@ -128,10 +128,7 @@ class Directory:
     def _is_same(self, piece: Piece) -> bool:
         if piece.is_shard and not self._folder.is_local:  # to read it whole would be to fetch it
             return self._folder.read(piece.name, max(0, piece.size - TAIL_BYTES), piece.size) == piece.tail()
-        digest = hashlib.sha256()
-        for start in range(0, piece.size, PIECE_BYTES):
-            digest.update(self._folder.read(piece.name, start, min(piece.size, start + PIECE_BYTES)))
-        return digest.hexdigest() == piece.sha256
+        return self._folder.sha256(piece.name, piece.size) == piece.sha256
 
 
 @dataclass(frozen=True)
@@ -221,7 +218,7 @@ def _pieces(dataset: Dataset, url: str, licence: str | None) -> tuple[list[Piece
     for split in SPLITS:
         name = f"{split}.blocks.npy"
         size = dataset.folder.size(name)
-        digest = dataset.manifest.blocks_sha256.get(split) or dataset.file_sha256(name, size)
+        digest = dataset.manifest.blocks_sha256.get(split) or dataset.folder.sha256(name, size)
         data.append(Piece(name, size, digest, dataset.folder))
     for entry in (entry for split in SPLITS for entry in dataset.shards(split)):
         data.append(Piece(entry.file, entry.bytes, entry.sha256, dataset.folder))

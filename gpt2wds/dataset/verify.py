@@ -97,7 +97,7 @@ def _verify_file(dataset: Dataset, entry: ShardEntry, size: int) -> list[str]:
     if size != entry.bytes:
         return [f"{entry.file}: expected {entry.bytes} bytes, got {size}; {REPAIR}"]
     try:
-        found = dataset.file_sha256(entry.file, size)
+        found = dataset.folder.sha256(entry.file, size)
     except (Error, OSError) as error:
         return [f"{entry.file}: {reason(error)}; {LOOK}"]
     if found != entry.sha256:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import shard_small, texts, write_jsonl
+from making import flip, shard_small, texts, write_jsonl
 from shard_command import COMMAND, fails, run
 from writable_hub import WritableHub
 
@@ -90,9 +90,6 @@ def test_a_manifest_that_says_what_no_source_gives_differs(plays: Dataset, tmp_p
 
 def test_the_bytes_of_the_chosen_shards_are_read_too(plays: Dataset, tmp_path: Path) -> None:
     copy = shutil.copytree(plays.path, tmp_path / "copy")
-    path = copy / "val-00000.tar.zst"
-    data = bytearray(path.read_bytes())
-    data[100] ^= 1
-    path.write_bytes(data)
+    flip(copy / "val-00000.tar.zst")
     code, said, _ = run("verify", copy, "--source", 4)
     assert code == 1 and "val-00000.tar.zst block 0: " in said and said.count(": the same tokens") == 3

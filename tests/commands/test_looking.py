@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from making import shard_files, shard_small, texts, tree, write_jsonl
+from making import flip, shard_files, shard_small, texts, tree, write_jsonl
 from shard_command import COMMAND, fails, run
 
 from gpt2wds.commands.looking import SOURCES_SHOWN
@@ -118,10 +118,7 @@ def test_verify(small):
     code, out, _ = run("verify", small)
     assert code == 0
     assert "all right" in out
-    path = small / "train-00001.tar.zst"
-    data = bytearray(path.read_bytes())
-    data[100] ^= 1
-    path.write_bytes(data)
+    flip(small / "train-00001.tar.zst")
     (small / "val-00000.tar.zst").unlink()
     code, out, _ = run("verify", small)
     assert code == 1

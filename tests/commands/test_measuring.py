@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import runs
 import torch
 from click.testing import CliRunner
 from making import shard_files, write_jsonl
@@ -30,11 +31,8 @@ OFTEN = ("checkpoint.every_steps=5", "checkpoint.keep=9", "eval.every_steps=6", 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """More would be no faster here, and sum in another order than a process of one thread does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with runs.one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

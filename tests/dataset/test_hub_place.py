@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from making import flip
 from writable_hub import WritableHub
 
 from gpt2wds.dataset import hub_place
@@ -77,9 +78,7 @@ def test_a_manifest_is_not_published_before_all_is_there(plays: Dataset, hub: Wr
 
 def test_a_rotten_shard_is_not_published(plays: Dataset, hub: WritableHub, tmp_path: Path) -> None:
     copy = shutil.copytree(plays.path, tmp_path / "copy")
-    data = bytearray((copy / "val-00000.tar.zst").read_bytes())
-    data[100] ^= 1
-    (copy / "val-00000.tar.zst").write_bytes(data)
+    flip(copy / "val-00000.tar.zst")
     with pytest.raises(Error, match=r"val-00000.tar.zst: expected SHA-256 .*; nothing of it was published; delete the"):
         push(Dataset(copy), hub)
     (copy / "val-00000.tar.zst").unlink()

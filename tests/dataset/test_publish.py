@@ -6,7 +6,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from making import tree
+from making import flip, tree
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.publish import Directory, published_plan, send, telling, to_send
@@ -31,9 +31,7 @@ def push(dataset: Dataset, there: Folder) -> list[str]:
 
 def test_a_push_goes_on_after_damage_and_the_manifest_comes_last(plays: Dataset, there: Folder, tmp_path: Path) -> None:
     copy = shutil.copytree(plays.path, tmp_path / "copy")
-    data = bytearray((copy / "val-00000.tar.zst").read_bytes())
-    data[100] ^= 1
-    (copy / "val-00000.tar.zst").write_bytes(data)
+    flip(copy / "val-00000.tar.zst")
     with pytest.raises(Error, match=r"val-00000.tar.zst: expected SHA-256 .*; nothing of it was published"):
         push(Dataset(copy), there)
     with pytest.raises(Error, match="got one in the making"):

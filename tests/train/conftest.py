@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+import runs
 from runs import finish, start
 
 from gpt2wds.dataset.directory import Dataset
@@ -12,11 +12,8 @@ from gpt2wds.dataset.directory import Dataset
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in the processes started here; with more the models here would be no faster."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with runs.one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,12 @@
 """What a user can mend: one line that says what was expected, what came, and what to do."""
 
+import operator
+import os
+import re
+
+# What moves a terminal's cursor, ends a line, turns the writing around, or is no character at all.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class Error(ValueError):
     """An expected failure: bad input, a damaged file, a source that changed. Commands print one line, exit code 1.
@@ -8,12 +15,65 @@ class Error(ValueError):
     """
 
 
+class Unanswered(Error):
+    """A store did not give what it was asked for: that says nothing of the file there, which may be sound."""
+
+
+class NoRanges(Unanswered):
+    """Nor will it, for a server or a proxy there ignores byte ranges."""
+
+
 class EngineError(Error):
     """A fast tokenizer engine gave other ids than tiktoken."""
 
 
+def refuse_other_bytes(what: str, name: str) -> None:
+    r"""Raise Error for a name whose bytes are no UTF-8, where it would have to go into a text. `what` begins the line.
+
+    >>> refuse_other_bytes("run.dir", "caf\udce9")
+    Traceback (most recent call last):
+    gpt2wds.errors.Error: run.dir: expected names in UTF-8, got b'caf\xe9'; rename it
+    """
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Error(f"{what}: expected names in UTF-8, got {os.fsencode(name)!r}; rename it") from None
+
+
+def whole(name: str, value: object, least: int | None = None) -> int:
+    """A whole number of a caller's, as Python's own int. Raises Error for anything else, and for one below `least`.
+
+    >>> whole("val_docs", 1.5, 0)
+    Traceback (most recent call last):
+    gpt2wds.errors.Error: val_docs: expected a whole number, 0 or more, got 1.5
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or (least is not None and number < least):
+        said = "" if least is None else f", {least} or more"
+        raise Error(f"{name}: expected a whole number{said}, got {repr(value)[:80]}")
+    return number
+
+
+def text(name: str, value: object) -> str:
+    """A text of a caller's. Raises Error for anything else."""
+    if not isinstance(value, str):
+        raise Error(f"{name}: expected a text, got {repr(value)[:80]}")
+    return value
+
+
+def path_text(name: str, value: object) -> str:
+    """A path or URL of a caller's, also one of pathlib's, as a text. Raises Error for anything else."""
+    found = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(found, str):
+        raise Error(f"{name}: expected a path or a URL, got {repr(value)[:80]}")
+    return found
+
+
 def reason(error: BaseException) -> str:
-    """Why, in one line: the first line of an exception's message, or its class where it has none.
+    """Why, in one line: the first line of an exception's message, all of an Error's, or the class where it has none.
 
     >>> reason(OSError(28, "No space left on device"))
     'No space left on device'
@@ -22,6 +82,8 @@ def reason(error: BaseException) -> str:
     """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(error, Error):  # what ends a line of it is in a name
+        return " ".join(lines)
     return lines[0] if lines else type(error).__name__
 
 
@@ -32,3 +94,23 @@ def counted(number: int, noun: str) -> str:
     ('1 document', '12,000 documents')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def shown(text: object, keep: str = "") -> str:
+    r"""Text that may hold anything, such as others' file names, for a terminal: control characters as escapes.
+
+    keep: those that stay as they are.
+
+    >>> shown("texts/a\x1b[2J\nb.txt"), shown("a\tb\n", keep="\n\t")
+    ('texts/a\\x1b[2J\\nb.txt', 'a\tb\n')
+    """
+    return _CONTROLS.sub(lambda c: c[0] if c[0] in keep else ascii(c[0])[1:-1], str(text))
+
+
+def shown_json(text: str) -> str:
+    r"""JSON, in whose texts alone control characters can be: to a parser it stays the same.
+
+    >>> shown_json('["\u202e"]')
+    '["\\u202e"]'
+    """
+    return _CONTROLS.sub(lambda c: f"\\u{ord(c[0]):04x}", text)

@@ -22,6 +22,7 @@ LOCK_SECONDS = 10  # a name is given in milliseconds: who takes longer was kille
 # What link() says where a file system, or a FUSE mount, has no hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SILENT_SECONDS = 3600  # untouched for so long, a file of another time may be taken for a dead process's
 TEMPORARY = ".*.tmp"  # matches what killed processes leave
 
 
@@ -31,22 +32,44 @@ def local_path(path: str | Path) -> Path:
         raise Error("expected a path, got an empty name")
     if "://" in str(path):
         raise Error(f"expected a path of this machine, got the URL {path}; give a local directory")
+    refuse_no_path(str(path))
     return Path(path)
 
 
+def refuse_no_path(path: str) -> None:
+    """Raise Error for a URL that lost a slash or both: it would become a directory called "s3:". And for NUL in it."""
+    if "\0" in path:  # a command line has none, TOML may
+        raise Error(f"expected a path or a URL, got {path!r}; no name has a NUL")
+    found = re.match(r"([a-z][a-z0-9+.-]+):/(?!/)", path) or re.match(r"(s3|gs|gcs|hf|https?):(?!//)", path)
+    if found:
+        raise Error(
+            f"expected a path or a URL, got {path}; a URL begins with {found[1]}://, a directory of that name with ./"
+        )
+
+
 def temporary_name(final: Path) -> Path:
-    host = socket.gethostname().replace("/", "_")
-    name = f".{final.name}.{host}.{_short_kernel()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    name = f".{final.name}.{_host()}.{_short_kernel()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     return final.with_name(name)
 
 
 def remove_dead(folder: Path) -> None:
-    """Remove temporary files of processes that have ended, as far as this host can know: its own, since it started."""
-    form = re.compile(rf"\..+\.{_short_kernel()}\.(\d+)\.[0-9a-f]{{8}}\.tmp")
+    """Remove temporary files of processes that have ended, as far as this host can know.
+
+    Those of its own since it started; and of a host of its name those that nobody has touched since before it started,
+    nor for SILENT_SECONDS: another host or container may have the same name, and a writer may wait for its source.
+    """
+    here, silent = _short_kernel(), min(host_began(), time.time() - SILENT_SECONDS)
     for path in folder.glob(TEMPORARY):
-        found = form.fullmatch(path.name)
-        if found and not _lives(int(found[1])) and not path.is_dir():
-            path.unlink(missing_ok=True)
+        found = re.fullmatch(r"\..+\.([0-9a-f]{8})\.(\d+)\.[0-9a-f]{8}\.tmp", path.name)
+        if not found or path.is_dir():
+            continue
+        with suppress(FileNotFoundError):  # its writer has ended well, or another process removes it, too
+            if found[1] == here:
+                is_dead = not _lives(int(found[2]))
+            else:
+                is_dead = f".{_host()}.{found[1]}." in path.name and path.stat().st_mtime < silent
+            if is_dead:
+                path.unlink()
 
 
 def kernel() -> str:
@@ -59,6 +82,20 @@ def kernel() -> str:
 
 def _short_kernel() -> str:
     return sha256(kernel().encode()).hexdigest()[:8]
+
+
+def _host() -> str:
+    return socket.gethostname().replace("/", "_")
+
+
+def host_began() -> float:
+    """When this host, or this container, began: its first process, in seconds of its clock. 0 where that is unknown."""
+    try:
+        words = dict(line.partition(" ")[::2] for line in Path("/proc/stat").read_text().splitlines())
+        ticks = int(Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19])
+        return int(words["btime"]) + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, LookupError, ValueError):
+        return 0.0
 
 
 def _lives(pid: int) -> bool:
@@ -83,10 +120,13 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def synced(path: Path) -> Iterator[BinaryIO]:
-    """A new file for writing, on the disk when the context ends; gone where that fails, or a full disk stays full."""
+def synced(path: Path, final: Path | None = None) -> Iterator[BinaryIO]:
+    """A new file for writing, on the disk when the context ends; gone where that fails, or a full disk stays full.
+
+    final: the name by which its user knows it.
+    """
     try:
-        with naming_full_disk(path), path.open("wb") as file:
+        with naming_full_disk(final or path), path.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -153,16 +193,24 @@ def _commit_without_links(temporary: Path, final: Path) -> bool:
 def create(final: Path, text: str) -> bool:
     """Write a file unless it is there already; False when another was there first."""
     temporary = temporary_name(final)
-    with synced(temporary) as file:
+    with synced(temporary, final) as file:
         file.write(text.encode("utf-8"))
     return commit(temporary, final)
 
 
 @contextmanager
 def replacing(final: Path) -> Iterator[BinaryIO]:
-    """A file for writing that takes the place of `final` when the context ends: a reader sees the old or the new."""
+    """A file for writing that takes the place of `final` when the context ends: a reader sees the old or the new.
+
+    What is not a file, as a pipe or /dev/null, is written to and stays what it is. So does a link to a file.
+    """
+    if final.exists() and not final.is_file():
+        with naming_full_disk(final), final.open("wb") as file:
+            yield file
+        return
+    final = final.resolve() if final.is_symlink() else final
     temporary = temporary_name(final)
-    with synced(temporary) as file:
+    with synced(temporary, final) as file:
         yield file
     try:
         temporary.replace(final)

@@ -1,24 +1,29 @@
 """A directory, here or at any URL, whose files are read by name and by range, and written whole or not at all.
 
 Here a file is written as files.py does. At a URL it is made in a nameless temporary file of this machine and then sent
-in one piece: an object store shows all of it or nothing, and creates it exclusively where it can (`If-None-Match: *`).
+in one piece: an object store shows all of it or nothing, and creates it exclusively where it can (`If-None-Match: *`;
+on the Hub by a commit that names the one before it).
 """
 
 import contextlib
 import hashlib
 import io
+import logging
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import fsspec
 
-from .errors import Error, reason
-from .files import commit, replacing, synced, temporary_name
+from .errors import Error, Unanswered, counted, reason
+from .files import commit, refuse_no_path, replacing, synced, temporary_name
 from .locations import RangedFile
 from .patience import WHOLE_SECONDS, Answer, seconds_for
-from .stores import Question, ask, filesystem, fresh
+from .ranges import fetch_some, protocols
+from .repository import Addition, Repository
+from .stores import GO_ON, Question, ask, fetch_to_cache, filesystem, fresh, is_cache, lacks_exclusive, upload
 
 PIECE_BYTES = 1 << 23  # of a file, read at once
 
@@ -31,12 +36,18 @@ class Folder:
     """
 
     def __init__(self, path: "str | Path | Folder"):
+        if not isinstance(path, (str, os.PathLike, Folder)):  # "None" would become a directory of that name
+            raise Error(f"expected a directory or a URL, got {repr(path)[:80]}")
         if not str(path).strip():
             raise Error("expected a directory or a URL, got an empty name")
         self.path = str(path).removeprefix("file://").rstrip("/") or "/"
         self.is_local = "://" not in self.path
+        self._is_exclusive = True  # until its store says that it cannot create so
         if not self.is_local:
             filesystem(self.path)  # says now when nothing can read such URLs
+        else:
+            refuse_no_path(self.path)
+        self.repository = Repository.of(self.path)  # of the Hub, where a file is committed
 
     def __str__(self) -> str:
         return self.path
@@ -54,12 +65,22 @@ class Folder:
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """A file's bytes start … end - 1, fewer where it is shorter; all of it if not given."""
         if not self.is_local:
-            first = start if start or end is not None else None  # asked without a range, it needs no size
-            seconds = WHOLE_SECONDS if end is None else seconds_for(end - start)
-            return self._ask(name, lambda system, path: bytes(system.cat_file(path, start=first, end=end)), seconds)
+            data = self._read(name, start, end)
+            if end is not None and len(data) < end - start and (size := self.size(name)) > start + len(data):
+                raise Unanswered(
+                    f"{self.path}/{name}: expected {counted(min(end, size) - start, 'byte')} from {start:,}, "
+                    f"got {len(data):,}: its store cuts answers short; {GO_ON}"
+                )
+            return data
         with open(f"{self.path}/{name}", "rb", buffering=0) as file:
             file.seek(start)
             return file.read(-1 if end is None else end - start)
+
+    def _read(self, name: str, start: int, end: int | None) -> bytes:
+        seconds = WHOLE_SECONDS if end is None else seconds_for(end - start)
+        if is_cache(filesystem(self.path)[0]):
+            self._ask(name, fetch_to_cache, seconds=None)  # all of it, however long that takes
+        return self._ask(name, lambda system, path: fetch_some(system, path, start, end, seconds), seconds=None)
 
     def sha256(self, name: str, size: int) -> str:
         """SHA-256 of the first `size` bytes of a file, hex."""
@@ -101,6 +122,7 @@ class Folder:
 
     def make(self) -> None:
         """Make the directory; at a URL there is nothing to make."""
+        self.refuse_unwritable()
         if self.is_local:
             try:
                 Path(self.path).mkdir(parents=True, exist_ok=True)
@@ -111,11 +133,10 @@ class Folder:
 
     def create(self, name: str, write: Callable[[BinaryIO], Answer]) -> tuple[Answer, bool]:
         """A file that `write` fills, and what that returned; False when another was there first, which stays."""
+        self.refuse_unwritable()
         if not self.is_local:
-            with tempfile.TemporaryFile() as file:
-                answer = write(cast(BinaryIO, file))
-                file.flush()
-                return answer, self._send(name, f"/dev/fd/{file.fileno()}")
+            with _written(write) as (answer, file):
+                return answer, self.repository.create(name, file) if self.repository else self._send(name, file)
         final = Path(self.path, name)
         final.parent.mkdir(exist_ok=True)
         temporary = temporary_name(final)
@@ -123,49 +144,102 @@ class Folder:
             answer = write(file)
         return answer, commit(temporary, final)
 
+    def uploaded(self, name: str, write: Callable[[BinaryIO], Answer]) -> tuple[Answer, Addition]:
+        """Of a repository: a file that `write` fills, brought to the Hub for a commit that comes later."""
+        assert self.repository is not None
+        with _written(write) as (answer, file):
+            return answer, self.repository.uploaded(name, file)
+
     def create_text(self, name: str, text: str) -> bool:
         """A file of this text; False when another was there first, which stays."""
         return self.create(name, lambda file: file.write(text.encode("utf-8")))[1]
 
     def replace(self, name: str, data: bytes) -> None:
         """Replace a file in one step: a reader sees the old or the new."""
+        self.refuse_unwritable()
         if self.is_local:
             with replacing(Path(self.path, name)) as file:
                 file.write(data)
             return
-        self._ask(name, lambda system, path: _placed(system.pipe_file, path, data), seconds_for(len(data)))
+
+        def put(system: fsspec.AbstractFileSystem, path: str) -> None:
+            try:
+                system.pipe_file(path, data)
+            except FileNotFoundError as error:
+                raise _no_place(error) from None
+
+        self._ask(name, put, seconds_for(len(data)))
 
     def remove(self, name: str) -> None:
         """Remove a file, or an empty directory, if it is there."""
+        self.refuse_unwritable()
         if self.is_local:
             path = Path(self.path, name)
             path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
             return
+        if self.repository and not self.exists(name):  # a commit that removes nothing is refused
+            return
         with contextlib.suppress(FileNotFoundError):
             self._ask(name, lambda system, path: system.rm_file(path))
 
-    def _send(self, name: str, file: str) -> bool:
+    def refuse_unwritable(self) -> None:
+        """Raise Error for a place that is only read: a web server, or a cache, which would tell of it what was."""
+        if self.is_local:
+            return
+        system = filesystem(self.path)[0]
+        if protocols(system) & {"http", "https"}:
+            raise Error(
+                f"{self.path}: expected a place to write to, got a web server, which is only read; "
+                "give s3://…, hf://… or a local directory"
+            )
+        if is_cache(system):
+            kind, _, rest = self.path.partition("::")
+            raise Error(f"{self.path}: expected a place to write to, got a cache; give it without {kind}::, as {rest}")
+
+    def _send(self, name: str, file: Path) -> bool:
         """Create a URL's file of a local one; False when another was there first."""
 
         def send(system: fsspec.AbstractFileSystem, path: str) -> bool:
-            try:
-                _placed(system.put_file, file, path, mode="create")
-            except Exception as error:
-                # Stores say in several ways that it is there. Perhaps it is ours: only the answer was lost.
-                if isinstance(error, Error) or not fresh(system).exists(path):
-                    raise
+            is_exclusive = self._is_exclusive
+            if not is_exclusive and fresh(system).exists(path):
                 return False
+            try:
+                upload(fresh(system), str(file), path, is_exclusive=is_exclusive)
+            except Exception as error:
+                if is_exclusive and lacks_exclusive(error):
+                    self._is_exclusive = False
+                    _LOG.warning("%s: %s", self.path, _NOT_EXCLUSIVE)
+                    return send(system, path)
+                # Stores say in several ways that it is there. Perhaps it is ours: only the answer was lost.
+                if fresh(system).exists(path):
+                    return False
+                if isinstance(error, FileNotFoundError):
+                    raise _no_place(error) from None
+                raise
             return True
 
-        return self._ask(name, send, seconds_for(Path(file).stat().st_size))
+        return self._ask(name, send, seconds_for(file.stat().st_size))
 
-    def _ask(self, name: str, question: Question[Answer], seconds: float = WHOLE_SECONDS) -> Answer:
+    def _ask(self, name: str, question: Question[Answer], seconds: float | None = WHOLE_SECONDS) -> Answer:
         return ask(self.path, question, name, seconds=seconds)
 
 
-def _placed(put: Callable[..., object], *arguments: object, **options: object) -> None:
-    """Write at a URL. A place that is not there is what a user can mend."""
-    try:
-        put(*arguments, **options)
-    except FileNotFoundError as error:
-        raise Error(f"expected a place that can be written to ({reason(error).rstrip('.')}); make it first") from None
+@contextlib.contextmanager
+def _written(write: Callable[[BinaryIO], Answer]) -> Iterator[tuple[Answer, Path]]:
+    """What `write` returned, and the nameless temporary file that it filled, by a path of this process."""
+    with tempfile.TemporaryFile() as file:
+        answer = write(cast(BinaryIO, file))
+        file.flush()
+        yield answer, Path(f"/dev/fd/{file.fileno()}")
+
+
+def _no_place(error: FileNotFoundError) -> Error:
+    """What is said of a place at a URL that is not there: a user can mend it."""
+    return Error(f"expected a place that can be written to ({reason(error).rstrip('.')}); make it first")
+
+
+_LOG = logging.getLogger(__name__)
+_NOT_EXCLUSIVE = (
+    "this store does not create files exclusively (If-None-Match), so it is only looked before; "
+    "give commands that run at once their own --task-slice"
+)

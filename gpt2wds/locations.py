@@ -7,15 +7,17 @@ nothing is kept on disk.
 
 import importlib.util
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from .errors import Error, reason
+from .errors import Error, NoRanges, counted, reason
 from .patience import patiently, seconds_for
-from .ranges import Range, WrongAnswer, WrongRange, fetch, plain_etag
+from .ranges import Range, WrongAnswer, fetch, hub_answer, plain_etag
 from .stores import GO_ON, ask, fresh
+from .strict_json import Record
 
 SMALLEST_REQUEST = 1 << 16
 PACKAGE = "package:"
@@ -43,11 +45,11 @@ class LocalFile:
     def __str__(self) -> str:
         return self.path
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         return {"path": self.path, "size": self.size} | ({} if self.mtime_ns is None else {"mtime_ns": self.mtime_ns})
 
     def open(self) -> BinaryIO:
-        return self.here.open("rb")
+        return cast(BinaryIO, io.BufferedReader(_NamingFile(str(self.here)), SMALLEST_REQUEST))
 
     def check_unchanged(self, by_time: bool = True) -> None:
         """Raise Error where it is not what was planned. by_time: it is known by size and time, not by its bytes."""
@@ -57,8 +59,8 @@ class LocalFile:
             raise Error(f"source {self}: the file is gone; {_AGAIN}") from None
         if stat.st_size != self.size or (by_time and self.mtime_ns not in (None, stat.st_mtime_ns)):
             raise Error(
-                f"source {self}: the file changed since the plan was made, expected {self.size} bytes of "
-                f"mtime_ns {self.mtime_ns}, got {stat.st_size} of {stat.st_mtime_ns}; {_AGAIN}"
+                f"source {self}: the file changed since the plan was made, expected {counted(self.size, 'byte')} of "
+                f"mtime_ns {self.mtime_ns}, got {stat.st_size:,} of {stat.st_mtime_ns}; {_AGAIN}"
             )
 
     @property
@@ -87,7 +89,7 @@ class UrlFile:
     def __str__(self) -> str:
         return self.url
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         return {"url": self.url, "size": self.size, "mark": self.mark}
 
     def open(self) -> BinaryIO:
@@ -98,7 +100,7 @@ class UrlFile:
         what, wanted = f"bytes {start} to {end}", Range(start, end, self.size, self.mark)
         seconds = seconds_for(end - start)
         try:
-            return ask(self.url, lambda system, path: fetch(system, path, wanted), what=what, seconds=seconds)
+            return ask(self.url, lambda system, path: fetch(system, path, wanted, seconds), what=what, seconds=None)
         except FileNotFoundError as error:
             raise Error(f"{self}: {what} did not arrive ({reason(error)}); {GO_ON}") from None
 
@@ -106,8 +108,8 @@ class UrlFile:
         found = url_file(self.url, self.mark.partition(" ")[0])
         if found.size != self.size or (self.mark and found.mark != self.mark):
             raise Error(
-                f"source {self}: the file changed since the plan was made, expected {self.size} bytes ({self.mark}), "
-                f"got {found.size} ({found.mark}); {_AGAIN}"
+                f"source {self}: the file changed since the plan was made, expected {counted(self.size, 'byte')} "
+                f"({self.mark}), got {found.size:,} ({found.mark}); {_AGAIN}"
             )
 
 
@@ -124,7 +126,7 @@ class HubFile:
     def __str__(self) -> str:
         return f"hf://datasets/{self.repo}@{self.revision}/{self.name}"
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         return {"repo": self.repo, "revision": self.revision, "path": self.name, "size": self.size, "etag": self.etag}
 
     def open(self) -> BinaryIO:
@@ -142,44 +144,47 @@ class HubFile:
         what, wanted = f"{self}: bytes {start} to {end}", Range(start, end, self.size)
         try:
             return patiently(lambda: self._fetch(wanted), what, seconds_for(end - start))
+        except NoRanges as error:
+            raise NoRanges(f"{what} did not arrive: {error}; take another server (HF_ENDPOINT) or network") from None
         except Error as error:
             raise Error(f"{what} did not arrive: {error}") from None
         except Exception as error:  # the HTTP client's own: huggingface_hub changes clients between versions
             raise Error(f"{what} did not arrive ({reason(error)}); {GO_ON}") from None
 
     def _fetch(self, wanted: Range) -> bytes:
-        from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            build_hf_headers,
-            hf_raise_for_status,
-            http_stream_backoff,
-        )
+        from huggingface_hub import hf_hub_url
+
+        def check(answer: Any) -> None:
+            first = (answer.history or [answer])[0]  # the Hub's own, before it sends us to its storage
+            etag = plain_etag(first.headers.get("X-Linked-Etag") or first.headers.get("ETag"))
+            if etag and etag != self.etag:
+                raise WrongAnswer(f"the file changed under its commit (ETag {self.etag} → {etag})")
+            wanted.check_answer(answer.status_code, answer.headers)
 
         url = hf_hub_url(self.repo, self.name, repo_type="dataset", revision=self.revision)
-        headers = {**build_hf_headers(), **wanted.headers}
-        broken: Exception | None = None
-        options: dict[str, Any] = {"headers": headers, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT, "max_retries": 0}
-        with http_stream_backoff("GET", url, **options) as answer:
-            try:  # what is raised in here must not reach http_stream_backoff, which would take it for its own
-                hf_raise_for_status(answer)
-                first = (answer.history or [answer])[0]  # the Hub's own, before it sends us to its storage
-                etag = plain_etag(first.headers.get("X-Linked-Etag") or first.headers.get("ETag"))
-                if etag and etag != self.etag:
-                    raise WrongAnswer(f"the file changed under its commit (ETag {self.etag} → {etag})")
-                wanted.check_answer(answer.status_code, answer.headers)
-            except Exception as error:
-                broken = error
-            else:
-                try:
-                    data = answer.read()
-                except Exception as error:
-                    broken = WrongRange(f"its body broke off: {reason(error)}")
-        if broken:
-            raise broken
-        return wanted.checked(data)
+        return wanted.checked(hub_answer(url, wanted.headers, check))
 
 
 Location = LocalFile | UrlFile | HubFile
+
+
+class _NamingFile(io.FileIO):
+    """A local file that is read. A disk that fails does not say of which file: it does."""
+
+    def readinto(self, buffer: Any) -> int | None:
+        with self._naming():
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with self._naming():
+            return super().readall()
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.name) from None
 
 
 class SeekableReader(io.RawIOBase):
@@ -256,7 +261,7 @@ def url_file(url: str, mark: str = "") -> UrlFile:
     return UrlFile(url, int(info["size"]), next((f"{k} {info[k]}" for k in marks if info.get(k)), ""))
 
 
-def located(record: dict[str, Any]) -> Location:
+def located(record: Record) -> Location:
     """The location that a plan's record describes."""
     if "repo" in record:
         return HubFile(record["repo"], record["revision"], record["path"], record["size"], record["etag"])

@@ -3,16 +3,19 @@
 import contextlib
 import errno
 import logging
+import math
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from threading import Thread
+from threading import Event, Thread
 from typing import TypeVar
 
-from .errors import Error, reason
+from .errors import Error, NoRanges, reason, shown
 
 Answer = TypeVar("Answer")
 
@@ -45,10 +48,18 @@ _PASSING_NAMES = {
     "TransportError",
 }
 _LOG = logging.getLogger(__name__)
+_TELLING = threading.Lock()
+_told: dict[type, tuple[float, int]] = {}  # when, and by which thread
+# Of a thread: when it is set, nobody waits for the thread's answers any more.
+UNWANTED: ContextVar[Event] = ContextVar("UNWANTED")
 
 
 def seconds_for(size: int) -> float:
-    """How long an answer of so many bytes may take."""
+    """How long an answer of so many bytes may take.
+
+    >>> seconds_for(0), seconds_for(1 << 20)
+    (30.0, 62.0)
+    """
     return GRACE_SECONDS + size / LEAST_RATE
 
 
@@ -58,12 +69,15 @@ def patiently(question: Callable[[], Answer], what: str, seconds: float | None =
     what: for the log. seconds: that one answer may take, None for any number.
     Raises what the last question raised; Error where a server asks for more patience than PATIENCE_SECONDS.
     """
-    begin = time.monotonic()
+    begin, ignored = time.monotonic(), 0
     for pause in (*WAITS, None):
         try:
-            return question() if seconds is None else _within(seconds, question)
+            return within(seconds, question)
         except Exception as error:  # of whatever library asks
-            if pause is None or not may_pass(error):
+            unwanted = UNWANTED.get(None) or Event()
+            ignored += isinstance(error, NoRanges)  # a server that does so always will; a proxy may answer once so
+            may = ignored == 1 if isinstance(error, NoRanges) else may_pass(error)
+            if pause is None or not may or unwanted.is_set():
                 raise
             asked = asked_to_wait(error)
             refuse_long_wait(asked)
@@ -71,9 +85,22 @@ def patiently(question: Callable[[], Answer], what: str, seconds: float | None =
             most = ABSENT_SECONDS if _is_absent(error) else PATIENCE_SECONDS
             if time.monotonic() - begin + wait > most:
                 raise
-            _LOG.warning("%s did not arrive (%s), asking again in %g s", what, reason(error), wait)
-            time.sleep(wait)
+            if not isinstance(error, NoRanges) and _is_news(error):  # which is about to be said, or no news
+                _LOG.warning("%s did not arrive (%s), asking again in %g s", shown(what), reason(error), wait)
+            if unwanted.wait(wait):
+                raise
     raise AssertionError
+
+
+def _is_news(error: Exception) -> bool:
+    """Whether no other thread told of such an error within a second: when a store is away, 64 readers say the same."""
+    kind, now, here = type(error), time.monotonic(), threading.get_ident()
+    with _TELLING:
+        when, who = _told.get(kind, (-math.inf, here))
+        if who != here and now - when < 1:
+            return False
+        _told[kind] = now, here
+    return True
 
 
 def refuse_long_wait(seconds: float) -> None:
@@ -157,9 +184,11 @@ def _names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
 
-def _within(seconds: float, question: Callable[[], Answer]) -> Answer:
-    """An answer that is there in time. A thread asks, and is left to itself after that: clients know no such limit,
-    but only one for the silence between two bytes."""
+def within(seconds: float | None, question: Callable[[], Answer]) -> Answer:
+    """An answer that is there in time, None for any. A thread asks, and is left to itself after that: clients know no
+    such limit, but only one for the silence between two bytes. Raises TimeoutError."""
+    if seconds is None:
+        return question()
     answer: Future[Answer] = Future()
 
     def ask() -> None:
@@ -174,4 +203,9 @@ def _within(seconds: float, question: Callable[[], Answer]) -> Answer:
     except TimeoutError:
         if answer.done():
             raise
-        raise TimeoutError(f"no whole answer in {seconds:.0f} s") from None
+        raise TimeoutError(late(seconds)) from None
+
+
+def late(seconds: float) -> str:
+    """What is said of an answer that is not there in time."""
+    return f"no whole answer in {seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""What the tables hold: a row of a run's log, and the scores of a model. As JSON has them, with null for NaN."""
+"""What tables hold: a row of a run's log, its facts, a model's scores. As JSON has them, with null for NaN."""
 
 from collections.abc import Mapping
 from typing import Required, TypedDict
@@ -49,6 +49,62 @@ class Row(Metrics, total=False):
     mfu: float
     skipped: int
     left_out: bool
+
+
+class Origin(TypedDict, total=False):
+    """What a run began from, where it is not random weights: as it was asked for, and as it was found."""
+
+    init_from: str
+    fork_from: str
+    path: Required[str]
+    step: int | None  # of a checkpoint
+    sha256: str  # of the weights
+
+
+class ChoiceSet(TypedDict, total=False):
+    dataset_id: str
+    mode: str
+
+
+class Measures(TypedDict, total=False):
+    """What the columns val_loss and hella_acc of a run mean."""
+
+    val_tokens: int
+    document_masking: bool
+    hellaswag: ChoiceSet
+
+
+class DatasetFacts(TypedDict):
+    """One of several datasets: `steps_per_epoch` of its own epochs, `sequences_per_step` of its slots."""
+
+    path: str
+    corpus: str
+    dataset_id: str
+    weight: float
+    sequences_per_step: int
+    steps_per_epoch: int
+    train_tokens: int
+    val_split_tokens: int
+
+
+class Facts(Measures, total=False):
+    """What stays the same for a whole run, run.json; that of an earlier version may lack any of it."""
+
+    version: str
+    corpus: str
+    dataset_id: str
+    train_tokens: int
+    val_split_tokens: int
+    parameters: int
+    tokens_per_step: int
+    seq_len: int
+    max_steps: int
+    world_size: int
+    device: str
+    torch: str
+    val_unigram_entropy: float | None
+    datasets: list[DatasetFacts]
+    origin: Origin | str  # an earlier version wrote its path alone
 
 
 def number(row: Mapping[str, object], name: str) -> float | None:

@@ -11,6 +11,7 @@ from typing import Any
 from .errors import Error, reason
 
 CHECK = "check"
+Record = dict[str, Any]  # JSON's object, at its edge only (test_architecture.py says where)
 LEVELS = 64  # of lists and objects within one another; Python's own limit depends on who calls
 
 
@@ -32,14 +33,14 @@ def load_json(text: str | bytes) -> Any:
     return value
 
 
-def checked(record: dict[str, Any]) -> dict[str, Any]:
+def checked(record: Record) -> Record:
     """A JSON object with its check."""
     others = {name: value for name, value in record.items() if name != CHECK}
     text = json.dumps(others, sort_keys=True, separators=(",", ":"))  # keys sorted, no blanks, ASCII alone
     return {**others, CHECK: hashlib.sha256(text.encode("ascii")).hexdigest()}
 
 
-def refuse_damage(record: dict[str, Any]) -> None:
+def refuse_damage(record: Record) -> None:
     """Raises Error for an object that has a check and is not as it was written."""
     if CHECK in record and record[CHECK] != checked(record)[CHECK]:
         raise Error("it is not as it was written: its check does not fit")

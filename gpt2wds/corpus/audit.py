@@ -16,10 +16,10 @@ from ..fast_tokenizer import prove
 from ..folder import Folder
 from ..locations import PACKAGE, LocalFile
 from ..tokenizer import load_tokenizer
-from .places import to_be_asked_for
 from .plan import PLAN, Plan, Span, Task, read_plan
 from .planning import refuse_other_tokenizer
 from .receipts import read_receipt, receipt_name
+from .trust import to_be_asked_for
 from .writing import TaskRunner
 
 COMPARED = ("tokens_sha256", "tokens", "documents", "blocks", "text_bytes", "skipped")
@@ -60,16 +60,16 @@ def audit(
     may_read: asked once, before anything is opened, with the local files and addresses that the plan would have read;
     not asked where it reads the Hub alone. Raises Error where it says no.
     """
-    places = to_be_asked_for(plan, tasks)
-    if places and not may_read(places):
+    shown = to_be_asked_for(plan, tasks)
+    if shown and not may_read(shown):
         raise Error(
-            f"{dataset.path}: cannot be audited: its plan would have {len(places):,} of this machine's files or "
+            f"{dataset.path}: cannot be audited: its plan would have {len(shown):,} of this machine's files or "
             "addresses read, and that was not allowed; nothing of it was opened"
         )
     entries = {entry.name: entry for split in SPLITS for entry in dataset.shards(split)}
     differing = prove(load_tokenizer()) if plan.kind == TOKENS else None
-    with tempfile.TemporaryDirectory(prefix="gpt2wds-") as place:
-        folder = Folder(place)
+    with tempfile.TemporaryDirectory(prefix="gpt2wds-") as name:
+        folder = Folder(name)
         runner = TaskRunner(folder, plan, differing)
         for task in tasks:
             yield _compared(folder, plan, task, runner, entries[task.shard])
@@ -104,6 +104,6 @@ def _compared(folder: Folder, plan: Plan, task: Task, runner: TaskRunner, entry:
 
 def _may_be_another(plan: Plan, span: Span) -> bool:
     """Whether a local file may have changed without the plan's knowing: by size alone it is known."""
-    place = plan.sources[span.source].location
-    is_timeless = isinstance(place, LocalFile) and place.mtime_ns is None and not place.path.startswith(PACKAGE)
-    return is_timeless and not span.digest
+    file = plan.sources[span.source].location
+    is_timeless = isinstance(file, LocalFile) and file.mtime_ns is None and not file.path.startswith(PACKAGE)
+    return is_timeless and not span.hash

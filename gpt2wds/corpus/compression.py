@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
-from ..errors import Error
+from ..errors import Error, reason
 from ..locations import Location, SeekableReader
 from .documents import Digest
 
@@ -28,15 +28,15 @@ def _gunzip(raw: BinaryIO) -> BinaryIO:
 
 
 def _unzstd(raw: BinaryIO) -> BinaryIO:
-    return io.BufferedReader(_ZstdStream(raw), 1 << 16)
+    return io.BufferedReader(_Frames(raw, _ZstdFrame), 1 << 16)
 
 
 def _unxz(raw: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, lzma.LZMAFile(raw))
+    return io.BufferedReader(_Frames(raw, lzma.LZMADecompressor, padding=b"\0"), 1 << 16)
 
 
 def _bunzip2(raw: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, bz2.BZ2File(raw))
+    return io.BufferedReader(_Frames(raw, bz2.BZ2Decompressor), 1 << 16)
 
 
 BY_SUFFIX: dict[str, Decompressor] = {
@@ -66,13 +66,38 @@ def naming_damage(location: Location, *, is_trusted: bool = False) -> Iterator[N
         raise Error(f"{location}: it does not decompress to its end ({error}); {remedy}") from None
 
 
-class _ZstdStream(SeekableReader):
-    """What a zstd file of any number of frames decompresses to; a file that ends within a frame is an error."""
+class _ZstdFrame:
+    """A zstd frame as Python's own decompressors are, but that it gives all there is, however much is asked."""
 
-    PIECE_BYTES = 1 << 10  # small, because four bytes may decompress to 128 KiB
+    needs_input = True
 
-    def __init__(self, raw: BinaryIO):
-        self._raw = raw
+    def __init__(self) -> None:
+        self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+
+    def decompress(self, data: bytes, at_most: int) -> bytes:
+        return self._frame.decompress(data)
+
+    @property
+    def eof(self) -> bool:
+        return self._frame.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._frame.unused_data
+
+
+class _Frames(SeekableReader):
+    """What a file of any number of frames (zstd) or streams (xz, bzip2) decompresses to.
+
+    A file that ends within a frame is an error, and so is one that goes on with something else after it: Python's own
+    readers of xz and bzip2 take that for the end, and what follows would be lost. padding: what may be between two.
+    """
+
+    PIECE_BYTES = 1 << 10  # small, because four bytes of zstd may decompress to 128 KiB
+    AT_MOST = 1 << 18  # decompressed at once, where that can be said
+
+    def __init__(self, raw: BinaryIO, begin: Callable[[], Any], padding: bytes = b""):
+        self._raw, self._begin, self._padding = raw, begin, padding
         self._rewind()
 
     def _rewind(self) -> None:
@@ -83,14 +108,20 @@ class _ZstdStream(SeekableReader):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            data = self._rest or self._raw.read(self.PIECE_BYTES)
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the file ends in the middle of a zstd frame")
-                return 0
+            data = b""
+            if self._frame is None or self._frame.needs_input:
+                data = self._rest or self._raw.read(self.PIECE_BYTES)
+                self._rest = b""
+                if not data:
+                    if self._frame is not None:
+                        raise EOFError("the file ends too early")
+                    return 0
             if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            self._ready, self._rest = memoryview(self._frame.decompress(data)), b""
+                data = data.lstrip(self._padding)
+                if not data:
+                    continue
+                self._frame = self._begin()
+            self._ready = memoryview(self._decompressed(data))
             if self._frame.eof:
                 self._rest, self._frame = self._frame.unused_data, None
         count = min(len(buffer), len(self._ready))
@@ -98,6 +129,12 @@ class _ZstdStream(SeekableReader):
         self._ready = self._ready[count:]
         self._at += count
         return count
+
+    def _decompressed(self, data: bytes) -> bytes:
+        try:
+            return cast(bytes, self._frame.decompress(data, self.AT_MOST))
+        except OSError as error:  # bz2 has no exception of its own
+            raise EOFError(reason(error)) from None
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         assert whence == io.SEEK_SET
@@ -126,6 +163,8 @@ class Stream:
 
     @cached_property
     def _file(self) -> BinaryIO:
+        if self._decompressor and not self.location.size:
+            raise EOFError("it is empty")  # even of nothing there would be a header
         return self._decompressor(self._raw) if self._decompressor else self._raw
 
     def seek(self, place: int) -> None:
@@ -186,3 +225,19 @@ class InBytes:
     @property
     def is_streamed(self) -> bool:
         return self.decompressor is not None
+
+
+@dataclass
+class OpenInBytes:
+    """A source of such a format, held open: what is the same wherever its documents end."""
+
+    source: Stream
+    size: int | None  # bytes of the whole, decompressed; None where only walking it would tell
+
+    def hash(self, first: int, count: int, seen: Digest) -> None:
+        with naming_damage(self.source.location):
+            self.source.seek(first)
+            self.source.hash(first + count, seen)
+
+    def close(self) -> None:
+        self.source.close()

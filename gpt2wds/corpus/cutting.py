@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from ..errors import Error
+from ..errors import Error, counted, whole
 from .documents import Run
 from .plan import Span, Task
 from .sources import Source
@@ -32,6 +32,11 @@ class Cut:
     limit_docs: int | None = None
     docs_per_shard: int | None = None
     bytes_per_shard: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in {"val_docs": 0, "limit_docs": 1, "docs_per_shard": 1, "bytes_per_shard": 1}.items():
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, whole(name, value, least))
 
     @property
     def shard_bytes(self) -> int | None:
@@ -71,7 +76,7 @@ def _validation(sources: Sequence[Source], cut: Cut, default: int | None, spread
     asked = cut.val_docs if cut.val_docs is not None else default
     if cut.limit_docs is not None and asked is not None and asked > cut.limit_docs:
         raise Error(
-            f"limit_docs: expected at least the {asked} documents of validation, got {cut.limit_docs}; "
+            f"limit_docs: expected at least the {counted(asked, 'document')} of validation, got {cut.limit_docs}; "
             "raise it, or lower val_docs"
         )
     if asked is None and spread:
@@ -151,21 +156,21 @@ def _fill(
         limit = least(
             None if limits is None else limits[number], None if total is None else total - sum(done.documents)
         )
-        counted = 0
+        taken = 0
         with closing(source.open()) as opened:
-            while at is not None and (limit is None or counted < limit):
-                left = None if limit is None else limit - counted
+            while at is not None and (limit is None or taken < limit):
+                left = None if limit is None else limit - taken
                 run = opened.cut(at, least(left, shard.documents_left), shard.bytes_left)
                 if run is None:
                     break
-                shard.add(Span(number, at, None if run.end is None else run.end - at, run.digest), run)
-                counted += run.documents or 0
+                shard.add(Span(number, at, None if run.end is None else run.end - at, run.hash), run)
+                taken += run.documents or 0
                 at = run.end
                 if shard.is_full:
                     done.shards.append(shard.spans)
                     shard = _Shard(cut)
         done.ends.append(at)
-        done.documents.append(counted)
+        done.documents.append(taken)
     if shard.spans:
         done.shards.append(shard.spans)
     return done

@@ -1,12 +1,12 @@
 """What readers of all formats share: a document, the size of a source, a run of its documents."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import xxhash
 
-from ..errors import Error
+from ..errors import Error, counted, whole
 from ..locations import Location
 
 _UTF_16 = "UTF-16 or binary; convert it, for example with iconv"
@@ -24,9 +24,12 @@ _MARKS = {
 
 
 MAX_DOCUMENT_BYTES = 64_000_000  # if nothing else is said
+BATCH_DOCUMENTS, BATCH_BYTES = 1000, 1 << 20  # read, decoded and tokenized at once, whichever is less
 LEAST_DOCUMENT_BYTES = 1000  # what may be asked for: the smallest pieces of text
 LARGEST_DOCUMENT_BYTES = 1 << 40
-Digest = xxhash.xxh3_128  # of a run's bytes: against rot and mistakes, not malice; far faster than any disk
+Digest = (
+    xxhash.xxh3_128
+)  # takes bytes, gives their hash: against rot and mistakes, not malice; far faster than any disk
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Skipped:
     reason: str
 
 
-Document = str | Skipped
+Document = str | bytes | Skipped  # bytes are valid UTF-8; a str may have surrogates, which no UTF-8 has
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,13 @@ class Run:
     """A run of a source's documents, from where it was asked for to `end`, in the reader's unit.
 
     `end` is None for the source's end where its place is not known, `documents` where they were not counted.
-    `digest` is the hash of its bytes (see Digest), "" where finding its end did not read them all.
+    `hash` is that of its bytes (see Digest), "" where finding its end did not read them all.
     """
 
     end: int | None
     documents: int | None
     text_bytes: int
-    digest: str = ""
+    hash: str = ""
 
 
 class OpenSource(Protocol):
@@ -72,15 +75,15 @@ class OpenSource(Protocol):
         number is a limit. None when nothing is left.
         """
 
-    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Any]:
-        """The documents of one run, in order; of all that is left where `count` is None.
+    def batches(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[list[Any]]:
+        """The documents of one run, in order, some at a time; of all that is left where `count` is None.
 
         seen: gets the bytes that the documents are made of.
         Raises Error where its end is reached and it held more or less than `count` (see check_delivered).
         """
 
     def hash(self, first: int, count: int, seen: Digest) -> None:
-        """Give `seen` the bytes that `read` would, without making documents of them."""
+        """Give `seen` the bytes that `batches` would, without making documents of them."""
 
     def close(self) -> None: ...
 
@@ -108,6 +111,11 @@ def as_document(value: Any) -> Document:
     return value if value else Skipped("empty text")
 
 
+def utf8(text: str | bytes) -> bytes:
+    """A document's text in UTF-8; surrogates are written as if they were characters."""
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+
+
 def is_longer(document: Document, max_bytes: int) -> bool:
     """Whether a document has more bytes of UTF-8 than it may."""
     if not isinstance(document, str) or 4 * len(document) <= max_bytes:
@@ -115,12 +123,28 @@ def is_longer(document: Document, max_bytes: int) -> bool:
     return len(document) > max_bytes or len(document.encode("utf-8", "surrogatepass")) > max_bytes
 
 
-def check_limit(max_document_bytes: int) -> None:
-    if not LEAST_DOCUMENT_BYTES <= max_document_bytes <= LARGEST_DOCUMENT_BYTES:
+def in_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents that come one by one, so many together that handling them costs little, and memory is bounded."""
+    batch: list[Document] = []
+    held = 0
+    for document in documents:
+        batch.append(document)
+        held += 0 if isinstance(document, Skipped) else len(document)
+        if len(batch) == BATCH_DOCUMENTS or held >= BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def check_limit(max_document_bytes: object) -> int:
+    """As Python's own int. Raises Error for what is none, or out of bounds."""
+    number = whole("max_document_bytes", max_document_bytes)
+    if not LEAST_DOCUMENT_BYTES <= number <= LARGEST_DOCUMENT_BYTES:
         raise Error(
-            f"max_document_bytes: expected {LEAST_DOCUMENT_BYTES:,} to {LARGEST_DOCUMENT_BYTES:,}, "
-            f"got {max_document_bytes:,}"
+            f"max_document_bytes: expected {LEAST_DOCUMENT_BYTES:,} to {LARGEST_DOCUMENT_BYTES:,}, got {number:,}"
         )
+    return number
 
 
 def too_long(max_bytes: int) -> Skipped:
@@ -146,10 +170,10 @@ def refuse_other_content(location: Location, head: bytes) -> None:
 
 def check_delivered(location: Location, unit: str, first: int, planned: int | None, delivered: int) -> None:
     """What a reader calls at the end of a run: raises Error where it gave more or less than was planned."""
-    if planned not in (None, delivered):
+    if planned is not None and planned != delivered:
         raise Error(
-            f"source {location}: expected {planned:,} {unit}s from {first:,} on as planned, got {max(0, delivered):,}; "
-            "the file is damaged or another: restore it, or plan again in an empty directory"
+            f"source {location}: expected {counted(planned, unit)} from {first:,} on as planned, got "
+            f"{max(0, delivered):,}; the file is damaged or another: restore it, or plan again in an empty directory"
         )
 
 

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-from ..dataset.prompts import read_examples
+from ..dataset.prompts import Example, read_examples
 from ..locations import LocalFile
 from .compression import Stream
 from .documents import MAX_DOCUMENT_BYTES, Digest, Run, Size, check_delivered
@@ -41,12 +40,12 @@ class _OpenExamples:
         with closing(Stream(self.location, None)) as raw:
             raw.hash(self.location.size, seen)
 
-    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[dict[str, Any]]:
+    def batches(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[list[Example]]:
         delivered = 0
         if seen is not None:
             self.hash(first, 0, seen)
         for example in islice(read_examples(self.location.here), first, None if count is None else first + count):
-            yield example
+            yield [example]
             delivered += 1
         check_delivered(self.location, "example", first, count, delivered)
 

@@ -4,6 +4,7 @@ Workers are plain processes with a pipe each: no shared memory, no semaphores, n
 behind however they end. A task's result is on disk when it is done; the pipe carries only progress.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -15,18 +16,31 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from ..errors import Error
+from ..errors import Error, whole
 from ..folder import Folder
+from .overlap import Cores, one_core
 
-Run = Callable[[Any, Callable[[int, int], None]], None]  # task, progress → done
-MakeRun = Callable[[], Run]  # called where tasks will run: what it needs to know of that machine, it asks there
+
+class Runner(Protocol):
+    """What runs a task, and tells progress in documents and tokens. It may use so many cores of this machine.
+
+    What it returns is for who handed the task out.
+    """
+
+    def __call__(self, task: Any, progress: Callable[[int, int], None], cores: Cores = one_core, /) -> Any: ...
+
+
+MakeRunner = Callable[[], Runner]  # called where tasks will run: what it needs to know of that machine, it asks there
 Report = Callable[[int, int, bool], None]  # documents, tokens, whether a task is done
+Take = Callable[[Any], None]  # what a task returned; called before it is reported as done
 
 
 class Executor(Protocol):
     """Where tasks run."""
 
-    def run_tasks(self, chains: Iterable[list[Any]], make_run: MakeRun, report: Report, *, out: Folder) -> None:
+    def run_tasks(
+        self, chains: Iterable[list[Any]], make_runner: MakeRunner, report: Report, *, out: Folder, take: Take
+    ) -> None:
         """Run all tasks, those of one chain in order and in one process; their results go to the directory `out`.
 
         Raises what a task raised, or Error when its worker was killed; what runs elsewhere is stopped then.
@@ -35,24 +49,37 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Processes:
-    """Processes of this machine: so many, or as many as it has cores."""
+    """Processes of this machine: so many, or as many as it has cores. Where tasks are fewer, they use threads."""
 
     workers: int | None = None
 
-    def run_tasks(self, chains: Iterable[list[Any]], make_run: MakeRun, report: Report, *, out: Folder) -> None:
-        run_tasks(chains, make_run(), report, workers=self.workers or os.cpu_count() or 1)
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            whole("workers", self.workers, 1)
+
+    def run_tasks(
+        self, chains: Iterable[list[Any]], make_runner: MakeRunner, report: Report, *, out: Folder, take: Take
+    ) -> None:
+        run_tasks(chains, make_runner(), report, take, workers=self.workers or os.cpu_count() or 1)
 
 
-def run_tasks(chains: Iterable[list[Any]], run: Run, report: Report, *, workers: int) -> None:
-    """Run all tasks, those of one chain in order and in one process.
+def ignore(_: Any) -> None:
+    """Of what tasks return nothing is needed."""
 
-    `run` must be picklable when workers > 1; each worker has its own copy of it.
+
+def run_tasks(
+    chains: Iterable[list[Any]], runner: Runner, report: Report, take: Take = ignore, *, workers: int
+) -> None:
+    """Run all tasks, those of one chain in order and in one process; while fewer run than `workers`, they share the
+    cores of those that have nothing to do.
+
+    `runner` must be picklable when workers > 1; each worker has its own copy of it.
     Raises what a task raised first, or Error when a worker was killed; the other workers are stopped then.
     """
     todo = [list(chain) for chain in chains if chain]
     if min(workers, len(todo)) <= 1:
         for task in itertools.chain(*todo):
-            run(task, lambda documents, tokens: report(documents, tokens, False))
+            take(runner(task, lambda documents, tokens: report(documents, tokens, False), lambda: workers))
             report(0, 0, True)
         return
     # Not forked: a fork would copy the threads' locks of libraries that this process already uses.
@@ -62,16 +89,20 @@ def run_tasks(chains: Iterable[list[Any]], run: Run, report: Report, *, workers:
     try:
         for _ in range(min(workers, len(todo))):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, run), daemon=True)
+            process = context.Process(target=_work, args=(theirs, runner), daemon=True)
             process.start()
             theirs.close()
             processes.append(process)
             busy[ours] = todo.pop(0)
             hand_out(ours, busy)
+        running = workers  # what each worker takes for granted: one core of its own
         while busy:
+            if len(busy) < running:
+                running = len(busy)
+                _share_out(workers, list(busy))
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
-                receive(pipe, busy, todo, report)
+                receive(pipe, busy, todo, report, take)
     finally:
         for process in processes:
             process.terminate()
@@ -79,15 +110,19 @@ def run_tasks(chains: Iterable[list[Any]], run: Run, report: Report, *, workers:
             process.join()
 
 
-def receive(pipe: Connection, busy: dict[Connection, list[Any]], todo: list[list[Any]], report: Report) -> None:
+def receive(
+    pipe: Connection, busy: dict[Connection, list[Any]], todo: list[list[Any]], report: Report, take: Take = ignore
+) -> None:
     try:
         message = pipe.recv()
     except (EOFError, OSError):  # closed, reset, or in the middle of a message
         raise _killed(busy[pipe][0]) from None
     if isinstance(message, BaseException):
         raise message
-    documents, tokens, done = message
-    report(documents, tokens, done)
+    documents, tokens, *done = message
+    if done:
+        take(done[0])
+    report(documents, tokens, bool(done))
     if not done:
         return
     busy[pipe] = busy[pipe][1:] or (todo.pop(0) if todo else [])
@@ -105,6 +140,12 @@ def hand_out(pipe: Connection, busy: dict[Connection, list[Any]]) -> None:
         raise _killed(busy[pipe][0]) from None
 
 
+def _share_out(cores: int, pipes: list[Connection]) -> None:
+    for number, pipe in enumerate(pipes):
+        with contextlib.suppress(ConnectionError):  # a worker that was killed is found where its answer is missing
+            pipe.send(cores // len(pipes) + (number < cores % len(pipes)))
+
+
 def _killed(task: Any) -> Error:
     return Error(
         f"a worker was killed while it made {task} (out of memory?); "
@@ -112,15 +153,14 @@ def _killed(task: Any) -> Error:
     )
 
 
-def _work(pipe: Connection, run: Run) -> None:
+def _work(pipe: Connection, runner: Runner) -> None:
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = _Parent(pipe)
     try:
         while True:
-            task, progress = pipe.recv(), _Batched(pipe)
-            run(task, progress.add)
-            progress.send(done=True)
+            parent.send(runner(parent.next_task(), parent.add, parent.cores))
     except (EOFError, BrokenPipeError):
         pass  # the parent is gone or needs nothing more
     except Exception as error:
@@ -146,19 +186,34 @@ def as_message(error: Exception) -> Exception:
     return error if isinstance(error, (Error, OSError)) else WorkerBug(traceback.format_exc())
 
 
-class _Batched:
-    """Sends progress once in so many documents: a message per document would cost more than tokenising it."""
+class _Parent:
+    """A worker's end of its pipe: tasks, and how many cores they may use, come; progress goes.
+
+    Progress is sent once in so many documents: a message per document would cost more than tokenising it.
+    """
 
     DOCUMENTS = 64
 
     def __init__(self, pipe: Connection):
-        self._pipe, self._documents, self._tokens = pipe, 0, 0
+        self._pipe, self._documents, self._tokens, self._cores = pipe, 0, 0, 1
+
+    def next_task(self) -> Any:
+        while isinstance(message := self._pipe.recv(), int):
+            self._cores = message
+        return message
+
+    def cores(self) -> int:
+        """Asked while a task runs: then nothing else comes."""
+        while self._pipe.poll():
+            self._cores = self._pipe.recv()
+        return self._cores
 
     def add(self, documents: int, tokens: int) -> None:
         self._documents, self._tokens = self._documents + documents, self._tokens + tokens
         if self._documents >= self.DOCUMENTS:
-            self.send(done=False)
+            self.send()
 
-    def send(self, done: bool) -> None:
-        self._pipe.send((self._documents, self._tokens, done))
+    def send(self, *done: Any) -> None:
+        """done: what a task returned, when it is done."""
+        self._pipe.send((self._documents, self._tokens, *done))
         self._documents = self._tokens = 0

@@ -1,7 +1,7 @@
 """Datasets on the Hub: which files a configuration has at a commit, and rows of those that `datasets` must read."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +24,7 @@ from .documents import (
     Size,
     as_document,
     check_delivered,
+    in_batches,
     is_longer,
     no_column,
     too_long,
@@ -50,7 +51,7 @@ class HubRows:
     def open(self, location: HubFile, size: Size, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> "_OpenRows":
         return _OpenRows(self, location, text_column, max_bytes)
 
-    def rows(self, location: HubFile) -> Iterator[dict[str, Any]]:
+    def rows(self, location: HubFile) -> Iterator[dict[str, object]]:
         import datasets
 
         _read_checked()
@@ -75,7 +76,7 @@ class _OpenRows:
     text_column: str
     max_bytes: int
     _at: int = 0
-    _rows: Iterator[dict[str, Any]] | None = None
+    _rows: Iterator[dict[str, object]] | None = None
 
     def cut(self, first: int, documents: int | None, text_bytes: int | None) -> Run | None:
         if documents is None:
@@ -86,18 +87,21 @@ class _OpenRows:
     def hash(self, first: int, count: int, seen: Digest) -> None:
         raise NotImplementedError("what is on the Hub is known by its ETag")
 
-    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
+    def batches(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[list[Document]]:
         delivered = 0
-        for row in self._next_rows(first, count):
-            document = as_document(row.get(self.text_column))
-            yield too_long(self.max_bytes) if is_longer(document, self.max_bytes) else document
-            delivered += 1
+        for batch in in_batches(map(self._document, self._next_rows(first, count))):
+            yield batch
+            delivered += len(batch)
         check_delivered(self.location, "row", first, count, delivered)
+
+    def _document(self, row: Mapping[str, object]) -> Document:
+        document = as_document(row.get(self.text_column))
+        return too_long(self.max_bytes) if is_longer(document, self.max_bytes) else document
 
     def close(self) -> None:
         self._rows = None
 
-    def _next_rows(self, first: int, count: int | None) -> Iterator[dict[str, Any]]:
+    def _next_rows(self, first: int, count: int | None) -> Iterator[dict[str, object]]:
         if self._rows is None or self._at > first:
             self._at, self._rows = 0, self.format.rows(self.location)
         end = None if count is None else first + count

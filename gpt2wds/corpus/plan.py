@@ -11,36 +11,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ..dataset.manifest import (
-    MAX_COUNT,
-    MULTIPLE_CHOICE,
-    SPLITS,
-    TOKENS,
-    CorpusName,
-    Record,
-    member,
-    others,
-)
+from ..dataset.manifest import MAX_COUNT, MULTIPLE_CHOICE, SPLITS, TOKENS, CorpusName, member, names_of, others
 from ..errors import Error
 from ..folder import Folder
-from ..strict_json import CHECK, checked, load_json, refuse_damage
+from ..strict_json import CHECK, Record, checked, load_json, refuse_damage
 from .documents import MAX_DOCUMENT_BYTES
 from .sources import Source
 
 PLAN = "plan.json"
-DIGESTS = "xxh3_128"  # of a task's spans
-_KNOWN = (
-    "request",
-    "tokenizer",
-    "versions",
-    "kind",
-    "corpus",
-    "text_column",
-    "sources",
-    "tasks",
-    "validation_texts",
-    CHECK,
-)
+HASHES = "xxh3_128"  # of a task's spans
 _SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-([0-9]{{5,9}})")
 
 
@@ -48,13 +27,13 @@ _SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-([0-9]{{5,9}})")
 class Span:
     """A run of a source's documents: `count` of its unit from `first` on; None for all that is left.
 
-    digest: of its bytes, which reading it is held to; "" where the plan knows its source by size and time alone.
+    hash: of its bytes, which reading it is held to; "" where the plan knows its source by size and time alone.
     """
 
     source: int
     first: int
     count: int | None
-    digest: str = ""
+    hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,8 +57,8 @@ class Task:
             "shard": self.shard,
             "spans": [[span.source, span.first, span.count] for span in self.spans],
         }
-        digests = [span.digest for span in self.spans]
-        return record | ({DIGESTS: digests} if any(digests) else {})
+        hashes = [span.hash for span in self.spans]
+        return record | ({HASHES: hashes} if any(hashes) else {})
 
     @classmethod
     def from_record(cls, record: Any, sources: int) -> "Task":
@@ -87,18 +66,18 @@ class Task:
         if not named:
             raise Error(f"'shard': expected a name such as train-00000, got {record['shard'][:40]!r}")
         spans = []
-        digests = member(record, DIGESTS, list) if DIGESTS in record else [""] * len(member(record, "spans", list))
-        if len(digests) != len(member(record, "spans", list)) or not all(map(_is_digest, digests)):
-            raise Error(f"{DIGESTS!r}: expected a hash for each span, got {str(digests)[:80]}")
-        for span, digest in zip(record["spans"], digests, strict=True):
+        hashes = member(record, HASHES, list) if HASHES in record else [""] * len(member(record, "spans", list))
+        if len(hashes) != len(member(record, "spans", list)) or not all(map(_is_hash, hashes)):
+            raise Error(f"{HASHES!r}: expected a hash for each span, got {str(hashes)[:80]}")
+        for span, hash_ in zip(record["spans"], hashes, strict=True):
             fits = isinstance(span, list) and len(span) == 3 and all(map(_is_count, span[:2]))
             if not fits or span[0] >= sources or not (span[2] is None or _is_count(span[2])):
                 raise Error(f"'spans': expected [source, first, count], got {str(span)[:80]}")
-            spans.append(Span(span[0], span[1], span[2], digest))
+            spans.append(Span(span[0], span[1], span[2], hash_))
         return cls(named[1], int(named[2]), tuple(spans))
 
 
-def _is_digest(value: Any) -> bool:
+def _is_hash(value: Any) -> bool:
     return isinstance(value, str) and bool(re.fullmatch("([0-9a-f]{32})?", value))
 
 
@@ -147,7 +126,7 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """Raises Error that says what is wrong."""
         record, check = parsed(text)
-        extras = others(record, *_KNOWN)
+        extras = others(record, *names_of(cls))
         if extras and not check:  # who knows more members than we do writes checks
             raise Error(f"{CHECK!r}: expected a check, got none")
         text_column = member(record, "text_column", str)
@@ -182,7 +161,7 @@ def parsed(text: str) -> tuple[Record, str]:
     """A JSON object and its check, "" where an earlier version wrote none. Raises Error for one that was damaged."""
     record = load_json(text)
     if not isinstance(record, dict):
-        raise Error(f"expected a JSON object, got a {type(record).__name__}")
+        raise Error(f"expected a JSON object, got {type(record).__name__}")
     refuse_damage(record)
     return record, record.get(CHECK, "")
 

@@ -8,12 +8,13 @@ from ..errors import Error
 from ..folder import Folder
 from ..tokenizer import load_tokenizer
 from . import cutting
-from .content import hashed, refuse_other_content, refuse_other_package
+from .content import hashed, refuse_other_content
 from .corpora import LATER, Corpus, Files, Request, record
 from .cutting import Cut
-from .places import is_asked_for, refuse_others
+from .documents import Skipped
 from .plan import PLAN, Plan, Span, Task, read_plan, write_plan
 from .receipts import is_finished
+from .trust import is_asked_for, refuse_other_package, refuse_others
 from .writing import TaskRunner, text_hash
 
 
@@ -32,6 +33,7 @@ def begin(out: Folder, request: Request, cut: Cut | None = None, *, trust_times:
     asked = record(request) | (dataclasses.asdict(cut) if cut else {})
     is_new = not out.exists(PLAN)
     if is_new:
+        out.refuse_unwritable()
         _refuse_other_datasets(out)
         corpus = request.resolve(out)
         tasks = hashed(corpus.sources, _tasks(corpus, cut or Cut()), trust_times=trust_times)
@@ -55,6 +57,8 @@ def begin(out: Folder, request: Request, cut: Cut | None = None, *, trust_times:
     if not is_new:
         _refuse_other_sources(out, plan, request, is_done)
     refuse_other_tokenizer(out, plan)
+    if not is_done:
+        out.refuse_unwritable()
     return plan, is_done
 
 
@@ -87,15 +91,15 @@ def _validation_texts(plan: Plan) -> tuple[str, ...]:
         return ()
     runner = TaskRunner(Folder("."), plan, None)
     held = (task for task in plan.tasks if task.split == "val")
-    texts = (text for task in held for text in runner.documents(task))
-    found = sorted({text_hash(text) for text in texts if isinstance(text, str)})
+    texts = (text for task in held for batch in runner.batches(task) for text in batch)
+    found = sorted({text_hash(text) for text in texts if not isinstance(text, Skipped)})
     runner.close()
     return tuple(found)
 
 
 def _refuse_other_datasets(out: Folder) -> None:
     if out.exists("manifest.json"):
-        raise Error(f"{out}: expected a directory of this command's own, got a dataset without its {PLAN}")
+        raise Error(f"{out}: expected an empty directory, got a dataset without its {PLAN}; choose another --out")
     if any(name.endswith(".json") for name in out.sizes("receipts")):
         # They are another plan's: taken for this one's, documents would be lost or doubled.
         raise Error(f"{out}: expected an empty directory, got shards without their {PLAN}; choose another --out")

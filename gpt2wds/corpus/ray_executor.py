@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Error, reason
+from ..errors import Error, reason, text, whole
 from ..files import temporary_name
 from ..folder import Folder
 from ..version import __version__
-from .executors import MakeRun, Report, Run, WorkerBug, as_message
+from .executors import MakeRunner, Report, Runner, Take, WorkerBug, as_message, ignore
 from .ray_cluster import connected
 
 TRIES = 4  # of a task, each ended by the loss of its worker or node
@@ -43,11 +43,20 @@ class OnRay:
     address: str | None = None
     at_once: int | None = None
 
-    def run_tasks(self, chains: Iterable[list[Any]], make_run: MakeRun, report: Report, *, out: Folder) -> None:
+    def __post_init__(self) -> None:
+        if self.address is not None:
+            text("address", self.address)
+        if self.at_once is not None:
+            whole("at_once", self.at_once, 1)
+
+    def run_tasks(
+        self, chains: Iterable[list[Any]], make_runner: MakeRunner, report: Report, *, out: Folder, take: Take = ignore
+    ) -> None:
         """See executors.Executor. Raises Error also when Ray is not installed or the cluster cannot be reached."""
         with connected(self.address, self.at_once), _marked(out) as mark:
             # The chains wait here, not in Ray, which would hold them all in memory.
-            _Driver(_Node(make_run, out, mark), report, self.at_once).run([list(chain) for chain in chains if chain])
+            driver = _Driver(_Node(make_runner, out, mark), report, take, self.at_once)
+            driver.run([list(chain) for chain in chains if chain])
 
 
 @dataclass
@@ -59,13 +68,21 @@ class _Done:
     tokens: int = 0
     kept_documents: int = 0
     kept_tokens: int = 0
+    returned: list[Any] = field(default_factory=list)  # by the tasks that were not told of before
 
     def add(self, documents: int, tokens: int) -> None:
         self.documents, self.tokens = self.documents + documents, self.tokens + tokens
 
-    def keep(self) -> None:
+    def keep(self, returned: Any) -> None:
         self.kept_documents, self.kept_tokens = self.documents, self.tokens
-        self.tasks += 1
+        self.returned.append(returned)
+
+    def told(self) -> "_Done":
+        """What is to be told now, while another thread goes on."""
+        news = self.returned[:]
+        del self.returned[: len(news)]
+        self.tasks += len(news)
+        return replace(self, returned=news)
 
 
 @dataclass
@@ -81,13 +98,13 @@ class _Chain:
 class _Node:
     """What a node needs to run tasks of this run."""
 
-    make_run: MakeRun
+    make_runner: MakeRunner
     out: Folder
     mark: str
     version: str = __version__
     key: str = field(default_factory=secrets.token_hex)
 
-    def ready(self) -> Run:
+    def ready(self) -> Runner:
         """Raises Error when this node cannot do what the others do."""
         host = socket.gethostname()
         if self.version != __version__:
@@ -98,16 +115,16 @@ class _Node:
                 f"node {host}: expected to see {self.out} as the machine does where the command runs, got another or "
                 "no directory; choose an --out that all nodes share (a network file system)"
             )
-        return self.make_run()
+        return self.make_runner()
 
 
 class _Driver:
     """Keeps chains in flight until all are done."""
 
-    def __init__(self, node: _Node, report: Report, at_once: int | None):
+    def __init__(self, node: _Node, report: Report, take: Take, at_once: int | None):
         import ray
 
-        self._ray, self._report, self._at_once = ray, report, at_once
+        self._ray, self._report, self._take, self._at_once = ray, report, take, at_once
         self._key, self._node = node.key, ray.put(node)
         # Ray's own retries would count what was done twice, and begin a chain again from its first task.
         remote = ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")
@@ -175,7 +192,8 @@ class _Driver:
 
     def _count(self, before: _Done, now: _Done) -> None:
         self._report(now.documents - before.documents, now.tokens - before.tokens, False)
-        for _ in range(now.tasks - before.tasks):
+        for returned in now.returned:
+            self._take(returned)
             self._report(0, 0, True)
 
 
@@ -198,7 +216,7 @@ class _Limits:
         return self._at_once or max(2, 2 * self._cores)
 
 
-_here: tuple[str, Run] | None = None  # in a worker: what runs the tasks of a run, kept from chain to chain
+_here: tuple[str, Runner] | None = None  # in a worker: what runs the tasks of a run, kept from chain to chain
 
 
 def _work(key: str, node: list[Any], tasks: list[Any]) -> Iterator[_Done | Exception]:
@@ -210,8 +228,7 @@ def _work(key: str, node: list[Any], tasks: list[Any]) -> Iterator[_Done | Excep
         try:
             run = _run_of(key, node)
             for task in tasks:
-                run(task, done.add)
-                done.keep()
+                done.keep(run(task, done.add))
                 news.set()
         except OSError as error:
             raised.append(Error(f"node {socket.gethostname()}: {error}"))
@@ -225,12 +242,12 @@ def _work(key: str, node: list[Any], tasks: list[Any]) -> Iterator[_Done | Excep
     while thread.is_alive():
         news.wait(TELL_EVERY)
         news.clear()
-        yield replace(done)
-    yield replace(done)
+        yield done.told()
+    yield done.told()
     yield from raised
 
 
-def _run_of(key: str, node: list[Any]) -> Run:
+def _run_of(key: str, node: list[Any]) -> Runner:
     global _here
     if _here is None or _here[0] != key:
         import ray

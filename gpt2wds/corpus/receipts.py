@@ -13,7 +13,7 @@ import numpy as np
 
 from ..dataset.manifest import SPLITS, LaterFormat, Manifest, ShardEntry, dataset_id, member
 from ..dataset.shards import BLOCK_ROW
-from ..errors import Error
+from ..errors import Error, counted
 from ..folder import Folder
 from ..strict_json import checked
 from .plan import Plan, Task, parsed
@@ -46,7 +46,7 @@ class Receipt:
             raise Error(str(error)) from None
         entry = ShardEntry.from_record(member(record, "shard", dict))
         if len(rows) != entry.blocks:
-            raise Error(f"expected rows for {entry.blocks} blocks, got {len(rows)}")
+            raise Error(f"expected rows for {counted(entry.blocks, 'block')}, got {len(rows)}")
         # Without a check it is an earlier version's, and says of no plan.
         return cls(entry, rows, member(record, "plan", str) if check else "")
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ..dataset.directory import Dataset
 from ..dataset.manifest import TOKENS
-from ..errors import Error
+from ..errors import Error, shown
 from ..fast_tokenizer import prove
 from ..files import TEMPORARY, remove_dead
 from ..folder import Folder
@@ -22,6 +22,7 @@ from ..tokenizer import load_tokenizer
 from .corpora import Request
 from .cutting import Cut
 from .executors import Executor, Processes
+from .gathering import gathering
 from .plan import Plan, Task
 from .planning import begin, refuse_other_tokenizer
 from .planning import make_plan as make_plan  # what else one needs to shard step by step
@@ -61,7 +62,7 @@ def make_dataset(
 ) -> Dataset:
     """Make a dataset directory of a corpus, or go on with one that was begun, and open it.
 
-    request: Files, HubDataset, Plays, … ; cut: how it is cut into shards; workers: processes, all cores if None;
+    request: Files, HubDataset, Plays, … ; cut: how it is cut into shards; workers: cores, all if None;
     executor: where else they shall run, for example ray_executor.OnRay("auto"); trust_times: see planning.begin.
     Killed at any moment and called again with the same arguments, it continues where it was; the result is the same
     bytes. Raises Error when the arguments contradict what was begun in `out`, and for what cannot be read.
@@ -71,12 +72,25 @@ def make_dataset(
     >>> dataset.total("train", "tokens")  # doctest: +SKIP
     1718838
     """
+    _refuse_nonsense(request, cut, executor)
+    executor = executor or Processes(workers)  # which refuses workers that cannot be, before anything is read
     folder = Folder(out)
     plan, is_finished = begin(folder, request, cut or Cut(), trust_times=trust_times)
     if not is_finished:
-        run_missing(folder, plan, executor or Processes(workers), progress=progress)
+        run_missing(folder, plan, executor, progress=progress)
         finish(folder, plan)
     return Dataset(folder)
+
+
+def _refuse_nonsense(request: object, cut: object, executor: object) -> None:
+    """Raise Error for arguments of make_dataset that are not what they are called."""
+    if isinstance(request, type) or not callable(getattr(request, "resolve", None)):
+        expected = "Files(('texts/*.jsonl',)), HubDataset('owner/name') or Plays()"
+        raise Error(f"request: expected what to make the dataset of, {expected}, got {repr(request)[:80]}")
+    if not isinstance(cut, Cut | None):
+        raise Error(f"cut: expected a Cut, such as Cut(val_docs=100), or None, got {repr(cut)[:80]}")
+    if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "run_tasks", None))):
+        raise Error(f"executor: expected OnRay() or None, got {repr(executor)[:80]}")
 
 
 def missing_tasks(out: Folder, plan: Plan) -> list[Task]:
@@ -103,7 +117,10 @@ def run_missing(
     progress.start(plan, todo, len(mine) - len(todo))
     if todo:
         make_runner = partial(_runner, out.absolute(), plan)
-        (executor or Processes()).run_tasks(chains(plan, todo), make_runner, progress.report, out=out.absolute())
+        with gathering(out) as take:
+            (executor or Processes()).run_tasks(
+                chains(plan, todo), make_runner, progress.report, out=out.absolute(), take=take
+            )
     return missing_tasks(out, plan)
 
 
@@ -124,7 +141,9 @@ def discard_damaged(out: Folder, plan: Plan, todo: Sequence[Task]) -> None:
     if damaged:
         named = ", ".join(map(str, damaged[:3])) + (", …" if len(damaged) > 3 else "")
         _LOG.warning(
-            "%s: made again, because shard or receipt is not as it was written, or another plan's: %s", out, named
+            "%s: made again, because shard or receipt is not there, not as it was written, or another plan's: %s",
+            shown(out),
+            named,
         )
     for task in damaged:
         out.remove(f"{task.shard}.tar.zst")
@@ -132,13 +151,17 @@ def discard_damaged(out: Folder, plan: Plan, todo: Sequence[Task]) -> None:
 
 
 def chains(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
-    """Tasks in the groups that one process should run in order: those that begin in one source read as a stream."""
+    """Tasks in the groups that one process should run in order: those that begin in one source read as a stream.
+
+    A single task of validation is mostly short, and a process takes a second to start: the next task follows in its.
+    """
+    is_short = sum(task.split == "val" for task in tasks) == 1
     grouped: list[list[Task]] = []
     last = None
     for task in tasks:
         first = task.spans[0].source if task.spans else None
         stream = first if first is not None and plan.sources[first].format.is_streamed else None
-        if stream is not None and stream == last:
+        if (stream is not None and stream == last) or (is_short and grouped and grouped[-1][-1].split == "val"):
             grouped[-1].append(task)
         else:
             grouped.append([task])

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from ..dataset.manifest import Record, member, others
-from ..errors import Error
+from ..dataset.manifest import member, others
+from ..errors import Error, shown
 from ..locations import Location, UrlFile, located
+from ..strict_json import Record
 from .documents import MAX_DOCUMENT_BYTES, OpenSource, Reader, Size
 from .examples import Examples
 from .hub import HubRows
@@ -24,16 +25,7 @@ _LOG = logging.getLogger(__name__)
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
-_LOCATION = {
-    "path": str,
-    "size": int,
-    "mtime_ns": int,
-    "repo": str,
-    "revision": str,
-    "etag": str,
-    "url": str,
-    "mark": str,
-}
+_LOCATION = {**dict.fromkeys(("path", "repo", "revision", "etag", "url", "mark"), str), "size": int, "mtime_ns": int}
 
 
 @dataclass(frozen=True)
@@ -80,9 +72,9 @@ class Source:
         name, reader = member(record, "name", str), member(record, "reader", str)
         if reader not in (WHOLE, EXAMPLES, DATASETS, *BY_SUFFIX):
             raise Error(f"'reader': expected a format, got {reader[:40]!r}")
-        place = {key: member(record, key, kind) for key, kind in _LOCATION.items() if key in record}
+        said = {key: member(record, key, kind) for key, kind in _LOCATION.items() if key in record}
         try:
-            location = located(place)
+            location = located(said)
         except KeyError as error:
             raise Error(f"source {name[:80]!r}: expected a member {error}, got none") from None
         text_bytes = member(record, "text_bytes", int) if "text_bytes" in record else None
@@ -111,7 +103,7 @@ def warn_of_unmarked(found: Sequence[Source]) -> None:
         _LOG.warning(
             "source %s%s: its server tells neither an ETag nor a time of change; do not change it before the dataset "
             "is finished, a change that keeps its size goes unnoticed",
-            names[0],
+            shown(names[0]),
             more,
         )
 

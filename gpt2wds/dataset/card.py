@@ -1,9 +1,11 @@
 """A dataset's card: the README.md that stands beside published shards, with the front matter that the Hub reads."""
 
+import re
 from typing import Any
 
+from ..errors import Error, shown
 from .directory import Dataset
-from .manifest import MULTIPLE_CHOICE, SPLITS, CorpusName
+from .manifest import FILES, MULTIPLE_CHOICE, SPLITS, CorpusName
 
 CARD = "README.md"
 SOURCES_NAMED = 20
@@ -14,6 +16,7 @@ _SIZES = (
     *((10**12, "100B<n<1T"),),
 )
 _HUB = "hf://datasets/"
+_LICENCE = re.compile(r"[A-Za-z0-9.+_-]+")
 
 
 def size_category(documents: int) -> str:
@@ -25,12 +28,21 @@ def size_category(documents: int) -> str:
 
 
 def card(dataset: Dataset, url: str, licence: str | None = None) -> str:
-    """The text of README.md. url: where the dataset will be; licence: the Hub's name for it, left out if None."""
-    parts = [_title(dataset), _contents(dataset), _origin(dataset), _reading(dataset, url), _auditing(url)]
-    return f"---\n{_front_matter(dataset, licence)}\n---\n\n" + "\n".join(parts)
+    """The text of README.md. url: where the dataset will be; licence: the Hub's name for it, left out if None.
+
+    Raises Error for a licence that no name on the Hub can be: the Hub reads it as YAML.
+    """
+    if licence is not None and not _LICENCE.fullmatch(licence):
+        raise Error(
+            "license: expected a name as the Hub has them, of letters, digits, '-', '.', '+' and '_', such as odc-by, "
+            f"mit or cc-by-4.0, got {repr(licence)[:80]}"
+        )
+    url = shown(url)
+    parts = [_title(dataset, url), _contents(dataset), _origin(dataset), _reading(dataset, url), _auditing(url)]
+    return f"---\n{_front_matter(dataset, url, licence)}\n---\n\n" + "\n".join(parts)
 
 
-def _front_matter(dataset: Dataset, licence: str | None) -> str:
+def _front_matter(dataset: Dataset, url: str, licence: str | None) -> str:
     from huggingface_hub import DatasetCardData
 
     source = dataset.manifest.corpus.source
@@ -38,7 +50,7 @@ def _front_matter(dataset: Dataset, licence: str | None) -> str:
     if source.startswith(_HUB):
         more["source_datasets"] = [source.removeprefix(_HUB)]
     data = DatasetCardData(
-        pretty_name=_name(dataset),
+        pretty_name=_name(dataset, url),
         tags=["gpt2", "tokenized", "webdataset"],
         task_categories=["multiple-choice" if dataset.kind == MULTIPLE_CHOICE else "text-generation"],
         size_categories=[size_category(sum(dataset.total(split, "documents") for split in SPLITS))],
@@ -48,15 +60,24 @@ def _front_matter(dataset: Dataset, licence: str | None) -> str:
     return str(data.to_yaml())
 
 
-def _name(dataset: Dataset) -> str:
-    return f"{dataset.corpus}, GPT-2 tokens"
+def _name(dataset: Dataset, url: str) -> str:
+    """What is made of files, which have no name in common, is called as the place where it will be."""
+    name = shown(dataset.corpus) if dataset.corpus != FILES else url.rstrip("/").rpartition("/")[2]
+    return f"{name}, GPT-2 tokens"
 
 
-def _title(dataset: Dataset) -> str:
+def _code(name: str) -> str:
+    """Any name in Markdown, as it is: one that has backticks stands between more of them."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", name)), default=0))
+    space = " " if name.startswith("`") or name.endswith("`") else ""
+    return f"{fence}{space}{shown(name)}{space}{fence}"
+
+
+def _title(dataset: Dataset, url: str) -> str:
     what = "Multiple-choice examples" if dataset.kind == MULTIPLE_CHOICE else "Text"
     return (
-        f"# {_name(dataset)}\n\n{what} in GPT-2 tokens: WebDataset shards in independent zstd frames (`.tar.zst`), "
-        f"made with gpt2wds. `dataset_id` {dataset.id}.\n"
+        f"# {_name(dataset, url)}\n\n{what} in GPT-2 tokens: WebDataset shards in independent zstd frames "
+        f"(`.tar.zst`), made with gpt2wds. `dataset_id` {dataset.id}.\n"
     )
 
 
@@ -75,12 +96,12 @@ def _origin(dataset: Dataset) -> str:
     names = list(dict.fromkeys(s.source for split in SPLITS for entry in dataset.shards(split) for s in entry.spans))
     tokenizer = ", ".join(f"{name} {value}" for name, value in manifest.tokenizer.items() if name != "name")
     lines = [
-        f"* Corpus: {corpus.name}{f', `{corpus.source}`' if corpus.source else ''}",
-        f"* Revision: {f'`{corpus.revision}`' if corpus.revision else 'none, the sources have no common one'}",
+        f"* Corpus: {shown(corpus.name)}{f', {_code(corpus.source)}' if corpus.source else ''}",
+        f"* Revision: {_code(corpus.revision) if corpus.revision else 'none, the sources have no common one'}",
         f"* Sources: {len(names):,}; `manifest.json` says which rows or bytes of which are in which shard",
-        *(f"  * `{name}`" for name in names[:SOURCES_NAMED]),
+        *(f"  * {_code(name)}" for name in names[:SOURCES_NAMED]),
         *([f"  * … and {len(names) - SOURCES_NAMED:,} more"] if len(names) > SOURCES_NAMED else []),
-        f"* Tokenizer: `{manifest.tokenizer.get('name')}` ({tokenizer})",
+        f"* Tokenizer: {_code(str(manifest.tokenizer.get('name')))} ({shown(tokenizer)})",
     ]
     if dataset.kind != MULTIPLE_CHOICE:
         lines.append("* A document is token 50256 (`<|endoftext|>`) and the tokens of its text.")

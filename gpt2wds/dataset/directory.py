@@ -15,7 +15,6 @@ import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -56,6 +55,8 @@ class Dataset:
 
     def shards(self, split: str) -> tuple[ShardEntry, ...]:
         """The manifest's entries of a split, in order."""
+        if split not in SPLITS:
+            raise Error(f"split: expected {' or '.join(SPLITS)}, got {repr(split)[:80]}")
         return self.manifest.shards[split]
 
     def total(self, split: str, field: str) -> int:
@@ -66,19 +67,19 @@ class Dataset:
         """The blocks of one shard."""
         return range(int(self._first_block[split][shard]), int(self._first_block[split][shard + 1]))
 
-    def place(self, split: str, block: int) -> tuple[ShardEntry, int]:
+    def locate(self, split: str, block: int) -> tuple[ShardEntry, int]:
         """The shard a block is in, and its number there."""
         shard = int(self.blocks[split]["shard"][block])
         return self.shards(split)[shard], block - int(self._first_block[split][shard])
 
     def block_key(self, split: str, block: int) -> str:
         """WebDataset key of a token block."""
-        entry, number = self.place(split, block)
+        entry, number = self.locate(split, block)
         return shards.block_key(entry.name, number)
 
     def read_frame(self, split: str, block: int) -> bytes:
         """Decompressed tar members of one block, checked against the index."""
-        entry, number = self.place(split, block)
+        entry, number = self.locate(split, block)
         row = self.blocks[split][block]
         start, where = int(row["offset"]), f"{self.path}/{entry.file} block {number}"
         try:
@@ -114,7 +115,7 @@ class Dataset:
 
     def own_tokens(self, split: str, block: int) -> np.ndarray:
         """(tokens,) uint16 of one block, without the last where the next block of its shard begins with it."""
-        entry, number = self.place(split, block)
+        entry, number = self.locate(split, block)
         tokens = self.read_tokens(split, block)
         return tokens if number == entry.blocks - 1 else tokens[:-1]
 
@@ -123,21 +124,21 @@ class Dataset:
         for block in self.shard_blocks(split, shard):
             yield self.own_tokens(split, block)
 
-    def examples(self, split: str) -> Iterator[dict[str, Any]]:
+    def examples(self, split: str) -> Iterator[prompts.StoredExample]:
         """Multiple-choice samples in order: the example's fields in HellaSwag's schema, and under "prompts" its tokens
         by prompt mode, (tokens,) uint16 (see prompts.split_prompt).
         """
         for block in range(len(self.blocks[split])):
             yield from self.block_examples(split, block)
 
-    def block_examples(self, split: str, block: int) -> list[dict[str, Any]]:
+    def block_examples(self, split: str, block: int) -> list[prompts.StoredExample]:
         """The examples of one block."""
         self._expect(MULTIPLE_CHOICE)
         samples: dict[str, dict[str, bytes]] = {}
         for name, payload in self.read_members(split, block).items():
             key, _, member = name.partition(".")
             samples.setdefault(key, {})[member] = payload
-        entry, number = self.place(split, block)
+        entry, number = self.locate(split, block)
         documents = self.blocks[split]["documents"]
         before = int(documents[block - number : block].sum())
         with self._naming(split, block):
@@ -158,7 +159,7 @@ class Dataset:
         try:
             yield
         except Error as error:
-            entry, number = self.place(split, block)
+            entry, number = self.locate(split, block)
             where = f"{self.path}/{entry.file} block {number}"
             if by_index and not self.manifest.blocks_sha256 and self._is_sound(entry):
                 where = f"{self.path}/{split}.blocks.npy row {block}, of {entry.file} block {number}"
@@ -228,6 +229,12 @@ class Dataset:
         with _no_damage(where, name), self.folder.open(name) as file:
             is_empty = not file.seek(0, io.SEEK_END)
             return b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def expect_dataset(value: object) -> None:
+    """Raise Error for what is no Dataset: mostly a path, which is to be opened first."""
+    if not isinstance(value, Dataset):
+        raise Error(f"dataset: expected a Dataset, such as Dataset('data/mine'), got {repr(value)[:80]}")
 
 
 @contextmanager

@@ -1,16 +1,14 @@
 """One epoch of some slots of one dataset, as a WebDataset pipeline.
 
-    entries  →  samples  →  sequences of a step
+    blocks  →  samples  →  sequences of a step
 
-The entries stand where WebDataset has its shard list and `split_by_node`: they give out blocks in the global order
-(order.py). A sample is a block of tokens, read by its range and held to the index, where WebDataset would read a shard
-from its beginning.
+The blocks stand where WebDataset has its shard list and `split_by_node`: they are given out as the global order
+(order.py) needs them. A sample is a block of tokens, read by its range and held to the index, where WebDataset would
+read a shard from its beginning.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from heapq import heappop, heappush
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -18,14 +16,17 @@ import numpy as np
 import webdataset
 from torch.utils.data import IterableDataset
 
+from .ahead import read_ahead
 from .directory import Dataset
 from .order import EpochOrder, Position, Slots
 
-AHEAD = 64  # blocks of a URL that are read at once, and held: 8 MB
+AT_ONCE = 64  # blocks of a URL that are read at once
 
 Sample = tuple[int, np.ndarray]  # a block and its (tokens,) uint16
-# A slot's sequences in a window, as blocks and places in them, and those of the blocks that no slot holds by then.
-Entry = tuple[list[int], list[int], list[int]]
+
+
+class Window(dict[int, np.ndarray]):
+    """The blocks of a window that were read, held by the slots that are in it: with the last one they go."""
 
 
 class EpochSequences(IterableDataset):
@@ -43,72 +44,89 @@ class EpochSequences(IterableDataset):
         left = Slots(order.sequences, self._sequences_per_step, self._position.taken)
         visits = [_visits(order, left, slot) for slot in self._slots]
         pipeline = webdataset.DataPipeline(
-            lambda: (block for _, _, new in _entries(order, visits) for block in new),
+            lambda: _blocks(order, visits),
             self._samples,
             lambda samples: self._steps(samples, order, visits, left.steps),
         )
         return iter(pipeline)
 
     def _samples(self, blocks: Iterable[int]) -> Iterator[Sample]:
-        """Blocks with their tokens. From a URL so many are asked for at once, ahead of need."""
+        """Blocks with their tokens. From a URL many are asked for at once, ahead of need."""
+
+        def read(block: int) -> np.ndarray:
+            return self._dataset.read_tokens("train", block)
+
         if self._dataset.folder.is_local:
-            yield from ((block, self._dataset.read_tokens("train", block)) for block in blocks)
-            return
-        threads = ThreadPoolExecutor(AHEAD)
-        asked = deque[tuple[int, Future[np.ndarray]]]()
-        try:
-            for block in blocks:
-                asked.append((block, threads.submit(self._dataset.read_tokens, "train", block)))
-                if len(asked) == AHEAD:
-                    first, tokens = asked.popleft()
-                    yield first, tokens.result()
-            for first, tokens in asked:
-                yield first, tokens.result()
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+            return ((block, read(block)) for block in blocks)
+        # While a trainer computes its first steps, the next ones' windows fill: with a block for each slot ahead,
+        # which is an eighth of what the windows hold.
+        return read_ahead(blocks, read, at_once=AT_ONCE, held=max(AT_ONCE, len(self._slots)))
 
     def _steps(
         self, samples: Iterable[Sample], order: EpochOrder, visits: list[np.ndarray], steps: int
     ) -> Iterator[np.ndarray]:
-        source, entries = iter(samples), _entries(order, visits)
-        held = WeakValueDictionary[int, np.ndarray]()  # by the slots: a block goes when the last one leaves its window
-        sequences = [self._sequences(source, entries, held) for _ in visits]
+        source, windows = iter(samples), WeakValueDictionary[int, Window]()
+        sequences = [self._sequences(source, order, passed, windows) for passed in visits]
         shape = (len(visits), self._seq_len + 1)
         for _ in range(steps):
             # np.stack would look at each sequence singly, for longer than copying takes.
             yield np.concatenate([next(slot) for slot in sequences]).reshape(shape)
 
     def _sequences(
-        self, samples: Iterator[Sample], entries: Iterator[Entry], held: WeakValueDictionary[int, np.ndarray]
+        self,
+        samples: Iterator[Sample],
+        order: EpochOrder,
+        visits: np.ndarray,
+        windows: WeakValueDictionary[int, Window],
     ) -> Iterator[np.ndarray]:
-        """One slot's sequences; takes the next entry and its samples whenever the slot enters a window."""
+        """One slot's sequences; takes the next sample whenever it is the first that needs the block."""
         length = self._seq_len
-        for blocks, places, new in entries:
-            read = dict(islice(samples, len(new)))
-            assert list(read) == new
-            held.update(read)
-            tokens = {block: held[block] for block in set(blocks)}
-            del read
-            for block, place in zip(blocks, places, strict=True):
-                yield tokens[block][place * length : (place + 1) * length + 1]
+        for _, window, first, end in visits.tolist():
+            held = windows.setdefault(window, Window())
+            blocks, places = order.window_sequences(window, first, end)
+            for block, place in zip(blocks.tolist(), places.tolist(), strict=True):
+                if (tokens := held.get(block)) is None:
+                    read, tokens = next(samples)
+                    assert read == block
+                    held[block] = tokens
+                yield tokens[place * length : (place + 1) * length + 1]
+            del held, tokens  # before the next window is entered
 
 
-def _entries(order: EpochOrder, visits: list[np.ndarray]) -> Iterator[Entry]:
-    """Each time that a slot enters a window, by step and within a step by slot."""
+def _blocks(order: EpochOrder, visits: list[np.ndarray]) -> Iterator[int]:
+    """Blocks when a slot first needs them: by step and within a step by slot.
+
+    What a slot in the same window has read already is not read again.
+    """
     every = np.concatenate(visits)
     owner = np.repeat(np.arange(len(visits)), [len(v) for v in visits])
     windows, slots = np.unique(every[:, 1], return_counts=True)
-    shared = set(windows[slots > 1].tolist())
-    until: dict[int, int] = {}  # by block of a shared window: the step at which the last slot leaves it
+    # By window that slots share: when the last of them leaves it, and what they have read.
+    left: dict[int, tuple[int, int]] = dict.fromkeys(windows[slots > 1].tolist(), (0, -1))
+    shared: dict[int, set[int]] = {}
+    needs: list[tuple[int, int, int, int]] = []  # a heap of (step, slot, window, block)
+
+    def until(step: int, slot: int) -> Iterator[int]:
+        while needs and needs[0] < (step, slot):
+            _, _, window, block = heappop(needs)
+            read = shared.get(window)
+            if read is None:
+                yield block
+            elif block not in read:
+                read.add(block)
+                yield block
+
     for i in np.lexsort((owner, every[:, 0])):
-        step, window, first, end = every[i].tolist()
-        blocks, places = order.window_sequences(window, first, end)
-        new = np.unique(blocks).tolist()
-        if window in shared:
-            left = {block: until.get(block, 0) for block in new}
-            new = [block for block in new if left[block] <= step]
-            until |= {block: max(leaves, step + end - first) for block, leaves in left.items()}
-        yield blocks.tolist(), places.tolist(), new
+        (step, window, first, end), slot = every[i].tolist(), int(owner[i])
+        yield from until(step, slot)
+        if window in left:
+            if left[window] <= (step, slot):
+                shared[window] = set()
+            left[window] = max(left[window], (step + end - first, slot))
+        blocks, at = np.unique(order.window_sequences(window, first, end)[0], return_index=True)
+        for block, offset in zip(blocks.tolist(), at.tolist(), strict=True):
+            heappush(needs, (step + offset, slot, window, block))
+    yield from until(order.sequences, 0)
 
 
 def _visits(order: EpochOrder, left: Slots, slot: int) -> np.ndarray:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..errors import Error, reason
+from ..errors import Error, reason, whole
+from ..strict_json import Record
 from .epoch import EpochSequences
 from .manifest import member
-from .mixture import Data, Portion, portions, positions_of, state_of
+from .mixture import Data, Portion, portions, positions_of, state_of, steps_of
 from .order import Position, even_share
 from .shards import BLOCK_TOKENS
 
@@ -33,8 +34,9 @@ class StepBatches(IterableDataset):
     whose epoch ends first.
 
     `num_workers` processes of this class's own read ahead; a torch DataLoader around it takes `batch_size=None` and no
-    workers, for each of them would repeat every step. Raises Error for arguments that cannot be, and when the data hold
-    less than one step.
+    workers, for each of them would repeat every step. From a URL an iterator reads ahead, in threads, until it is
+    closed (`contextlib.closing(iter(batches))`) or forgotten, or the program ends. Raises Error for arguments that
+    cannot be, and when the data hold less than one step.
 
     >>> batches = StepBatches(Dataset("demo/plays"), seq_len=128, sequences_per_step=8, seed=1)  # doctest: +SKIP
     >>> next(iter(batches)).shape  # doctest: +SKIP
@@ -53,12 +55,18 @@ class StepBatches(IterableDataset):
         world_size: int = 1,
         num_workers: int = 0,
     ):
+        seq_len, seed = whole("seq_len", seq_len), whole("seed", seed)
+        rank, world_size = whole("rank", rank), whole("world_size", world_size)
+        num_workers = whole("num_workers", num_workers)
+        sequences_per_step = whole("sequences_per_step", sequences_per_step)
         if not 1 <= seq_len <= BLOCK_TOKENS:
             raise Error(f"seq_len: expected 1 to {BLOCK_TOKENS}, got {seq_len}")
         if not 0 <= seed < 2**64:
             raise Error(f"seed: expected 0 to 2^64 - 1, got {seed}")
         if not 0 <= rank < world_size:
             raise Error(f"rank: expected 0 to world_size - 1 = {world_size - 1}, got {rank}")
+        if num_workers < 0:
+            raise Error(f"num_workers: expected 0 or more, got {num_workers}")
         if world_size > sequences_per_step:
             raise Error(
                 f"sequences_per_step: expected at least one sequence per rank, got {sequences_per_step} sequences "
@@ -74,17 +82,18 @@ class StepBatches(IterableDataset):
         self.trailing_tokens = sum(portion.trailing_tokens for portion in self.portions)
         self._settings = {"seed": seed, "seq_len": seq_len}
         self._positions = tuple(Position() for _ in self.portions)
+        self._handed_out: Position | None = Position()  # all steps, as if they were one epoch
         self._iterators = 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Record:
         """The state: JSON-able, the same on every rank. Keep it as it is; its members may change between versions."""
-        return {"version": STATE_VERSION, **state_of(self.portions, self._positions, self._settings)}
+        return {"version": STATE_VERSION, **state_of(self.portions, self._positions, self._settings, self._handed_out)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go on from a state: with a new iterator, those made before are of no use any more.
 
-        Raises Error for the state of other data or weights, of another seed or seq_len, of a later version, and for
-        what is no state.
+        Raises Error for the state of other data or weights, of another seed or seq_len, of a later version, for one
+        whose datasets are not where the same steps took them, and for what is no state.
         """
         if not isinstance(state, Mapping):
             raise Error(f"state: expected what state_dict() gave, got {repr(state)[:80]}")
@@ -92,12 +101,13 @@ class StepBatches(IterableDataset):
             version = member({"version": 1, **state}, "version", int)  # the first ones had none
             if version > STATE_VERSION:
                 raise Error(f"expected version {STATE_VERSION}, got {version}; update gpt2wds")
-            self._positions = positions_of(state, self.portions, self._settings)
+            record = dict(state)
+            self._positions, self._handed_out = positions_of(record, self.portions, self._settings), steps_of(record)
         except Error as error:
             raise Error(f"state: {error}") from None
         self._iterators += 1
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Generator[np.ndarray, None, None]:
         if get_worker_info() is not None:
             raise WorkersRepeat()
         self._iterators += 1
@@ -110,6 +120,8 @@ class StepBatches(IterableDataset):
             atexit.register(_close, weakref.ref(steps))
         for sequences, place in zip(steps, places, strict=True):
             self._positions = place
+            if self._handed_out is not None:
+                self._handed_out = self._handed_out.after(self.sequences_per_step, 1)
             yield sequences
             if self._iterators != current:
                 raise RuntimeError("StepBatches: one iterator at a time, this one is older than the state")

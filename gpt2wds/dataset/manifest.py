@@ -7,19 +7,18 @@ and written again: within a major version readers ignore what they do not know, 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Any
 
 from ..errors import Error
-from ..strict_json import CHECK, checked, load_json, refuse_damage
+from ..strict_json import CHECK, Record, checked, load_json, refuse_damage
 
 FORMAT_VERSION = "1.0"
 SPLITS = ("train", "val")
 TOKENS, MULTIPLE_CHOICE = "tokens", "multiple-choice"  # what a dataset's samples are
+FILES = "files"  # the corpus of a dataset that is made of any files: they have no name in common
 MAX_COUNT = 1 << 62  # of bytes, tokens, documents: beyond it a number is damage
-
-Record = dict[str, Any]  # JSON's object, at the edge only
 
 
 class LaterFormat(Error):
@@ -178,7 +177,7 @@ class Manifest:
             shards={split: tuple(map(ShardEntry.from_record, member(kept, split, list))) for split in SPLITS},
             blocks_sha256={split: member(hashes, split, str) for split in SPLITS if hashes},
             format_version=version,
-            extras=others(record, *_KNOWN),
+            extras=others(record, *names_of(cls)),
         )
 
     def check_names(self) -> None:
@@ -213,25 +212,10 @@ def others(record: Record, *known: str) -> Record:
     return {name: value for name, value in record.items() if name not in known}
 
 
-_KNOWN = (
-    "format_version",
-    "kind",
-    "dataset_id",
-    "corpus",
-    "tokenizer",
-    "parameters",
-    "versions",
-    "shards",
-    "blocks_sha256",
-    CHECK,
-)
-_SHARD_FIELDS: dict[str, type] = {
-    "file": str,
-    "bytes": int,
-    "sha256": str,
-    "tokens_sha256": str,
-    "tokens": int,
-    "documents": int,
-    "blocks": int,
-    "text_bytes": int,
-}
+def names_of(kind: Any) -> list[str]:
+    """The members of a JSON object that a dataclass stands for: its fields, and the check."""
+    return [*(field.name for field in fields(kind) if field.name != "extras"), CHECK]
+
+
+# What a shard's entry says of itself in one text or number each.
+_SHARD_FIELDS = {field.name: field.type for field in fields(ShardEntry) if field.type in (str, int)}

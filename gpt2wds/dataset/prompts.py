@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -27,7 +27,25 @@ ENDINGS = 4
 MAX_EXAMPLE_BYTES = 1 << 20  # of an example's JSON; HellaSwag's have 1 to 2 KB
 
 
-def read_examples(path: Path) -> Iterator[dict[str, Any]]:
+class Example(TypedDict):
+    """A question in HellaSwag's schema: a context, the endings to choose from, and which is right."""
+
+    ind: int
+    activity_label: str
+    ctx_a: str
+    ctx_b: str
+    ctx: str
+    endings: list[str]
+    label: int
+
+
+class StoredExample(Example):
+    """An example of a dataset. prompts: by mode, (tokens,) uint16 (see split_prompt)."""
+
+    prompts: dict[str, np.ndarray]
+
+
+def read_examples(path: Path) -> Iterator[Example]:
     """Examples of a JSON-lines file in HellaSwag's schema. Raises Error that names the line."""
     count = 0
     with path.open("rb") as file:
@@ -39,7 +57,7 @@ def read_examples(path: Path) -> Iterator[dict[str, Any]]:
         raise Error(f"{path}: expected examples in HellaSwag's schema, got an empty file")
 
 
-def prompt_texts(example: Mapping[str, Any], mode: str) -> tuple[str, list[str]]:
+def prompt_texts(example: Example, mode: str) -> tuple[str, list[str]]:
     """What a mode shows of an example: the context, and the endings that follow it after a space."""
     if mode == "completion":
         return example["ctx"], example["endings"]
@@ -47,7 +65,7 @@ def prompt_texts(example: Mapping[str, Any], mode: str) -> tuple[str, list[str]]
     return context, [harness_text(ending) for ending in example["endings"]]
 
 
-def prompt_tokens(example: Mapping[str, Any], mode: str, tokenizer: Tokenizer) -> np.ndarray:
+def prompt_tokens(example: Example, mode: str, tokenizer: Tokenizer) -> np.ndarray:
     """(tokens,) uint16: `<|endoftext|>` context, then `<|endoftext|>` ending, four times."""
     context, endings = prompt_texts(example, mode)
     if mode == "completion":
@@ -61,19 +79,19 @@ def prompt_tokens(example: Mapping[str, Any], mode: str, tokenizer: Tokenizer) -
     return np.concatenate([array for piece in pieces for array in (separator, piece)])
 
 
-def stored_example(key: str, members: Mapping[str, bytes]) -> dict[str, Any]:
-    """A shard's sample: the example's fields, and under "prompts" its (tokens,) by mode. Raises Error."""
+def stored_example(key: str, members: Mapping[str, bytes]) -> StoredExample:
+    """The example of a shard's sample. Raises Error."""
     missing = [name for name in ("json", *(f"{mode}.npy" for mode in MODES)) if name not in members]
     if missing:
         raise Error(f"{key}: expected a member {missing[0]}, got none")
     example = checked_example(members["json"], key)
-    example["prompts"] = {mode: npy_tokens(members[f"{mode}.npy"]) for mode in MODES}
-    for mode, tokens in example["prompts"].items():
+    prompts = {mode: npy_tokens(members[f"{mode}.npy"]) for mode in MODES}
+    for mode, tokens in prompts.items():
         starts = np.flatnonzero(tokens == END_OF_TEXT)
         texts = np.diff(starts, append=len(tokens)) - 1  # tokens of context and endings; only the context may be empty
         if (tokens > END_OF_TEXT).any() or len(texts) != 1 + ENDINGS or starts[0] or not texts[1:].all():
             raise Error(f"{key}: expected the tokens of a context and {ENDINGS} endings in {mode}.npy")
-    return example
+    return {**example, "prompts": prompts}
 
 
 def split_prompt(tokens: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -92,8 +110,8 @@ def harness_text(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
-def checked_example(line: bytes, where: str) -> dict[str, Any]:
-    """An example's fields from its JSON. Raises Error, beginning with `where`, for what is not HellaSwag's schema."""
+def checked_example(line: bytes, where: str) -> Example:
+    """An example from its JSON. Raises Error, beginning with `where`, for what is not HellaSwag's schema."""
     if len(line) > MAX_EXAMPLE_BYTES:
         raise Error(f"{where}: expected an example of at most {MAX_EXAMPLE_BYTES:,} bytes, got more")
     try:
@@ -122,4 +140,4 @@ def checked_example(line: bytes, where: str) -> dict[str, Any]:
         json.dumps(example, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise Error(f"{where}: expected text, got half of a surrogate pair") from None
-    return {name: example[name] for name in kinds}
+    return cast(Example, {name: example[name] for name in kinds})

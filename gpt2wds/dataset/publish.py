@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Protocol
 
-from ..errors import Error
+from ..errors import Error, refuse_other_bytes
 from ..files import remove_dead
 from ..folder import PIECE_BYTES, Folder
 from ..locations import PACKAGE
-from ..strict_json import checked, load_json, refuse_damage
+from ..strict_json import Record, checked, load_json, refuse_damage
 from .card import CARD, card
 from .directory import REPAIR, Dataset
 from .manifest import SPLITS
@@ -27,6 +27,10 @@ TAIL_BYTES = 1 << 16  # of a shard that is there already: its seek table, which 
 _SHARD = re.compile(rf"({'|'.join(SPLITS)})-[0-9]+\.tar\.zst")
 _LOCAL = re.compile(r"[/~\\]|file:|[A-Za-z]:[/\\]")
 _SECRET = re.compile(r"://[^/]*@|://.*[?&][^=]*(sig|token|key|credential)[^=]*=", re.IGNORECASE)
+
+
+class AnotherFile(Error):
+    """A target has another file than one to be published."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Piece:
         return self.content[start:] if isinstance(self.content, bytes) else self._read(start, self.size)
 
     def refuse_another(self, where: object) -> None:
-        raise Error(
+        raise AnotherFile(
             f"{where}/{self.name}: another file of this name is there already, and nothing is ever overwritten; "
             "push to an empty place"
         )
@@ -85,14 +89,14 @@ class Piece:
             raise Error(f"{self.content}/{self.name}: the file is missing; {REPAIR}, then push again") from None
 
 
-class Place(Protocol):
+class Target(Protocol):
     """Where a dataset is published."""
 
     def names(self) -> set[str]:
         """The files that are there."""
 
     def has(self, piece: Piece) -> bool:
-        """Whether a file is there with this content. Raises Error where it has another."""
+        """Whether a file is there with this content. Raises AnotherFile where it has another."""
 
     def send(self, pieces: Sequence[Piece], sent: Callable[[int], None], message: str) -> None:
         """Create these files; `sent` is told the bytes of each. Raises Error where another came first."""
@@ -102,6 +106,7 @@ class Directory:
     """A directory, here or at a URL."""
 
     def __init__(self, folder: Folder):
+        folder.refuse_unwritable()
         self._folder = folder
 
     def names(self) -> set[str]:
@@ -140,38 +145,47 @@ class Stage:
     after: frozenset[str] = frozenset()
 
 
-def to_send(dataset: Dataset, place: Place, url: str, licence: str | None = None) -> list[Stage]:
-    """What of a dataset is not at a place yet, in the order in which it must be sent; [] if all is there.
+def to_send(dataset: Dataset, target: Target, url: str, licence: str | None = None) -> list[Stage]:
+    """What of a dataset is not at a target yet, in the order in which it must be sent; [] if all is there.
 
-    url: by which its readers will know the place; licence: the Hub's name for it, for the card.
-    Raises Error for another dataset at the place, and for what the place says.
+    url: by which its readers will know the target; licence: the Hub's name for it, for the card.
+    Raises Error for another dataset there, and for what the target says.
     """
     if dataset.folder.path == url or dataset.folder.holds(url):
         raise Error(f"{url}: expected another place, got the dataset's own directory {dataset.path} or one within it")
+    refuse_other_bytes("push", url)  # the card names it
     words, data, manifest = _pieces(dataset, url, licence)
-    there = place.names()
+    there = target.names()
     for name in sorted(there - {piece.name for piece in data}):
         if _SHARD.fullmatch(name):
             raise Error(f"{url}: a shard of another dataset is there ({name}); push to an empty place")
     if CARD in there:  # it is its owner's, who may have edited it there
         words = [piece for piece in words if piece.name != CARD]
     names = frozenset(piece.name for piece in (*words, *data))
-    last = Stage("The manifest: all is there", _missing([manifest], place), names)  # asked first: it names the dataset
-    stages = Stage("Card and plan", _missing(words, place)), Stage("Indices and shards", _missing(data, place)), last
+    last = Stage("The manifest: all is there", _missing([manifest], target), names)  # asked first: it names the dataset
+    stages = Stage("Card and plan", _missing(words, target)), Stage("Indices and shards", _missing(data, target)), last
     return [stage for stage in stages if stage.pieces]
 
 
-def send(place: Place, stages: Sequence[Stage], sent: Callable[[int], None] = lambda _: None) -> None:
+def has_another_card(dataset: Dataset, target: Target, url: str, licence: str) -> bool:
+    """Whether a target has a card that is not the one with this licence, which is then not written."""
+    try:
+        return CARD in target.names() and not target.has(_card(dataset, url, licence))
+    except AnotherFile:
+        return True
+
+
+def send(target: Target, stages: Sequence[Stage], sent: Callable[[int], None] = lambda _: None) -> None:
     """Send what `to_send` found missing; `sent` is told the bytes of each file. Raises Error for damage, too."""
     for stage in stages:
-        absent = stage.after - place.names() if stage.after else ()
+        absent = stage.after - target.names() if stage.after else ()
         if absent:  # a .gitignore of the Hub's can do that, or somebody else
             raise Error(f"{min(absent)}: it was sent and is not there; look what removes it, then push again")
-        place.send(stage.pieces, sent, stage.message)
+        target.send(stage.pieces, sent, stage.message)
 
 
-def _missing(pieces: Sequence[Piece], place: Place) -> list[Piece]:
-    return [piece for piece in pieces if not place.has(piece)]
+def _missing(pieces: Sequence[Piece], target: Target) -> list[Piece]:
+    return [piece for piece in pieces if not target.has(piece)]
 
 
 def telling(dataset: Dataset) -> list[str]:
@@ -182,7 +196,7 @@ def telling(dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def published_plan(dataset: Dataset) -> dict[str, Any] | None:
+def published_plan(dataset: Dataset) -> Record | None:
     """The plan as others get it, None if there is none: its local files are where their names say, from wherever a
     reader works, and of any time of change. Nothing that a shard's tokens depend on is another.
     """
@@ -210,7 +224,7 @@ def _placed(source: Any) -> Any:
 
 def _pieces(dataset: Dataset, url: str, licence: str | None) -> tuple[list[Piece], list[Piece], Piece]:
     """Card and plan, then indices and shards, then the manifest."""
-    words = [_of_text(CARD, card(dataset, url, licence).encode("utf-8"))]
+    words = [_card(dataset, url, licence)]
     plan = published_plan(dataset)
     if plan is not None:
         words.append(_of_text(PLAN, (json.dumps(plan, indent=1, ensure_ascii=False) + "\n").encode("utf-8")))
@@ -223,6 +237,10 @@ def _pieces(dataset: Dataset, url: str, licence: str | None) -> tuple[list[Piece
     for entry in (entry for split in SPLITS for entry in dataset.shards(split)):
         data.append(Piece(entry.file, entry.bytes, entry.sha256, dataset.folder))
     return words, data, _of_text(MANIFEST, dataset.folder.read(MANIFEST))
+
+
+def _card(dataset: Dataset, url: str, licence: str | None) -> Piece:
+    return _of_text(CARD, card(dataset, url, licence).encode("utf-8"))
 
 
 def _of_text(name: str, data: bytes) -> Piece:

@@ -15,10 +15,11 @@ import hashlib
 import io
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import BinaryIO
+from itertools import chain, islice
+from typing import Any, BinaryIO
 
 import numpy as np
 import zstandard
@@ -27,6 +28,7 @@ from ..errors import Error
 
 BLOCK_TOKENS = 65_536
 COMPRESSION_LEVEL = 3
+RUN_BLOCKS = 8  # compressed by a thread before it asks for more: a block alone takes half a millisecond
 MAX_FRAME_BYTES = 1 << 26  # no writer of ours makes a larger one: a reader refuses to allocate more
 
 # One row of a block index. `documents` start in the block; `checksum` is the frame's last 4 bytes: the low half
@@ -45,6 +47,8 @@ BLOCK_ROW = np.dtype(
 _SEEK_TABLE_MAGIC, _SEEK_FOOTER_MAGIC, _CHECKSUM_FLAG = 0x184D2A5E, 0x8F92EAB1, 0x80
 _TAR_END = bytes(1024)
 _NPY_HEADER_BYTES = 128
+_OF_THREAD = threading.local()  # a thread's compressor and decompressor
+Map = Callable[..., Iterator[Any]]  # Python's `map`, or one like it
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,12 @@ def token_frame_bytes(tokens: int) -> int:
     return 512 + payload + -payload % 512
 
 
+def token_frame(key: str, tokens: np.ndarray) -> bytes:
+    """What a block's frame holds: a tar member, an npy file of (tokens,) uint16."""
+    data = np.ascontiguousarray(tokens, dtype="<u2").data
+    return b"".join((token_frame_start(key, len(tokens)), data, bytes(-(_NPY_HEADER_BYTES + data.nbytes) % 512)))
+
+
 def token_frame_start(key: str, tokens: int) -> bytes:
     """What a block's frame holds before its tokens, as `write_token_shard` writes it: a tar and an npy header."""
     return _tar_header(token_member(key), _NPY_HEADER_BYTES + 2 * tokens) + _npy_header(tokens)
@@ -116,9 +126,6 @@ class FrameWriter:
 
     def __init__(self, file: BinaryIO):
         self._file = file
-        self._compressor = zstandard.ZstdCompressor(
-            level=COMPRESSION_LEVEL, write_checksum=True, write_content_size=True
-        )
         self._sha256 = hashlib.sha256()
         self._offset = 0
         self._seek_entries: list[bytes] = []
@@ -126,30 +133,40 @@ class FrameWriter:
 
     def add(self, content: bytes, *, tokens: int, documents: int) -> None:
         """Write one frame of whole samples."""
-        offset = self._offset
-        length, checksum = self._frame(content)
-        self._rows.append((0, offset, length, tokens, documents, checksum))
+        self.add_frame(compress_frame(content), len(content), tokens=tokens, documents=documents)
+
+    def add_frame(self, frame: bytes, content_bytes: int, *, tokens: int, documents: int) -> None:
+        """The same of a frame that was compressed already."""
+        self._rows.append((0, self._offset, len(frame), tokens, documents, int.from_bytes(frame[-4:], "little")))
+        self._frame(frame, content_bytes)
 
     def finish(self, *, tokens_sha256: str, tokens: int, documents: int) -> ShardSummary:
-        self._frame(_TAR_END)
+        self._frame(compress_frame(_TAR_END), len(_TAR_END))
         table = b"".join(self._seek_entries)
         footer = struct.pack("<IBI", len(self._seek_entries), _CHECKSUM_FLAG, _SEEK_FOOTER_MAGIC)
         self._write(struct.pack("<II", _SEEK_TABLE_MAGIC, len(table) + len(footer)) + table + footer)
         rows = np.array(self._rows, dtype=BLOCK_ROW)
         return ShardSummary(self._offset, self._sha256.hexdigest(), tokens_sha256, tokens, documents, rows)
 
-    def _frame(self, content: bytes) -> tuple[int, int]:
-        assert len(content) <= MAX_FRAME_BYTES
-        frame = self._compressor.compress(content)
-        checksum = int.from_bytes(frame[-4:], "little")
-        self._seek_entries.append(struct.pack("<III", len(frame), len(content), checksum))
+    def _frame(self, frame: bytes, content_bytes: int) -> None:
+        assert content_bytes <= MAX_FRAME_BYTES
+        self._seek_entries.append(struct.pack("<II", len(frame), content_bytes) + frame[-4:])
         self._write(frame)
-        return len(frame), checksum
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
         self._sha256.update(data)
         self._offset += len(data)
+
+
+def compress_frame(content: bytes) -> bytes:
+    """One zstd frame with content size and checksum. Other threads run meanwhile."""
+    if getattr(_OF_THREAD, "level", None) != COMPRESSION_LEVEL:
+        _OF_THREAD.level = COMPRESSION_LEVEL
+        _OF_THREAD.compressor = zstandard.ZstdCompressor(
+            level=COMPRESSION_LEVEL, write_checksum=True, write_content_size=True
+        )
+    return _OF_THREAD.compressor.compress(content)
 
 
 def block_key(shard: str, block: int) -> str:
@@ -161,39 +178,49 @@ def block_key(shard: str, block: int) -> str:
     return f"{shard}-{block:06d}"
 
 
-def write_token_shard(file: BinaryIO, shard: str, documents: Iterable[np.ndarray]) -> ShardSummary:
-    """Write one token shard; `documents` are (tokens,) uint16 arrays that each begin with `<|endoftext|>`.
+def write_token_shard(
+    file: BinaryIO, shard: str, documents: Iterable[np.ndarray], boundary: int, map_blocks: Map = map
+) -> ShardSummary:
+    """Write one token shard; `documents` are (tokens,) uint16 arrays of whole documents, one or several end to end.
 
-    Memory holds one document and one block, whatever the shard's size.
+    boundary: the token that each document begins with, and that is nowhere else. map_blocks: what compresses blocks:
+    `map`, or what gives the same and does some ahead, in threads. Memory holds one array, RUN_BLOCKS blocks and what is
+    ahead, whatever the shard's size.
     """
-    writer = FrameWriter(file)
-    digest = hashlib.sha256()
-    starts = _Starts()
+    writer, digest, starts = FrameWriter(file), hashlib.sha256(), _Starts(boundary)
 
     def counted() -> Iterator[np.ndarray]:
         for document in documents:
             digest.update(np.ascontiguousarray(document, dtype="<u2").data)
-            starts.add(len(document))
+            starts.add(document)
             yield document
 
-    for number, block in enumerate(_blocks(counted())):
-        name = token_member(block_key(shard, number))
-        writer.add(tar_member(name, npy_bytes(block)), tokens=len(block), documents=starts.in_block(number))
+    def compressed(run: list[tuple[int, np.ndarray]]) -> list[tuple[int, int, int, bytes]]:
+        contents = ((n, len(block), token_frame(block_key(shard, n), block)) for n, block in run)
+        return [(n, tokens, len(content), compress_frame(content)) for n, tokens, content in contents]
+
+    blocks = enumerate(_blocks(counted()))
+    runs = iter(lambda: list(islice(blocks, RUN_BLOCKS)), [])
+    for number, tokens, size, frame in chain.from_iterable(map_blocks(compressed, runs)):
+        writer.add_frame(frame, size, tokens=tokens, documents=starts.in_block(number))
     return writer.finish(tokens_sha256=digest.hexdigest(), tokens=starts.tokens, documents=starts.documents)
 
 
 class _Starts:
     """Counts the documents that start in each block: a start at token t belongs to block t // 65,536."""
 
-    def __init__(self) -> None:
+    def __init__(self, boundary: int):
+        self._boundary = boundary
         self.tokens = self.documents = 0
         self._counts: dict[int, int] = {}
 
-    def add(self, tokens: int) -> None:
-        block = self.tokens // BLOCK_TOKENS
-        self._counts[block] = self._counts.get(block, 0) + 1
-        self.tokens += tokens
-        self.documents += 1
+    def add(self, tokens: np.ndarray) -> None:
+        starts = np.flatnonzero(tokens == self._boundary)
+        blocks, counts = np.unique((self.tokens + starts) // BLOCK_TOKENS, return_counts=True)
+        for block, count in zip(blocks.tolist(), counts.tolist(), strict=True):
+            self._counts[block] = self._counts.get(block, 0) + count
+        self.tokens += len(tokens)
+        self.documents += len(starts)
 
     def in_block(self, number: int) -> int:
         return self._counts.pop(number, 0)
@@ -258,9 +285,6 @@ def decompress_frame(frame: bytes, row: np.void, expected_bytes: int | None) -> 
         return _decompressor().decompress(frame)
     except zstandard.ZstdError as error:
         raise Error(f"it does not decompress ({error})") from None
-
-
-_OF_THREAD = threading.local()
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import Error
+from ..errors import Error, counted
 from ..tokenizer import END_OF_TEXT
 from .directory import Dataset
 from .manifest import TOKENS
@@ -94,7 +94,8 @@ class Trace:
         self.sequences = int(self._reach.sum()) // seq_len
         self.steps_per_epoch = self.sequences // sequences_per_step
         if not self.steps_per_epoch:
-            raise Error(f"dataset {dataset.path}: expected at least one step of {sequences_per_step} sequences")
+            each = counted(sequences_per_step, "sequence")
+            raise Error(f"dataset {dataset.path}: expected at least one step of {each}, got {self.sequences:,}")
 
     def epoch_of(self, step: int) -> int:
         return (step - 1) // self.steps_per_epoch
@@ -150,11 +151,17 @@ class Trace:
         return sorted(found, key=lambda reading: (reading.step is None, reading.step or 0, reading.slot or 0))
 
     def unread_tokens(self, document: TracedDocument) -> int:
-        """Tokens of a training document that are in no sequence: at a shard's end, or where seq_len leaves a rest."""
+        """Tokens of a training document that are no sequence's target: at the end of a shard, or of a block.
+
+        Counted as Portion.trailing_tokens is, without a shard's first token: it is the sum of all documents.
+        """
         blocks = self.dataset.shard_blocks("train", document.place.shard)
-        first = np.arange(len(blocks)) * BLOCK_TOKENS
-        ends = np.minimum(document.end, first + self._reach[blocks.start : blocks.stop])
-        return document.end - document.start - int(np.maximum(0, ends - np.maximum(document.start, first)).sum())
+        first = (
+            np.arange(len(blocks)) * BLOCK_TOKENS
+        )  # (blocks,) inputs, each of which has the next token as its target
+        start, end = max(0, document.start - 1), document.end - 1
+        ends = np.minimum(end, first + self._reach[blocks.start : blocks.stop])
+        return end - start - int(np.maximum(0, ends - np.maximum(start, first)).sum())
 
     def _order(self, epoch: int) -> EpochOrder:
         tokens = self.dataset.blocks["train"]["tokens"]
@@ -168,7 +175,8 @@ class Trace:
         if len(starts) != stated:
             key = self.dataset.block_key(split, block)
             raise Error(
-                f"{self.dataset.path}: expected {stated} documents in {key}, got {len(starts)}; verify the dataset"
+                f"{self.dataset.path}: expected {counted(stated, 'document')} in {key}, got {len(starts)}; verify the "
+                "dataset"
             )
         return starts
 
@@ -176,7 +184,7 @@ class Trace:
         """Sequences of one block, each given as (slot, place in the block)."""
         tokens = self.dataset.read_tokens("train", block)
         starts = self._starts("train", block, tokens)
-        entry, number = self.dataset.place("train", block)
+        entry, number = self.dataset.locate("train", block)
         shard = int(self.dataset.blocks["train"]["shard"][block])
         before = int(self.dataset.blocks["train"]["documents"][block - number : block].sum())
         found = []

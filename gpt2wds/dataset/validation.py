@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..errors import Error
-from .directory import Dataset
-from .manifest import TOKENS
+from ..errors import Error, whole
+from .directory import Dataset, expect_dataset
+from .manifest import SPLITS, TOKENS
 from .order import even_share
 
 
@@ -26,6 +26,9 @@ def validation_sequences(
     All ranks together give each batch of a single rank once, so what is computed from them does not depend on how many
     share the work. Raises Error when there is not one sequence.
     """
+    batch_sequences = whole("batch_sequences", batch_sequences, 1)
+    if not 0 <= whole("rank", rank) < whole("world_size", world_size):
+        raise Error(f"rank: expected 0 to world_size - 1 = {world_size - 1}, got {rank}")
     per_block, total = _sequences(dataset, seq_len, max_tokens, split)
     dealt = even_share(math.ceil(total / batch_sequences), rank, world_size)
     mine = range(dealt.start * batch_sequences, min(dealt.stop * batch_sequences, total))
@@ -52,6 +55,10 @@ def refuse_too_short(dataset: Dataset, *, seq_len: int, max_tokens: int, split: 
 
 def _sequences(dataset: Dataset, seq_len: int, max_tokens: int, split: str) -> tuple[np.ndarray, int]:
     """(blocks,) sequences in each block, and how many of all are used. Raises Error where that is none."""
+    seq_len, max_tokens = whole("seq_len", seq_len, 1), whole("max_tokens", max_tokens, 0)
+    expect_dataset(dataset)
+    if split not in SPLITS:
+        raise Error(f"split: expected {' or '.join(SPLITS)}, got {repr(split)[:80]}")
     if dataset.kind != TOKENS:
         raise Error(f"dataset {dataset.path}: expected tokens, got {dataset.kind}; make some with gpt2wds-shard files")
     tokens = dataset.blocks[split]["tokens"].astype(np.int64)

@@ -1,6 +1,6 @@
 """Every byte of a dataset against its manifest: what is wrong, a line each.
 
-Nothing is raised for damage, so that one call reports all of it.
+Nothing is raised for damage, so that one call reports all of it. NoRanges is raised, which is said once.
 """
 
 import base64
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Error, counted, reason
-from ..strict_json import CHECK, load_json, refuse_damage
+from ..errors import Error, NoRanges, Unanswered, counted, reason
+from ..strict_json import CHECK, Record, load_json, refuse_damage
 from ..tokenizer import END_OF_TEXT
 from . import members
 from .directory import LOOK, REBUILD, REPAIR, Dataset
-from .manifest import MULTIPLE_CHOICE, SPLITS, CorpusName, Record, ShardEntry, member
+from .manifest import MULTIPLE_CHOICE, SPLITS, CorpusName, ShardEntry, member
 from .shards import BLOCK_ROW
 
 
@@ -36,6 +36,8 @@ def verify_dataset(dataset: Dataset) -> list[str]:
             "versions": member(plan, "versions", dict),
             "parameters": {name: value for name, value in request.items() if value is not None},
         }
+    except Unanswered as error:
+        return [str(error).removeprefix(f"{dataset.path}/")]
     except Error as error:
         return [f"plan.json: {error}; restore it: no reader needs it, but no shard can be made again without it"]
     return [
@@ -65,13 +67,15 @@ def verify_shard(dataset: Dataset, split: str, number: int) -> list[str]:
     except FileNotFoundError:
         return [f"{entry.file}: the file is missing; {REBUILD}"]
     except (Error, OSError) as error:
-        return [f"{entry.file}: {reason(error)}; {LOOK}"]
+        return [_unread(dataset, entry, error)]
     problems: list[str] = []
     digest = hashlib.sha256()
     counts = {"tokens": 0, "documents": 0}
     for block in dataset.shard_blocks(split, number):
         try:
             pieces, documents = _contents(dataset, split, block)
+        except NoRanges:
+            raise
         except Error as error:
             problems.append(str(error).removeprefix(f"{dataset.path}/"))
             continue
@@ -81,9 +85,9 @@ def verify_shard(dataset: Dataset, split: str, number: int) -> list[str]:
         counts["documents"] += documents
         expected = int(dataset.blocks[split]["documents"][block])
         if documents != expected:
-            place = dataset.place(split, block)[1]
+            number_there = dataset.locate(split, block)[1]
             wanted = counted(expected, "document")
-            problems.append(f"{entry.file} block {place}: expected {wanted}, got {documents:,}; {REPAIR}")
+            problems.append(f"{entry.file} block {number_there}: expected {wanted}, got {documents:,}; {REPAIR}")
     problems += _verify_file(dataset, entry, size)
     if not problems and digest.hexdigest() != entry.tokens_sha256:
         problems.append(f"{entry.file}: its tokens are not the manifest's (SHA-256 differs)")
@@ -98,11 +102,20 @@ def _verify_file(dataset: Dataset, entry: ShardEntry, size: int) -> list[str]:
         return [f"{entry.file}: expected {entry.bytes} bytes, got {size}; {REPAIR}"]
     try:
         found = dataset.folder.sha256(entry.file, size)
+    except NoRanges:
+        raise
     except (Error, OSError) as error:
-        return [f"{entry.file}: {reason(error)}; {LOOK}"]
+        return [_unread(dataset, entry, error)]
     if found != entry.sha256:
         return [f"{entry.file}: expected SHA-256 {entry.sha256}, got {found}; {REPAIR}"]
     return []
+
+
+def _unread(dataset: Dataset, entry: ShardEntry, error: Exception) -> str:
+    """What is said of a shard that cannot be read, by its disk or its store, which says itself what to do."""
+    if isinstance(error, Unanswered):
+        return str(error).removeprefix(f"{dataset.path}/")
+    return f"{entry.file}: {reason(error)}; {LOOK}"
 
 
 def _verify_receipt(dataset: Dataset, split: str, number: int) -> list[str]:
@@ -121,6 +134,8 @@ def _verify_receipt(dataset: Dataset, split: str, number: int) -> list[str]:
             raise Error(f"{CHECK!r}: expected a check, got none")
         if base64.b64encode(rows.tobytes()).decode() != member(receipt, "rows", str):
             raise Error(f"it has other rows than {split}.blocks.npy")
+    except Unanswered as error:
+        return [str(error).removeprefix(f"{dataset.path}/")]
     except Error as error:
         return [f"{name}: {error}; {REPAIR}"]
     return []

@@ -5,13 +5,14 @@ import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import Error
+from .errors import Error, refuse_other_bytes
 
 Schema = TypeVar("Schema")
+Table = dict[str, Mapping[str, Any]]  # a configuration as TOML has it: sections of keys
 Source = Callable[[str], str]  # where a key's value was written
 
 
@@ -27,6 +28,8 @@ def load_config(path: Path | None, overrides: list[str], schema: type[Schema]) -
         raise Error(f"configuration {path}: expected a TOML file ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Error(f"configuration {path}: expected TOML ({error})") from None
+    except RecursionError:
+        raise Error(f"configuration {path}: expected TOML (lists within lists, too many to read)") from None
     for override in overrides:
         key, separator, text = override.partition("=")
         section, dot, name = key.partition(".")
@@ -34,7 +37,7 @@ def load_config(path: Path | None, overrides: list[str], schema: type[Schema]) -
             raise Error(f"expected section.key=value, got {override!r}; for example train.max_steps=100")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             value = text
         values.setdefault(section, {})
         if isinstance(values[section], dict):
@@ -76,7 +79,7 @@ def explain_config(config: Any) -> str:
     return "\n".join(lines)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: Table, new: Table) -> list[str]:
     """`section.key: old → new` for every value that is not the same in two configurations as plain dicts.
 
     >>> differences({"run": {"seed": 1}}, {"run": {"seed": 2}})
@@ -90,7 +93,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _build(values: dict[str, Any], schema: type[Any], source: Source, prefix: str) -> Any:
+def _build(values: Mapping[str, object], schema: type[Any], source: Source, prefix: str) -> Any:
     hints = typing.get_type_hints(schema)
     built = {}
     for name, value in values.items():
@@ -134,6 +137,9 @@ def _checked(value: Any, hint: Any, source: Source, key: str) -> Any:
     if not good:
         said = " or ".join(map(_named, options))
         raise Error(f"configuration {source(key)}: {key}: expected {said}, got {value!r}")
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str):
+            refuse_other_bytes(f"configuration {source(key)}: {key}", text)
     return value
 
 

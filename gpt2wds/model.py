@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, KeyValues, Past, Visible, positions_in_documents, visible_in_documents
-from .errors import Error
+from .errors import Error, whole
 from .head import head_loss
 
 VOCAB_SIZE = 50257
@@ -40,7 +40,7 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name != "document_masking" and value < 1:
+            if name != "document_masking" and whole(f"model: {name}", value) < 1:
                 raise Error(f"model: {name} must be at least 1, got {value}")
         if self.n_embd % self.n_head:
             raise Error(
@@ -97,13 +97,15 @@ class GPT2(nn.Module):
 
     def __init__(self, config: GPT2Config, *, seed: int = 0):
         super().__init__()
+        if not isinstance(config, GPT2Config):
+            raise Error(f"model: expected a GPT2Config, such as GPT2Config(12, 12, 768), got {repr(config)[:80]}")
         self.config = config
         self.activation_checkpointing = False
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
-        self._initialise(torch.Generator().manual_seed(seed))
+        self._initialise(torch.Generator().manual_seed(whole("seed", seed)))
 
     def _initialise(self, generator: torch.Generator) -> None:
         # GPT-2's own: normal(0, 0.02), residual projections divided by sqrt(2 n_layer), biases 0.
@@ -222,10 +224,12 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
     """Matrix products in `dtype` ("float32" or "bfloat16"), everything else as it is."""
     if dtype == "float32":
         return nullcontext()
+    if dtype != "bfloat16":
+        raise Error(f"dtype: expected float32 or bfloat16, got {repr(dtype)[:80]}")
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def hf_config(config: GPT2Config) -> dict[str, Any]:
+def hf_config(config: GPT2Config) -> dict[str, object]:
     """`config.json` with which `transformers` opens our weights; it does not know `document_masking`."""
     masking = {"document_masking": True} if config.document_masking else {}
     return masking | {

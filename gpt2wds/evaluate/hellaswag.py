@@ -6,7 +6,7 @@ and by that sum per token, per character (what EleutherAI's harness calls acc_no
 What a model reads is in questions.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypedDict, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..dataset import prompts
 from ..distributed import World
+from ..errors import Error
 from ..model import GPT2
 from ..rows import Scores
 from ..tokenizer import END_OF_TEXT
@@ -42,12 +43,13 @@ def score(
     world: World | None = None,
     dtype: str = "float32",
     progress: Callable[[int], None] = lambda endings: None,
+    each: Callable[[list[list[Packed]]], Iterable[list[Packed]]] = iter,
 ) -> Scores:
     """Score a model on a set: acc and acc_norm by tokens, characters and bytes, each with its standard error.
 
     world: the ranks that share the work, None for this process alone on the model's device. dtype: of the matrix
-    products, "float32" or "bfloat16". Raises Error for a model of another vocabulary, and NotFinite for one whose
-    numbers are none.
+    products, "float32" or "bfloat16". each: how a rank goes through its batches, to the end. Raises Error for a model
+    of another vocabulary, and NotFinite for one whose numbers are none.
 
     >>> from gpt2wds import Dataset, load_questions, load_weights, score
     >>> questions = load_questions(Dataset("data/hellaswag"), "lm-eval", 1024)  # doctest: +SKIP
@@ -55,8 +57,11 @@ def score(
     >>> score(model, questions)["acc_norm_characters"]  # doctest: +SKIP
     0.31...
     """
+    if not isinstance(model, GPT2):
+        raise Error(f"model: expected a GPT2, such as load_weights('runs/…') gives, got {repr(model)[:80]}")
+    _expect_questions(questions)
     world = world or World(0, 1, next(model.parameters()).device)
-    return scores(questions, ending_log_probabilities(model, questions, world, dtype, progress))
+    return scores(questions, ending_log_probabilities(model, questions, world, dtype, progress, each))
 
 
 def ending_log_probabilities(
@@ -65,6 +70,7 @@ def ending_log_probabilities(
     world: World,
     dtype: str,
     progress: Callable[[int], None] = lambda endings: None,
+    each: Callable[[list[list[Packed]]], Iterable[list[Packed]]] = iter,
 ) -> np.ndarray:
     """(E, 4) sums of the endings' log-probabilities in nats, the same on every rank.
 
@@ -76,7 +82,7 @@ def ending_log_probabilities(
     check_vocabulary(model)
     log_p, owners = [torch.zeros(0, device=world.device)], [np.zeros(0, dtype=np.int64)]
     with inference(world.device, dtype):
-        for batch in batches(questions.rows, world.device)[world.rank :: world.world_size]:
+        for batch in each(batches(questions.rows, world.device)[world.rank :: world.world_size]):
             log_p.append(_batch_log_probabilities(model, batch, world.device))
             owners += [row.owners for row in batch]
             progress(sum(len(np.unique(row.owners)) for row in batch))
@@ -93,14 +99,26 @@ def ending_log_probabilities(
 def scores(questions: Questions, sums: np.ndarray) -> Scores:
     """The result of (E, 4) sums of the endings' log-probabilities, of whatever model gave them.
 
-    Four accuracies with their standard errors, and what was scored.
+    Four accuracies with their standard errors, and what was scored. Raises Error for an array of another shape or NaN.
     """
+    _expect_questions(questions)
+    shape = len(questions.labels), prompts.ENDINGS
+    if not isinstance(sums, np.ndarray) or sums.shape != shape:
+        got = f"an array of {sums.shape}" if isinstance(sums, np.ndarray) else repr(sums)[:80]
+        raise Error(f"sums: expected an array of {shape}, of each example its four endings, got {got}")
+    if np.isnan(sums).any():
+        raise Error("sums: expected log-probabilities, got some that are no numbers (NaN); look at the model")
     result: dict[str, object] = {"name": questions.name, "mode": questions.mode, "examples": len(questions.labels)}
     for score, right in _right(questions, sums).items():
         result[score] = float(right.mean())
         result[f"{score}_stderr"] = _standard_error(right)
     result["truncated"] = questions.truncated
     return cast(Scores, result)
+
+
+def _expect_questions(value: object) -> None:
+    if not isinstance(value, Questions):
+        raise Error(f"questions: expected what load_questions gives, got {repr(value)[:80]}")
 
 
 def compare(questions: Questions, first: np.ndarray, second: np.ndarray) -> dict[str, Comparison]:

@@ -24,7 +24,7 @@ def inference(device: torch.device, dtype: str) -> Iterator[None]:
 
     On a CPU each weight is copied once into the layout that oneDNN wants. So do not change weights in here.
     """
-    packed = _PackedWeights() if device.type == "cpu" and _can_pack() else nullcontext()
+    packed = _PackedWeights() if device.type == "cpu" and _can_pack(dtype) else nullcontext()
     with torch.no_grad(), autocast(device, dtype), packed:
         yield
 
@@ -79,7 +79,7 @@ class _PackedWeights(TorchFunctionMode):
         self._packed: dict[nn.Parameter, tuple[Tensor, Tensor | None]] = {}
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func is not F.linear or not isinstance(args[1], nn.Parameter):
             return func(*args, **(kwargs or {}))
@@ -91,8 +91,10 @@ class _PackedWeights(TorchFunctionMode):
         return torch.ops.mkldnn._linear_pointwise(x.to(dtype), *self._packed[weight], "none", [], "")
 
 
-def _can_pack() -> bool:
-    # What torch's own compiler calls; not all builds have it.
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+def _can_pack(dtype: str) -> bool:
+    # What torch's own compiler calls; not all builds have it, and bfloat16 wants a processor that knows it (AVX-512).
+    return (
+        torch.backends.mkldnn.is_available()
+        and all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+        and (dtype != "bfloat16" or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..dataset import prompts
-from ..dataset.directory import Dataset
+from ..dataset.directory import Dataset, expect_dataset
 from ..dataset.manifest import MULTIPLE_CHOICE
-from ..errors import Error
+from ..errors import Error, whole
 from ..tokenizer import END_OF_TEXT
 
 NORMS = ("tokens", "characters", "bytes")
@@ -58,6 +58,10 @@ def load_questions(dataset: Dataset, mode: str, n_positions: int, limit: int | N
 
     Raises Error for another kind of dataset, an unknown mode, and an ending that the model cannot hold.
     """
+    whole("n_positions", n_positions, 1)
+    if limit is not None:
+        whole("limit", limit, 1)
+    expect_dataset(dataset)
     if dataset.kind != MULTIPLE_CHOICE:
         raise Error(
             f"dataset {dataset.path}: expected multiple-choice examples, got {dataset.kind}; "

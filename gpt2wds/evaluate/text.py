@@ -1,7 +1,7 @@
 """Validation loss and samples."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypedDict
 
 import numpy as np
@@ -114,7 +114,6 @@ def unigram_entropy(tokens: Iterable[np.ndarray]) -> float:
     return float(-(p * np.log(p)).sum())
 
 
-@torch.no_grad()
 def generate(
     model: GPT2,
     tokenizer: Tokenizer,
@@ -136,6 +135,35 @@ def generate(
     Raises Error for a model with another vocabulary than GPT-2's and for options that mean nothing, and NotFinite for
     a model whose numbers are none.
     """
+    ids = tokenizer.encode(prompt).tolist() or [END_OF_TEXT]
+    found = next_tokens(
+        model,
+        ids,
+        tokens=tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        device=device,
+        use_cache=use_cache,
+    )
+    return prompt + tokenizer.decode(np.array(list(found), dtype=np.uint16))
+
+
+@torch.no_grad()
+def next_tokens(
+    model: GPT2,
+    prompt: list[int],
+    *,
+    tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 50,
+    seed: int = 0,
+    device: torch.device | None = None,
+    use_cache: bool = True,
+) -> Iterator[int]:
+    """What `generate` appends to a prompt of one or more tokens, one after the other."""
     check_vocabulary(model)
     if not 0 <= temperature < math.inf:
         raise Error(f"temperature: expected a number of at least 0, got {temperature}")
@@ -144,9 +172,8 @@ def generate(
     if not 0 <= seed < 1 << 63:
         raise Error(f"seed: expected a whole number from 0 to 2^63 - 1, got {seed}")
     generator = torch.Generator().manual_seed(seed)
-    ids = tokenizer.encode(prompt).tolist() or [END_OF_TEXT]
-    given, positions = len(ids), model.config.n_positions
-    start, past = max(0, given - positions), None
+    ids, positions = list(prompt), model.config.n_positions
+    start, past = max(0, len(ids) - positions), None
     for _ in range(tokens):
         if len(ids) - start > positions:
             start, past = len(ids) - max(1, positions // 2), None
@@ -160,7 +187,7 @@ def generate(
         if token == END_OF_TEXT:
             break
         ids.append(token)
-    return prompt + tokenizer.decode(np.array(ids[given:], dtype=np.uint16))
+        yield token
 
 
 def choose_token(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:

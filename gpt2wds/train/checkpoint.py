@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -28,15 +28,11 @@ from ..dataset.manifest import member
 from ..errors import Error, reason
 from ..files import naming_full_disk, sync
 from ..model import GPT2, hf_config
-from ..rows import Row
+from ..rows import Origin, Row
+from ..strict_json import Record
 
-WEIGHTS, CONFIG, OPTIMIZER, STATE, SUMS = (
-    "model.safetensors",
-    "config.json",
-    "optimizer.safetensors",
-    "state.json",
-    "SHA256SUMS",
-)
+WEIGHTS, CONFIG, OPTIMIZER = "model.safetensors", "config.json", "optimizer.safetensors"
+STATE, SUMS = "state.json", "SHA256SUMS"
 NEEDED = (WEIGHTS, CONFIG, OPTIMIZER, STATE)  # for a resume
 
 
@@ -50,8 +46,8 @@ class State:
 
     step: int = 0
     row: Row = field(default_factory=lambda: Row(step=0, tokens=0))
-    batches: Mapping[str, Any] | None = None
-    origin: Mapping[str, Any] | None = None
+    batches: Record | None = None
+    origin: Origin | None = None
 
     def to_json(self) -> str:
         record = {"step": self.step, "row": self.row, "batches": self.batches}
@@ -75,7 +71,7 @@ class State:
             batches = member({"batches": batches}, "batches", dict)
         if origin is not None:
             member(member(record, "origin", dict), "path", str)
-        return cls(step, cast(Row, row), batches, origin)
+        return cls(step, cast(Row, row), batches, cast(Origin | None, origin))
 
 
 def save_checkpoint(
@@ -121,7 +117,7 @@ def save_checkpoint(
         shutil.rmtree(_hidden(final))
     temporary.rename(final)
     sync(folder)
-    # What is further on is damaged, a fall-back passed over it: kept, it would push a sound one out.
+    # What is further on is damaged, a fall-back skipped it: kept, it would push a sound one out.
     found = list_checkpoints(folder)
     kept = found[: found.index(final) + 1][-keep:]
     for old in found:
@@ -132,8 +128,12 @@ def save_checkpoint(
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first: only exactly our names, a copy under another name is its owner's."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{7,}", path.name) and path.is_dir()]
-    return sorted(found, key=step_of)
+    try:
+        names = os.listdir(folder)  # glob finds nothing where it may not look
+    except FileNotFoundError:
+        return []
+    found = [folder / name for name in names if re.fullmatch(r"step-\d{7,}", name)]
+    return sorted((path for path in found if path.is_dir()), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -150,7 +150,8 @@ def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None], before: i
 
     Of those of a step before `before`, where that is given.
     Says through `warn` which it passes over. Raises Error when there are some and all are damaged: starting
-    from nothing is not what anybody would want then.
+    from nothing is not what anybody would want then; and for one that may not be read, which is not damaged, and would
+    be replaced when the run comes by again.
     """
     found = [path for path in list_checkpoints(folder) if before is None or step_of(path) < before]
     for path in reversed(found):
@@ -161,7 +162,7 @@ def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None], before: i
     if found:
         raise Error(
             f"{folder}: expected a sound checkpoint, all {len(found)} are damaged; "
-            "restore one, or remove the run directory to start from nothing"
+            "restore one, or choose another run.dir to start from nothing"
         )
     return None
 
@@ -192,7 +193,7 @@ def state_hash(path: Path) -> str:
 def read_sums(path: Path) -> dict[str, str]:
     """What SHA256SUMS says of each file of a checkpoint. Raises OSError or ValueError where it cannot be read."""
     lines = [line.partition("  ") for line in (path / SUMS).read_text().splitlines()]
-    return {name: digest for digest, _, name in lines}
+    return {name: sha256 for sha256, _, name in lines}
 
 
 def sha256_of(path: Path) -> str:
@@ -232,6 +233,8 @@ def _damage(path: Path) -> str | None:
         for name in NEEDED:
             if sums.get(name) != sha256_of(path / name):
                 return f"{name} is not what was written"
+    except PermissionError as error:
+        raise Error(f"checkpoint {path}: expected to read it ({error}); make it readable, then go on") from None
     except (OSError, ValueError) as error:
         return str(error)
     return None

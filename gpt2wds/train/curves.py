@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import counted
-from ..rows import Row, Scores
+from ..rows import Facts, Row, Scores
+from ..tokenizer import END_OF_TEXT
 from .figures import Curve, Picture
 from .page import RUN_COLORS, as_html, key, run_key
 
-Facts = dict[str, Any]  # run.json's object
 X_NAMES = {"step": "step", "tokens": "tokens trained on"}  # by the member of a row that pictures go by
 RATES = {"learning_rate": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens per second"}
 # Facts that decide what a validation loss is of, and what they are called.
@@ -24,7 +24,7 @@ VALIDATION_SET = {
     "document_masking": "document masking",
 }
 KIND = ("name", "examples", "mode")  # results that differ in one of them are never compared
-UNIFORM_LOSS = math.log(50257)
+UNIFORM_LOSS = math.log(END_OF_TEXT + 1)
 # Corpus, tokens from the beginning of its validation split, and context of a loss of OpenAI's weights.
 GPT2_LOSSES: dict[tuple[Any, ...], float] = {("fineweb-edu sample-10BT", 10_485_760, 1024): 3.2924}
 GPT2_HELLASWAG = {"124M": 0.2955, "350M": 0.3752, "774M": 0.4320, "1558M": 0.4889}  # by tokens, completion mode

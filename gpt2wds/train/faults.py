@@ -12,8 +12,8 @@ _AGAIN = "the same command goes on from the last checkpoint"
 
 
 @contextmanager
-def naming_faults(micro_batch: int) -> Iterator[None]:
-    """Turn what torch raises of these, in pages, into Error. micro_batch: sequences of a forward pass."""
+def naming_faults(micro_batch: int = 0) -> Iterator[None]:
+    """Turn what torch raises of these, in pages, into Error. micro_batch: sequences of a forward pass, 0 before any."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -26,6 +26,8 @@ def naming_faults(micro_batch: int) -> Iterator[None]:
 def _known(error: BaseException, micro_batch: int) -> Error | None:
     text = str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+        if not micro_batch:
+            return Error("out of memory: close other programs, take a smaller model or a larger machine")
         remedy = "lower data.seq_len or take a smaller model"
         if micro_batch > 1:
             remedy = f"try train.micro_batch_sequences={micro_batch // 2}, which changes no loss"

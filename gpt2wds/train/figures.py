@@ -155,7 +155,7 @@ def _svg(picture: Picture, curves: Sequence[Curve], view: _View, x_name: str, la
         engine = figure.get_layout_engine()
         assert engine is not None
         engine.execute(figure)
-        figure.set_layout_engine("none")  # laid out once: that is most of the time
+        figure.set_layout_engine(None)  # laid out once: that is most of the time; "none" would draw twice
         if labels:
             _spread(axes, labels)
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -15,15 +15,58 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from .. import files
 from ..errors import Error
 
 BEAT_SECONDS = 10.0  # between touches
 SILENT_SECONDS = 60.0  # without a touch, after which a writer that cannot be asked for counts as dead
+UNKNOWN = "an unknown process"
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who has a directory, as a lock says it. process: when it began, in its kernel's ticks; folder: the directory."""
+
+    host: str
+    pid: int
+    since: str
+    process: str
+    kernel: str
+    folder: str
+    token: str  # no two locks are the same
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+    @classmethod
+    def here(cls, folder: Path) -> "Writer":
+        """This process, in `folder`."""
+        return cls(
+            socket.gethostname(),
+            os.getpid(),
+            datetime.now(UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC"),
+            _process_start(os.getpid()),
+            files.kernel(),
+            str(folder.resolve()),
+            secrets.token_hex(8),
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Writer | None":
+        """Who wrote a lock; None for one that is damaged."""
+        with suppress(ValueError, RecursionError, TypeError, KeyError):
+            record = json.loads(text)
+            said = {field.name: record[field.name] for field in fields(cls)}
+            if all(type(value) is (int if name == "pid" else str) for name, value in said.items()):
+                return cls(**said)
+        return None
 
 
 class Lock:
@@ -40,7 +83,7 @@ class Lock:
         """Have the directory, which is made where it is not there. Raises Error where another process writes to it."""
         self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._text = json.dumps(_own_record(self.folder), indent=1) + "\n"
+        self._text = Writer.here(self.folder).to_json()
         found: dict[Path, str] = {}
         while True:
             for path, text in (found := self._locks()).items():
@@ -92,14 +135,13 @@ class Lock:
                 os.utime(self._path)
 
     def _lives(self, path: Path, text: str) -> bool:
-        record = _read(text)
-        if record.get("kernel") == files.kernel():
+        writer = Writer.from_json(text)
+        if writer and writer.kernel == files.kernel():
             with suppress(OSError):
-                original = Path(record["folder"], path.name)
-                if not original.samefile(path):
+                if not Path(writer.folder, path.name).samefile(path):
                     return False  # this is a copy
-            return _runs(record["pid"], record["process"])
-        self._say(f"{self.folder}: {_who(record)} has written to it; waiting to see whether it still lives")
+            return _runs(writer.pid, writer.process)
+        self._say(f"{self.folder}: {writer or UNKNOWN} has written to it; waiting to see whether it still lives")
         touched = _touched(path)
         end = time.monotonic() + SILENT_SECONDS
         while time.monotonic() < end:
@@ -109,39 +151,12 @@ class Lock:
         return False
 
     def _in_use(self, text: str) -> str:
-        record = _read(text)
+        writer = Writer.from_json(text)
         return (
-            f"{self.folder}: in use by {_who(record)}; wait for it or stop it (kill {record.get('pid', 'its process')}"
+            f"{self.folder}: in use by {writer or UNKNOWN}; wait for it or stop it (kill "
+            f"{writer.pid if writer else 'its process'}"
             " there), then the same command goes on, or choose another run.dir"
         )
-
-
-def _own_record(folder: Path) -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "since": datetime.now(UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC"),
-        "process": _process_start(os.getpid()),
-        "kernel": files.kernel(),
-        "folder": str(folder.resolve()),
-        "token": secrets.token_hex(8),
-    }
-
-
-def _read(text: str) -> dict[str, Any]:
-    """The record of a lock; of one that is damaged only what can be said of anybody."""
-    with suppress(ValueError, RecursionError, TypeError, KeyError):
-        record = json.loads(text)
-        names = ("host", "since", "process", "kernel", "folder")
-        if type(record["pid"]) is int and all(isinstance(record[name], str) for name in names):
-            return record
-    return {}
-
-
-def _who(record: dict[str, Any]) -> str:
-    if not record:
-        return "an unknown process"
-    return f"process {record['pid']} on {record['host']}, since {record['since']}"
 
 
 def _number(path: Path) -> int:

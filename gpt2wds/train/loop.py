@@ -8,31 +8,29 @@ import errno
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, cast
 
-import numpy as np
 import torch
 
 from ..dataset.loader import StepBatches
 from ..errors import Error, reason
 from ..model import GPT2
-from ..rows import Metrics, Row
+from ..rows import Metrics, Origin, Row
 from .checkpoint import State, list_checkpoints, save_checkpoint
 from .faults import naming_faults
 from .recipe import Checkpoint
 from .rundir import RunDirectory
-from .signals import Agreement, Signals
+from .signals import Agreement, Each, Signals, Stopped
 from .update import Pending, Update
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LARGEST_WEIGHT = 1e18  # float32 ends at the square of what is larger
 SYNC_STEPS = 10  # losses are fetched from the device once in so many steps
 
-Evaluate = Callable[[GPT2], Metrics]  # a model → metrics such as {"val_loss": 5.1}
+Evaluate = Callable[[GPT2, Each], Metrics]  # a model → metrics such as {"val_loss": 5.1}
 
 
 @dataclass
@@ -59,32 +57,33 @@ class Trainer:
         self._world = self.update.world
         self._pending: list[Pending] = []
         self._is_unsaved = False
+        self._is_wanted = False  # a checkpoint, by a signal
+        self._saved = 0  # the step of the last checkpoint, or that training began from
         self._clock = 0.0
-        self._origin: Mapping[str, Any] | None = None
+        self._origin: Origin | None = None
 
     def train(self, state: State) -> int:
         """Train from `state` to `max_steps`; returns the signal that stopped it, or 0.
 
-        The checkpoint of a step is written before its evaluation, and its row after: a run killed in between does
-        the evaluation again, and no step is logged twice.
+        The checkpoint of a step is written before its evaluation, or amid it where a signal comes, and its row after:
+        a run that ended in between does the evaluation again, and no step is logged twice.
         """
         first, row = state.step, state.row
+        self._saved = first
         self.update.skipped = row.get("skipped", 0)
         self._origin = state.origin
         self.run.rewind(first - 1)
-        sequences = cast(Generator[np.ndarray, None, None], iter(self.batches))
+        sequences = iter(self.batches)
         self._clock = time.perf_counter()
         agreement = Agreement(self.signals, self._world)
-        wanted = False  # a checkpoint, by a signal
         # Closed at the end, so that worker processes go at once.
         with closing(sequences), self.signals.noting(*STOPS), naming_faults(self.update.micro_batch):
             for step in count(first):
                 last = step >= self.update.train.max_steps
                 evaluate = step % self.eval_every_steps == 0 or last
-                save = step > first and (step % self.checkpoint.every_steps == 0 or last)
                 asked, stop = agreement.at(step)
-                wanted = wanted or asked  # asked before the first step, it is done after it
-                save = save or (wanted and step > first)
+                self._is_wanted |= asked  # before the first step, it is done after it
+                save = step > self._saved and (step % self.checkpoint.every_steps == 0 or last or self._is_wanted)
 
                 if self._pending and (evaluate or save or step % SYNC_STEPS == 0):
                     *earlier, row = self._fetch()
@@ -92,14 +91,16 @@ class Trainer:
                     if not (evaluate or save):
                         self._log(row)
                 if save:
-                    self._save(step, row)
-                    wanted = False
+                    self._save(step, row, self.update.shared.whole_model())
+                metrics: Metrics = {}
+                if evaluate and not stop:
+                    metrics, stop = self._measure(step, row)
                 if stop:
                     name = signal.Signals(self.signals.stop).name
                     self.run.say(f"step {step}: stopped by {name}; the same command goes on")
                     return self.signals.stop
                 if evaluate:
-                    row = {**row, **self.evaluate(self.update.shared.whole_model())}
+                    row = {**row, **metrics}
                     self.run.say(f"step {step}: {_describe(row) or 'nothing to measure'}")
                 if evaluate or save or step == first > 0:
                     self._log(row)
@@ -131,8 +132,28 @@ class Trainer:
         self._clock = time.perf_counter()
         return rows
 
-    def _save(self, step: int, row: Row) -> None:
-        model, tensors = self.update.shared.whole_model(), self.update.optimizer_tensors()
+    def _measure(self, step: int, row: Row) -> tuple[Metrics, bool]:
+        """What the evaluation after a step measures, or {}, and whether a signal to stop cut it short.
+
+        A signal is answered amid it, because it may take minutes: the checkpoint is that from before the evaluation.
+        """
+        model = self.update.shared.whole_model()
+
+        def answer(save: bool, stop: bool) -> None:
+            self._is_wanted |= save
+            if self._is_wanted and step > self._saved:
+                self._save(step, row, model)
+            if stop:
+                raise Stopped
+
+        try:
+            return self.evaluate(model, lambda items: Agreement(self.signals, self._world).each(items, answer)), False
+        except Stopped:
+            return {}, True
+
+    def _save(self, step: int, row: Row, model: GPT2) -> None:
+        self._saved, self._is_wanted = step, False
+        tensors = self.update.optimizer_tensors()
         self._refuse_lost_weights(step, model, tensors)
         if self._world.is_main:
             self.run.check()

@@ -14,6 +14,44 @@ STATE_KEYS = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buf
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
 
+class Muon(torch.optim.Optimizer):
+    """torch.optim.Muon with its Newton-Schulz in float32, for CPUs: its bfloat16 most of them have to emulate.
+
+    On every CPU, so that an update does not depend on what the CPU has. The state is that of torch's.
+    """
+
+    MOMENTUM = 0.95
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient, rate = parameter.grad, group["lr"]
+                if gradient is None:
+                    continue
+                momentum = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(gradient))
+                momentum.lerp_(gradient, 1 - self.MOMENTUM)
+                direction = orthogonalized(gradient.lerp(momentum, self.MOMENTUM))
+                rows, columns = parameter.shape
+                parameter.mul_(1 - rate * group["weight_decay"])
+                parameter.add_(direction, alpha=-rate * math.sqrt(max(1, rows / columns)))
+
+
+def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
+    """Five Newton-Schulz steps with Muon's coefficients: the same singular vectors, singular values near 1."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x
+
+
 class Optimizers:
     """One or two torch optimizers that step together, with a learning rate that is a factor of each one's own."""
 
@@ -96,8 +134,7 @@ def make_optimizers(
 ) -> Optimizers:
     """GPT-2's AdamW (eps 1e-8), decaying matrices and not vectors; or Muon for the hidden matrices.
 
-    kind "muon": torch.optim.Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for embeddings
-    and vectors.
+    kind "muon": Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for embeddings and vectors.
     """
     if kind not in OPTIMIZERS:
         raise Error(f"train.optimizer: expected {' or '.join(OPTIMIZERS)}, got {kind!r}")
@@ -109,16 +146,18 @@ def make_optimizers(
             vectors.append(parameter)
         else:
             (hidden if kind == "muon" and name.startswith("h.") else matrices).append(parameter)
-    fused = next(model.parameters()).device.type in ("cuda", "cpu")
+    device = next(model.parameters()).device.type
     adamw = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=learning_rate,
         betas=betas,
         eps=1e-8,
-        fused=fused,
+        fused=device in ("cuda", "cpu"),
     )
     if kind == "adamw":
         return Optimizers([adamw])
+    if device == "cpu":
+        return Optimizers([adamw, Muon(hidden, lr=muon_learning_rate, weight_decay=weight_decay)])
     if not hasattr(torch.optim, "Muon"):
         raise Error(f"train.optimizer: muon needs torch 2.9 or later, this is {torch.__version__}; use adamw")
     return Optimizers([adamw, torch.optim.Muon(hidden, lr=muon_learning_rate, weight_decay=weight_decay)])

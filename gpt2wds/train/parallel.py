@@ -21,10 +21,15 @@ KINDS = ("ddp", "fsdp")
 
 
 class Replicas:
-    """Every rank has the whole model; gradients are averaged with the last micro-step. One rank exchanges nothing."""
+    """Every rank has the whole model; gradients are averaged with the last micro-step. One rank exchanges nothing.
+
+    settles: whether the first exchange decides how the later ones are done. DDP then puts gradients into other buckets,
+    by the order in which they were ready, and where one is in its bucket decides in which order the ranks' are added.
+    """
 
     def __init__(self, model: GPT2, world: World):
         self.model = model
+        self.settles = world.world_size > 1
         self.module: nn.Module = model  # what a micro-step calls
         if world.world_size > 1:
             device_ids = [world.device.index] if world.device.type == "cuda" else None
@@ -54,6 +59,8 @@ class Sharded:
 
     A block's weights are put together when its turn comes. All ranks must call each method alike.
     """
+
+    settles = False
 
     def __init__(self, model: GPT2, world: World):
         self.model = self.module = model

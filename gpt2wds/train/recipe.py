@@ -12,7 +12,10 @@ from .parallel import KINDS
 
 def key(default: Any, unit: str, says: str) -> Any:
     """A configuration's key: its default, the unit of its values ("" for none), and what it says, in one line."""
-    return field(default=default, metadata={"unit": unit, "says": says})
+    metadata = {"unit": unit, "says": says}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,7 @@ class Train:
     optimizer: str = key("adamw", "", "adamw, or muon for the matrices inside the blocks")
     muon_learning_rate: float = key(0.02, "", "Muon's own, on the same schedule")
     weight_decay: float = key(0.1, "", "of matrices; vectors have none")
-    betas: list[float] = field(
-        default_factory=lambda: [0.9, 0.95],
-        metadata={"unit": "", "says": "AdamW's two: of the gradient, of its square"},
-    )
+    betas: list[float] = key([0.9, 0.95], "", "AdamW's two: of the gradient, of its square")
     grad_clip: float = key(1.0, "norm", "of the whole gradient, at most; inf for none")
     on_nan: str = key("stop", "", "stop, or skip the update")
     parallel: str = key("ddp", "", "ddp (each rank a copy) or fsdp (each a shard)")

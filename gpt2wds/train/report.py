@@ -8,18 +8,19 @@ import math
 import statistics
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .. import files
 from ..errors import Error
-from ..rows import Row, number
+from ..rows import Facts, Row, number
 from . import page
-from .curves import VALIDATION_SET, X_NAMES, Facts, Run, legend, pictures, set_name
+from .curves import VALIDATION_SET, X_NAMES, Run, legend, pictures, set_name
 from .figures import draw
 from .rundir import RunDirectory
 
-SCORES = {"acc": "acc", "acc_norm_tokens": "acc_norm by tokens",
+LABELS = {"acc": "acc", "acc_norm_tokens": "acc_norm by tokens",
           "acc_norm_characters": "acc_norm by characters", "acc_norm_bytes": "acc_norm by bytes"}  # fmt: skip
 
 
@@ -46,18 +47,24 @@ def write_report(*run_dirs: str | Path, out: str | Path | None = None, by: str =
     if Path(out).is_dir():
         raise Error(f"out: expected a file to write, got the directory {out}")
     Path(out).parent.mkdir(parents=True, exist_ok=True)
+    files.remove_dead(Path(out).parent)  # of reports that were stopped
     files.replace(Path(out), text)
     return Path(out)
 
 
 def _short_names(run_dirs: Sequence[str | Path]) -> list[str]:
-    """The last components of each path, as many as it takes to tell the runs apart."""
+    """What tells the runs apart. Raises Error where one is given twice."""
     parts = [Path(path).resolve().parts for path in run_dirs]
     for path, own in zip(run_dirs, parts, strict=True):
         if parts.count(own) > 1:
             raise Error(f"expected different run directories, got {path} more than once; leave one out")
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(own[-count:]) for own in parts]
+    return _ends(parts)
+
+
+def _ends(paths: Sequence[Sequence[str]]) -> list[str]:
+    """The last components of each path, as many as it takes to tell all apart."""
+    for count in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(own[-count:]) for own in paths]
         if len(set(names)) == len(names):
             break
     return names
@@ -124,7 +131,22 @@ def _page_of_several(runs: list[Run], by: str) -> str:
 
 
 def _title(run: Run) -> str:
-    return f"GPT-2 on {run.facts.get('corpus') or 'unnamed text'}"
+    """What the run read: each dataset's corpus, or its directory where the corpus does not tell which it is."""
+    datasets = [(one["corpus"], one["path"]) for one in run.facts.get("datasets", ())]
+    datasets = datasets or [(run.facts.get("corpus") or "unnamed text", _data_path(run))]
+    corpora = [corpus for corpus, _ in datasets]
+    tells = [corpus != "files" and corpora.count(corpus) == 1 for corpus in corpora]
+    paths = [path.rstrip("./").split("/") for (_, path), told in zip(datasets, tells, strict=True) if not told]
+    names = iter(_ends(paths) if paths else [])
+    return f"GPT-2 on {' + '.join(c if told else next(names) or c for c, told in zip(corpora, tells, strict=True))}"
+
+
+def _data_path(run: Run) -> str:
+    """Of a run of one dataset; "" where its configuration does not tell."""
+    with suppress(ValueError, LookupError, TypeError):
+        path = tomllib.loads(run.config)["data"]["path"]
+        return str(path[0]["path"] if isinstance(path, list) else path)
+    return ""
 
 
 def _size(run: Run) -> str:
@@ -161,7 +183,7 @@ def _results(run: Run) -> dict[str, str]:
     for result in run.results()[-1:]:
         truncated = f", {result['truncated']:,} truncated" if result.get("truncated") else ""
         lines["multiple choice, last"] = f"{set_name(result)}{truncated}, at step {result['step']:,}"
-        for key, label in SCORES.items():
+        for key, label in LABELS.items():
             if (value := number(result, key)) is not None:
                 error = number(result, f"{key}_stderr")
                 lines[label] = f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
@@ -169,7 +191,7 @@ def _results(run: Run) -> dict[str, str]:
 
 
 def _loss(rows: list[Row], name: str, label: str) -> dict[str, str]:
-    # metrics.jsonl has null for a number that is none, and no member for what was not measured.
+    # metrics.jsonl has null for NaN, and no member for what was not measured.
     steps = [row["step"] for row in rows if name in row and (row["step"] > 0 or number(row, name) is not None)]
     values = {row["step"]: value for row in rows if (value := number(row, name)) is not None}
     bad = [step for step in steps if step not in values]

@@ -26,8 +26,8 @@ from typing import Any, TextIO, cast
 from tqdm import tqdm
 
 from .. import files
-from ..errors import Error
-from ..rows import Row, number
+from ..errors import Error, shown
+from ..rows import Facts, Row, number
 from ..strict_json import load_json
 from .boards import Board, TensorBoard, Wandb, refuse_absent
 from .lock import Lock
@@ -105,6 +105,7 @@ class RunDirectory:
         """Print a line, and keep it in gpt.log once the run is claimed."""
         if not self._is_main:
             return
+        text = shown(text)
         tqdm.write(text)  # above a progress bar, where there is one
         sys.stdout.flush()
         if self._unlogged is None:
@@ -189,11 +190,11 @@ class RunDirectory:
                     return max(0, step_of(data.decode("utf-8")))
         return 0
 
-    def write_facts(self, facts: dict[str, Any]) -> None:
+    def write_facts(self, facts: Facts) -> None:
         if self._is_main:
             files.replace(self.facts_path, json.dumps(facts, indent=1) + "\n")
 
-    def read_facts(self) -> dict[str, Any]:
+    def read_facts(self) -> Facts:
         if not self.facts_path.exists():
             return {}
         try:
@@ -202,7 +203,7 @@ class RunDirectory:
                 raise Error(f"it is no object but {repr(facts)[:40]}")
         except Error as error:
             raise Error(f"{self.facts_path}: expected JSON ({error}); remove it, training writes it again") from None
-        return facts
+        return cast(Facts, facts)
 
 
 def _checked(path: Path, step_of: Callable[[str], int]) -> Iterator[tuple[int, str]]:

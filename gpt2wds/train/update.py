@@ -73,6 +73,7 @@ class Update:
             sequences_per_step, world.world_size, train.micro_batch_sequences
         )
         self.skipped = self._skipped_in_a_row = 0
+        self._is_rehearsed = not self.shared.settles
         self._rate_factor = train.rate_factor()
         self._forward = self._compiled()
 
@@ -86,6 +87,8 @@ class Update:
         if left_out is not None:
             return self._leave_out(step, left_out, sequences)
         batches = list(micro_batches(sequences, self.micro_steps, self.micro_batch, world.device))
+        if not self._is_rehearsed:
+            self._rehearse(*batches[0])
         loss = torch.zeros((), device=world.device)
         for number, (tokens, weights) in enumerate(batches):
             # Gradients add up here and are exchanged between ranks once, with the last micro-step.
@@ -103,6 +106,19 @@ class Update:
             row["skipped"] = self.skipped
         self.optimizers.step(factor)
         return Pending(row, loss, norm)
+
+    def _rehearse(self, tokens: Tensor, weights: Tensor) -> None:
+        """A micro-step that counts for nothing: what ranks settle with their first exchange is settled before a step.
+
+        Else the first step after a resume would add up the ranks' gradients in another order than the run would have
+        that was not stopped, and its weights would be others in their last bits from then on.
+        """
+        with self.shared.micro_step(last=True):
+            with autocast(self.world.device, self.train.dtype):
+                nothing = self._forward(tokens[:, :-1], tokens[:, 1:], torch.zeros_like(weights))
+            nothing.backward()
+        self.optimizers.drop_gradients()
+        self._is_rehearsed = True
 
     def _row(self, step: int, sequences: np.ndarray) -> Row:
         return {

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import Error, reason
+from ..errors import Error, path_text, reason
 from ..model import GPT2, VOCAB_SIZE, GPT2Config, check_hf_shapes
 from ..strict_json import load_json
 from .checkpoint import CONFIG, SUMS, WEIGHTS, read_sums, sha256_of
@@ -42,7 +42,7 @@ def load_weights(path: str | Path, *, is_checked: bool = False) -> GPT2:
     >>> load_weights("runs/gpt2-124m/checkpoints/step-0019073").config.n_layer  # doctest: +SKIP
     12
     """
-    path = Path(path)
+    path = Path(path_text("model", path))
     if not is_checked:
         _refuse_damage(path)
     try:
@@ -173,7 +173,7 @@ def _named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _document_masking(path: Path, config: dict[str, Any]) -> bool:
+def _document_masking(path: Path, config: dict[str, object]) -> bool:
     """How the model was trained to read documents; only our own configurations say so."""
     found = config.get("document_masking", False)
     if type(found) is not bool:
@@ -187,9 +187,10 @@ def _shape(path: Path, config: Any) -> dict[str, int]:
         kind = config.get("model_type") if isinstance(config, dict) else config
         raise Error(f"model {path}: expected a GPT-2, got model_type {repr(kind)[:80]} in {CONFIG}")
     names = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
-    shape: dict[str, Any] = {name: config.get(name) for name in names}
-    if not all(type(value) is int and 0 < value < 2**31 for value in shape.values()):
-        raise Error(f"model {path}: expected whole numbers from 1 on in {CONFIG}, got {repr(shape)[:200]}")
+    said = {name: config.get(name) for name in names}
+    shape = {name: value for name, value in said.items() if type(value) is int and 0 < value < 2**31}
+    if shape != said:
+        raise Error(f"model {path}: expected whole numbers from 1 on in {CONFIG}, got {repr(said)[:200]}")
     if config.get("quantization_config"):
         raise Error(f"model {path}: quantization_config: expected none, its numbers are not the weights themselves")
     if config.get("n_inner") not in (None, 4 * shape["n_embd"]):

@@ -9,21 +9,46 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
-STOPPED = "stopped; the same command goes on from here"
+_PROGRAM = Path(sys.argv[0]).name
+# What only reads begins anew.
+STOPPED = "stopped"
+if _PROGRAM != "gpt2wds-eval" and sys.argv[1:2] not in (["verify"], ["cat"], ["info"]):
+    STOPPED += "; the same command goes on from here"
 
 
-def _stop(*_: object) -> None:
+def leave_import(number: int, frame: FrameType | None) -> None:
+    """End at once where `frame`, which the signal interrupted, is within an import.
+
+    importlib's callbacks swallow an exception that a signal raises in them, and so does some of what is imported.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _stop(number)
+        frame = frame.f_back
+
+
+def _stop(number: int, *_: object) -> None:
     os.write(2, f"{STOPPED}\n".encode())
-    os._exit(128 + signal.SIGINT)  # an exception would be told by whatever is imported
+    os._exit(128 + number)  # an exception would be told by whatever is imported
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    leave_import(number, frame)
+    raise KeyboardInterrupt
 
 
 def hear_interrupts() -> None:
-    """From here on Ctrl-C is a KeyboardInterrupt."""
+    """From here on Ctrl-C is a KeyboardInterrupt, but for imports: commands have some that come later."""
     if signal.getsignal(signal.SIGINT) is _stop:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
 
 
-if Path(sys.argv[0]).name.startswith("gpt2wds-") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if _PROGRAM == "gpt2wds-shard":
+    # Else NumPy, when it is imported, starts a thread for each core, which spins for a tenth of a second: they are for
+    # products of matrices, and sharding has none.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+if _PROGRAM.startswith("gpt2wds-") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     with suppress(ValueError):  # not in the main thread, which has no signals
         signal.signal(signal.SIGINT, _stop)

@@ -10,7 +10,7 @@ from ..dataset.directory import Dataset
 from ..dataset.manifest import SPLITS
 from ..dataset.verify import verify_dataset, verify_shard
 from ..errors import Error
-from .common import ProgressLine, counted
+from .common import ProgressLine, counted, say
 
 PLACES_SHOWN = 20
 
@@ -23,20 +23,20 @@ def verify_with_sources(dataset: Dataset, count: int, seed: int | None, trusts: 
     places = {entry.name: (split, n) for split in SPLITS for n, entry in enumerate(dataset.shards(split))}
     problems, unknown = verify_dataset(dataset), 0
     for problem in problems:
-        print(problem)
+        say(problem)
     findings = audit(dataset, plan, tasks, lambda names: trusts or _asks(dataset, names))
     progress = ProgressLine("made again", len(tasks), " shards")
     for task, finding in zip(tasks, findings, strict=True):
         damage = verify_shard(dataset, *places[task.shard])
         if finding.obstacle:
-            print(f"{finding.shard}: cannot be audited: {finding.obstacle}")
+            say(f"{finding.shard}: cannot be audited: {finding.obstacle}")
             unknown += 1
         elif finding.difference:
             damage.append(f"{finding.shard}: differs: {finding.difference}")
         elif not damage:
-            print(f"{finding.shard}: the same tokens")
+            say(f"{finding.shard}: the same tokens")
         for problem in damage:
-            print(problem)
+            say(problem)
         problems += damage
         progress.update(1)
     progress.close()
@@ -46,16 +46,16 @@ def verify_with_sources(dataset: Dataset, count: int, seed: int | None, trusts: 
     if unknown:
         raise Error(f"{dataset.path}: {counted(unknown, 'shard')} could not be audited, named above ({sample})")
     others = "; the other shards were not read" if len(tasks) < len(plan.tasks) else ""
-    print(f"{dataset.path}: all right, the sources give the same tokens ({sample}){others}")
+    say(f"{dataset.path}: all right, the sources give the same tokens ({sample}){others}")
 
 
 def _asks(dataset: Dataset, names: list[str]) -> bool:
     """Show what a plan would have read, and ask whoever is there."""
-    print(f"{dataset.path}: its plan would have these read, of this machine or from where it can reach:")
+    say(f"{dataset.path}: its plan would have these read, of this machine or from where it can reach:")
     for name in names[:PLACES_SHOWN]:
-        print("  " + "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in name))
+        say(f"  {name}")
     if len(names) > PLACES_SHOWN:
-        print(f"  … and {len(names) - PLACES_SHOWN:,} more; `gpt2wds-shard info --json` has all")
+        say(f"  … and {len(names) - PLACES_SHOWN:,} more; `gpt2wds-shard info --json` has all")
     if not sys.stdin.isatty():
         raise Error(f"{dataset.path}: nothing was opened; give --trust if these may be read")
     return click.confirm("May they be read?")

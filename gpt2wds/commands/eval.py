@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
+from .. import files
 from ..dataset.directory import Dataset
 from ..dataset.prompts import ENDINGS, MODES
 from ..errors import Error
@@ -19,7 +20,7 @@ from ..rows import Scores, number
 from ..train import report
 from ..train.curves import X_NAMES
 from ..version import __version__
-from .common import DEVICE, DTYPE, Commands, LocalPath, ProgressLine, counted, heading, print_json
+from .common import DEVICE, DTYPE, Commands, LocalPath, ProgressLine, counted, heading, print_json, say
 from .text import loss_command, sample_command
 from .trace import trace_command
 
@@ -105,7 +106,7 @@ def hellaswag_command(
         if not world.is_main:
             return
     if per_example:
-        per_example.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        files.replace(per_example, "".join(json.dumps(record) + "\n" for record in records))
     pairs = [multiple_choice.compare(q, *s) if other else {} for q, s in zip(all_questions, sums, strict=True)]
     if as_json:
         answers = [{"models": r, "comparison": p} if other else r[0] for r, p in zip(found, pairs, strict=True)]
@@ -120,14 +121,14 @@ def hellaswag_command(
                 _print_scores(result)
         if other:
             on = "" if len(data) == 1 else f" on {results[0]['name']}"
-            print(f"{other} less {model}{on}, with McNemar's exact two-sided p")
+            say(f"{other} less {model}{on}, with McNemar's exact two-sided p")
         _print_comparison(comparison)
 
 
 def _print_comparison(comparison: dict[str, Comparison]) -> None:
     for score, pair in comparison.items():
         only = f"only the first right {pair['only_first_right']:,}, only the second {pair['only_second_right']:,}"
-        print(f"  {score:20} {pair['difference']:+.4f}{_error(pair['difference_stderr'])}, p = {pair['p']:.4g}, {only}")
+        say(f"  {score:20} {pair['difference']:+.4f}{_error(pair['difference_stderr'])}, p = {pair['p']:.4g}, {only}")
 
 
 def _print_table(results: list[Scored]) -> None:
@@ -140,12 +141,12 @@ def _print_table(results: list[Scored]) -> None:
         values = (_value(result, score) for score in SCORES)
         lines.append((result["name"], f"{result['examples']:,}", *values, heading(result)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print(f"{results[0]['mode']} mode, chance {1 / ENDINGS}")
+    say(f"{results[0]['mode']} mode, chance {1 / ENDINGS}")
     for line in lines:
-        print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
+        say("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
     for result in results:
         if result["truncated"]:
-            print(f"{result['name']}, {heading(result)}: {_truncated(result)}")
+            say(f"{result['name']}, {heading(result)}: {_truncated(result)}")
 
 
 def _score(model: GPT2, questions: Questions, world: World, dtype: str) -> np.ndarray:
@@ -167,11 +168,11 @@ def _print_scores(result: Scored) -> None:
     from ..evaluate.hellaswag import SCORES
 
     kind = f"{result['name']}, {result['mode']} mode, {counted(result['examples'], 'example')}"
-    print(f"{heading(result)}: {kind}, chance {1 / ENDINGS}")
+    say(f"{heading(result)}: {kind}, chance {1 / ENDINGS}")
     for score in SCORES:
-        print(f"  {score:20} {_value(result, score)}")
+        say(f"  {score:20} {_value(result, score)}")
     if result["truncated"]:
-        print(f"  {_truncated(result)}")
+        say(f"  {_truncated(result)}")
 
 
 def _value(result: Scored, score: str) -> str:
@@ -197,4 +198,8 @@ def _error(standard_error: float | None) -> str:
 @click.option("--by", type=click.Choice(list(X_NAMES)), default="step", show_default=True, help="What curves go by.")
 def report_command(run_dirs: tuple[Path, ...], out: Path | None, by: str) -> None:
     """One self-contained HTML page of a run: curves, scores, samples, configuration; or of several side by side."""
-    print(report.write_report(*run_dirs, out=out, by=by))
+    say(report.write_report(*run_dirs, out=out, by=by))
+
+
+if __name__ == "__main__":  # python -m gpt2wds.commands.eval
+    main()

@@ -2,14 +2,14 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from ..config import differences, dump_config
+from ..config import Table, differences, dump_config
 from ..dataset.directory import Dataset
 from ..dataset.mixture import Portion
 from ..dataset.order import step_ranges
 from ..errors import Error
+from ..rows import Measures
 from ..train.checkpoint import State
 from ..train.recipe import Checkpoint, Train
 from ..train.rundir import RunDirectory
@@ -25,10 +25,8 @@ FREE = {
     "checkpoint": tuple(f.name for f in dataclasses.fields(Checkpoint)),
 }
 LENGTH = ("train.max_steps", "train.decay_steps")  # free where they change no rate of a step that is done
+OF_A_CHECKPOINT = ("run.seed", "data.seq_len", "train.tokens_per_step", "train.optimizer")  # a fork keeps them
 MEASURES = ("eval.val_tokens", "eval.hellaswag", "eval.hellaswag_mode")  # compared by what they measure
-
-Table = dict[str, dict[str, Any]]  # a configuration as TOML has it
-Measures = dict[str, Any]  # what the columns val_loss and hella_acc of a run mean
 
 
 def configuration_before(run: RunDirectory) -> Table | None:
@@ -47,7 +45,7 @@ def refuse_other_mathematics(run: RunDirectory, before: Table | None, settings: 
     """Raise Error where the run is one of another configuration, and show the difference."""
     changed = [line for line in _changed(before, settings) if line.split(":")[0] not in (*LENGTH, *MEASURES)]
     if changed:
-        raise _other(run, "; ".join(changed))
+        raise _other(run, changed)
 
 
 def refuse_other_past(run: RunDirectory, before: Table | None, settings: Config, step: int) -> None:
@@ -63,7 +61,7 @@ def refuse_other_past(run: RunDirectory, before: Table | None, settings: Config,
     old, new = Train(**before["train"]).rate_factor(), settings.train.rate_factor()
     other = next((number for number in range(1, step + 1) if old(number) != new(number)), None)
     if other is not None:
-        raise _other(run, "; ".join(changed), f"; it would change the learning rate of step {other}, which is done")
+        raise _other(run, changed, f"; it would change the learning rate of step {other}, which is done")
 
 
 def _refuse_others_left_out(run: RunDirectory, before: Table | None, settings: Config, step: int) -> None:
@@ -78,7 +76,8 @@ def _refuse_others_left_out(run: RunDirectory, before: Table | None, settings: C
 
 def as_begun(settings: Config, before: Table | None, state: State, run: RunDirectory) -> Config:
     """The settings of a run that goes on, with what it began from in truth, whatever the command says now."""
-    begun = {"init_from": "", "fork_from": "", **(state.origin or {})}
+    origin = state.origin or {"path": ""}
+    begun = {"init_from": origin.get("init_from", ""), "fork_from": origin.get("fork_from", "")}
     if before is not None:
         begun = {"init_from": before["model"]["init_from"], "fork_from": before["run"]["fork_from"]}
     for name, asked in (("fork_from", settings.run.fork_from), ("init_from", settings.model.init_from)):
@@ -108,7 +107,7 @@ def measures(settings: Config, portions: Sequence[Portion], choices: Dataset | N
 
 def kept_measures(run: RunDirectory, before: Table | None, now: Measures) -> Measures:
     """The measures of a run that goes on. Raises Error where one would put other numbers into its column."""
-    first: Mapping[str, Any] = run.read_facts()
+    first = run.read_facts()
     old = first.get("hellaswag") or {}
     if not old and before is not None and before["eval"]["hellaswag"]:  # begun before run.json said so
         old = {"mode": before["eval"]["hellaswag_mode"]}
@@ -126,7 +125,7 @@ def kept_measures(run: RunDirectory, before: Table | None, now: Measures) -> Mea
                 "would hold two measures: take the change back, or go on in another run.dir with "
                 f"run.fork_from={run.path}"
             )
-    return ({"hellaswag": old} if old else {}) | now
+    return {"hellaswag": old, **now} if old else now
 
 
 def _changed(before: Table | None, settings: Config) -> list[str]:
@@ -137,8 +136,14 @@ def _changed(before: Table | None, settings: Config) -> list[str]:
     return [line for line in lines if line.split(":")[0].split(".")[1] not in FREE[line.split(".")[0]]]
 
 
-def _other(run: RunDirectory, changed: str, why: str = "") -> Error:
+def _other(run: RunDirectory, changed: list[str], why: str = "") -> Error:
+    keys = {line.split(":")[0] for line in changed}
+    way = f", where run.fork_from={run.path} goes on from its newest checkpoint"
+    if keys & set(OF_A_CHECKPOINT):
+        way = f", where model.init_from={run.path} begins anew with its model"
+    if any(key.startswith("model.") for key in keys):
+        way = ""
     return Error(
-        f"{run.path}: holds a run of another configuration ({changed}){why}; take the change back, or choose another "
-        f"run.dir, where run.fork_from={run.path} goes on from its newest checkpoint"
+        f"{run.path}: holds a run of another configuration ({'; '.join(changed)}){why}; take the change back, or "
+        f"choose another run.dir{way}"
     )

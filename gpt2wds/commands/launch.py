@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,9 +16,9 @@ from ..dataset.loader import StepBatches
 from ..distributed import World
 from ..errors import Error
 from ..model import VOCAB_SIZE, GPT2Config
+from ..rows import Facts, Measures
 from ..tokenizer import load_tokenizer
 from ..train.boards import BOARDS
-from ..train.checkpoint import State
 from ..train.cost import flops_per_token, peak_flops
 from ..train.hf_tokenizer import tokenizer_files
 from ..train.loop import Evaluate, Trainer
@@ -28,7 +27,6 @@ from ..train.signals import Signals
 from ..train.update import Update
 from .common import ProgressLine, counted
 from .existing import (
-    Measures,
     as_begun,
     configuration_before,
     kept_measures,
@@ -86,7 +84,8 @@ def preview(settings: Config, world: World, ranks: int | None = None, tokens_per
             "without evaluations and checkpoints"
         )
     if start.checkpoint is not None:
-        run.say(f"this run exists: it would continue from {start.checkpoint}, step {step:,} of {last:,}")
+        would = "it would continue from" if step < last else "it is finished, with"
+        run.say(f"this run exists: {would} {start.checkpoint}, step {step:,} of {last:,}")
     elif start.state.origin:
         run.say(f"a new run: it would begin from {start.state.origin['path']}, step {step:,} of {last:,}")
 
@@ -169,8 +168,8 @@ def train(assembly: Assembly, signals: Signals) -> int:
     """Train to the end; returns the signal that stopped it, or 0."""
     settings, world, run, start = assembly.settings, assembly.world, assembly.run, assembly.start
     model, state = start.model, start.state
-    # Only now, when all of it is known to be possible: a mistake corrected is no other run. And once every rank has
-    # compared what was there.
+    # Only now, when all of it is known to be possible: a mistake, corrected, does not count as another run. And once
+    # every rank has compared what was there.
     world.barrier()
     run.claim(dump_config(settings))
     introduce(settings, model, assembly.batches, world, run.say)
@@ -182,9 +181,8 @@ def train(assembly: Assembly, signals: Signals) -> int:
         say_epochs(assembly.batches, run.say)
     elif settings.run.fork_from:
         run.say(f"beginning from {state.origin and state.origin['path']}, step {state.step:,}")
-    run.write_facts(
-        run_facts(settings, assembly.batches.portions, model, world) | assembly.measures | _origin_fact(state)
-    )
+    facts: Facts = {**run_facts(settings, assembly.batches.portions, model, world), **assembly.measures}
+    run.write_facts({**facts, "origin": state.origin} if state.origin else facts)
     peak = peak_flops(device_name(world), settings.train.dtype)
     progress = ProgressLine("training", settings.train.max_steps, " steps", done=state.step)
     trainer = Trainer(
@@ -205,10 +203,6 @@ def train(assembly: Assembly, signals: Signals) -> int:
     if not stopped_by:
         run.say(f"finished: {run.path}")
     return stopped_by
-
-
-def _origin_fact(state: State) -> dict[str, Any]:
-    return {"origin": state.origin} if state.origin else {}
 
 
 def _tokenizer_files(config: GPT2Config, say: Callable[[str], None]) -> dict[str, bytes]:

@@ -7,22 +7,33 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import click
 
 from ..dataset.directory import Dataset
 from ..dataset.export import LLMC, NANOGPT, export_dataset
 from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS
+from ..dataset.prompts import Example
 from ..dataset.verify import verify_dataset, verify_shard
 from ..errors import Error
 from ..tokenizer import load_tokenizer
 from .audit import verify_with_sources
-from .common import LocalPath, ProgressLine, counted, print_json
+from .common import LocalPath, ProgressLine, counted, print_json, say
 
 COUNTS = ("documents", "tokens", "text_bytes", "blocks", "bytes")
 SOURCES_SHOWN = 20  # of a split; --json has them all
 DIRECTORY = click.argument("directory", metavar="DIR")
+
+
+class SourceRow(TypedDict):
+    """What a split has of a source: documents, if they are known, and so many of what its spans count."""
+
+    split: str
+    source: str
+    documents: int | None
+    unit: str  # "row" or "byte"
+    count: int
 
 
 def totals(dataset: Dataset) -> str:
@@ -46,9 +57,9 @@ def skipped(dataset: Dataset) -> dict[str, list[str]]:
     return places
 
 
-def sources(dataset: Dataset) -> list[dict[str, Any]]:
-    """A row for each source and split: what its spans count ("row", "byte"), how many, and the documents, if known."""
-    rows: list[dict[str, Any]] = []
+def sources(dataset: Dataset) -> list[SourceRow]:
+    """A row for each source and split."""
+    rows: list[SourceRow] = []
     for split in SPLITS:
         documents: dict[str, int | None] = {}
         counts, units = Counter[str](), {}
@@ -80,34 +91,27 @@ def info_command(directory: str, as_json: bool) -> None:
         split: {"shards": len(dataset.shards(split)), **{field: dataset.total(split, field) for field in COUNTS}}
         for split in SPLITS
     }
-    facts: dict[str, Any] = {
-        "corpus": manifest.corpus.record(),
-        "kind": dataset.kind,
-        "dataset_id": dataset.id,
-        "splits": splits,
-        "sources": sources(dataset),
-        "skipped": {reason: len(places) for reason, places in skipped(dataset).items()},
-        "tokenizer": dict(manifest.tokenizer),
-        "format_version": manifest.format_version,
-    }
+    corpus, given = manifest.corpus, sources(dataset)
+    left_out = {reason: len(places) for reason, places in skipped(dataset).items()}
     if as_json:
-        print_json(facts)
+        named = {"corpus": corpus.record(), "kind": dataset.kind, "dataset_id": dataset.id}
+        made = {"tokenizer": dict(manifest.tokenizer), "format_version": manifest.format_version}
+        print_json({**named, "splits": splits, "sources": given, "skipped": left_out, **made})
         return
-    corpus = manifest.corpus
-    print(f"{corpus.name} ({' '.join(filter(None, (corpus.source, corpus.revision)))})")
-    print(f"{dataset.kind}, dataset_id {dataset.id}, format {manifest.format_version}")
-    print(f"{'split':8}{'shards':>8}" + "".join(f"{field:>16}" for field in COUNTS) + f"{'bytes/token':>14}")
+    say(f"{corpus.name} ({' '.join(filter(None, (corpus.source, corpus.revision)))})")
+    say(f"{dataset.kind}, dataset_id {dataset.id}, format {manifest.format_version}")
+    say(f"{'split':8}{'shards':>8}" + "".join(f"{field:>16}" for field in COUNTS) + f"{'bytes/token':>14}")
     for split, total in splits.items():
         rate = f"{total['bytes'] / total['tokens']:14.3f}" if total["tokens"] else f"{'-':>14}"
-        print(f"{split:8}{total['shards']:>8,}" + "".join(f"{total[field]:>16,}" for field in COUNTS) + rate)
+        say(f"{split:8}{total['shards']:>8,}" + "".join(f"{total[field]:>16,}" for field in COUNTS) + rate)
     for split in SPLITS:
-        rows = [row for row in facts["sources"] if row["split"] == split]
+        rows = [row for row in given if row["split"] == split]
         for row in rows[:SOURCES_SHOWN]:
-            print(f"{split:8}{_amount(row):>24}  {row['source']}")
+            say(f"{split:8}{_amount(row):>24}  {row['source']}")
         if len(rows) > SOURCES_SHOWN:
-            print(f"{split:8}{'':24}  … and {len(rows) - SOURCES_SHOWN:,} more")
-    for reason, count in facts["skipped"].items():
-        print(f"skipped {counted(count, 'document')}: {reason}")
+            say(f"{split:8}{'':24}  … and {len(rows) - SOURCES_SHOWN:,} more")
+    for reason, count in left_out.items():
+        say(f"skipped {counted(count, 'document')}: {reason}")
 
 
 @click.command("verify")
@@ -143,10 +147,10 @@ def verify_command(directory: str, workers: int | None, count: int | None, seed:
             progress.update(dataset.shards(split)[number].bytes)
     progress.close()
     for problem in problems:
-        print(problem)
+        say(problem)
     if problems:
         raise Error(f"{directory}: {counted(len(problems), 'problem')} found, named above")
-    print(f"{directory}: all right, {totals(dataset)}")
+    say(f"{directory}: all right, {totals(dataset)}")
 
 
 @click.command("cat")
@@ -158,18 +162,18 @@ def cat_command(directory: str, split: str | None, docs: int | None, as_json: bo
     """Documents back as text, unchanged and one after the other; examples with their endings, the right one marked."""
     dataset = Dataset(directory)
     records = ((name, record) for name in ((split,) if split else SPLITS) for record in _records(dataset, name))
-    for name, record in islice(records, docs):
+    for name, (record, text) in islice(records, docs):
         if as_json:
             print_json({"split": name, **record})
         else:
             # Bytes, so that no line end or encoding of the terminal changes a document.
-            sys.stdout.buffer.write((record["text"] if "text" in record else _readable(record)).encode("utf-8"))
+            sys.stdout.buffer.write(text.encode("utf-8"))
     sys.stdout.flush()
 
 
 @click.command("export")
 @DIRECTORY
-@click.option("--out", required=True, type=LocalPath(), help="Directory for the .bin files, no others in it.")
+@click.option("--out", required=True, type=LocalPath(), help="Directory for the .bin files, without others.")
 @click.option(
     "--format",
     "file_format",
@@ -183,26 +187,27 @@ def export_command(directory: str, out: Path, file_format: str) -> None:
     progress = ProgressLine("exporting", sum(dataset.total(split, "tokens") for split in SPLITS), " tokens")
     written = export_dataset(dataset, out, file_format, progress.update)
     progress.close()
-    print(f"{out}: {counted(len(written), 'file')}, {totals(dataset)}")
+    say(f"{out}: {counted(len(written), 'file')}, {totals(dataset)}")
 
 
-def _amount(row: dict[str, Any]) -> str:
+def _amount(row: SourceRow) -> str:
     """A source's documents, or where they are not known one by one, what its spans count."""
     number, noun = (row["count"], row["unit"]) if row["documents"] is None else (row["documents"], "document")
     return counted(number, noun)
 
 
-def _records(dataset: Dataset, split: str) -> Iterator[dict[str, Any]]:
+def _records(dataset: Dataset, split: str) -> Iterator[tuple[dict[str, object], str]]:
+    """Each document, or example, as a JSON object and as text."""
     if dataset.kind == MULTIPLE_CHOICE:
         for example in dataset.examples(split):
-            yield {name: value for name, value in example.items() if name != "prompts"}
+            yield {name: value for name, value in example.items() if name != "prompts"}, _readable(example)
         return
     tokenizer = load_tokenizer()
     for shard in range(len(dataset.shards(split))):
         for text in tokenizer.decode_documents(dataset.iterate_tokens(split, shard)):
-            yield {"text": text}
+            yield {"text": text}, text
 
 
-def _readable(example: dict[str, Any]) -> str:
+def _readable(example: Example) -> str:
     endings = [f"  {'*' if i == example['label'] else ' '} {text}\n" for i, text in enumerate(example["endings"])]
     return f"{example['ind']} [{example['activity_label']}] {example['ctx']}\n{''.join(endings)}"

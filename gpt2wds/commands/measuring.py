@@ -1,7 +1,9 @@
 """What is measured of a model while it is trained: validation loss, HellaSwag, samples."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
 
 from ..dataset.directory import Dataset
 from ..dataset.mixture import Portion
@@ -10,11 +12,12 @@ from ..distributed import World
 from ..evaluate.hellaswag import score
 from ..evaluate.inference import NotFinite
 from ..evaluate.questions import Questions, load_questions
-from ..evaluate.text import generate, validation_loss
+from ..evaluate.text import next_tokens, validation_loss
 from ..model import GPT2, GPT2Config
-from ..rows import Metrics
-from ..tokenizer import Tokenizer, load_tokenizer
+from ..rows import Metrics, Sample
+from ..tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 from ..train.loop import Evaluate
+from ..train.signals import Each
 from .settings import Config
 
 EVALUATION_SEQUENCES = 16  # of one forward pass over validation text, at most
@@ -28,7 +31,7 @@ def mean_of_shares(values: Sequence[float | None], portions: Sequence[Portion]) 
     return sum(slots * value for slots, value in pairs) / sum(slots for slots, _ in pairs) if pairs else None
 
 
-def _validation_loss(model: GPT2, dataset: Dataset, settings: Config, world: World) -> float | None:
+def _validation_loss(model: GPT2, dataset: Dataset, settings: Config, world: World, each: Each) -> float | None:
     if not dataset.shards("val"):
         return None
     batches = validation_sequences(
@@ -40,12 +43,24 @@ def _validation_loss(model: GPT2, dataset: Dataset, settings: Config, world: Wor
         rank=world.rank,
         world_size=world.world_size,
     )
-    return validation_loss(model, batches, world, settings.train.dtype)
+    return validation_loss(model, each(batches), world, settings.train.dtype)
 
 
-def _sample(model: GPT2, tokenizer: Tokenizer, prompt: str, settings: Config, world: World) -> str:
-    seed = settings.run.seed
-    return generate(model, tokenizer, prompt, tokens=settings.eval.sample_tokens, seed=seed, device=world.device)
+def _samples(
+    model: GPT2, tokenizer: Tokenizer, settings: Config, world: World, say: Callable[[str], None]
+) -> Iterator[Sample | None]:
+    """A sample of each prompt, and None for each token before it. Numbers that are none end it with a warning."""
+    limit, seed = settings.eval.sample_tokens, settings.run.seed
+    try:
+        for prompt in settings.eval.sample_prompts:
+            ids = tokenizer.encode(prompt).tolist() or [END_OF_TEXT]
+            found: list[int] = []
+            for token in next_tokens(model, ids, tokens=limit, seed=seed, device=world.device):
+                found.append(token)
+                yield None
+            yield {"prompt": prompt, "text": prompt + tokenizer.decode(np.array(found, dtype=np.uint16))}
+    except NotFinite as error:
+        say(f"WARNING: {error}")
 
 
 def evaluation(
@@ -69,10 +84,10 @@ def evaluation(
         questions = load_questions(choices, settings.eval.hellaswag_mode, config.n_positions)
     tokenizer = load_tokenizer() if settings.eval.sample_prompts else None
 
-    def evaluate(model: GPT2) -> Metrics:
+    def evaluate(model: GPT2, each: Each) -> Metrics:
         model.eval()
         metrics: Metrics = {}
-        losses = [_validation_loss(model, portion.dataset, settings, world) for portion in portions]
+        losses = [_validation_loss(model, portion.dataset, settings, world, each) for portion in portions]
         if (mean := mean_of_shares(losses, portions)) is not None:
             metrics["val_loss"] = mean
         if mean is not None and len(losses) > 1:
@@ -83,13 +98,13 @@ def evaluation(
         try:
             if questions is not None:
                 metrics["hella_acc"] = math.nan
-                metrics["hellaswag"] = score(model, questions, world, settings.train.dtype)
+                metrics["hellaswag"] = score(model, questions, world, settings.train.dtype, each=each)
                 metrics["hella_acc"] = metrics["hellaswag"]["acc_norm_tokens"]
-            if tokenizer is not None and world.is_main:
-                metrics["samples"] = [
-                    {"prompt": prompt, "text": _sample(model, tokenizer, prompt, settings, world)}
-                    for prompt in settings.eval.sample_prompts
-                ]
+            if tokenizer is not None:
+                # The main rank makes them; the others have no share, and ask with it until it has made them.
+                share = _samples(model, tokenizer, settings, world, say) if world.is_main else iter(())
+                if samples := [sample for sample in each(share) if sample]:
+                    metrics["samples"] = samples
         except NotFinite as error:
             say(f"WARNING: {error}")
         model.train()

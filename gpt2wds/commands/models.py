@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from .. import files
 from ..dataset.manifest import member
 from ..distributed import World
 from ..errors import Error, reason
@@ -13,10 +14,11 @@ from ..model import GPT2
 from ..train.checkpoint import CONFIG, STATE, WEIGHTS, newest_sound_checkpoint, refuse_damaged
 from ..train.rundir import RunDirectory
 from ..train.weights import SHARDED, load_weights, weights_hash
+from .common import say
 
 
 def _warn(text: str) -> None:
-    print(text, file=sys.stderr)
+    say(text, file=sys.stderr)
 
 
 def step_of(weights: Path) -> int | None:
@@ -25,8 +27,17 @@ def step_of(weights: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def find_checkpoint(path: Path) -> Path:
+def _here(what: str, name: str) -> Path:
+    """A path of this machine. Weights at a URL are copied here first."""
+    try:
+        return files.local_path(name)
+    except Error as error:
+        raise Error(f"{what}: {error}") from None
+
+
+def find_checkpoint(name: str) -> Path:
     """A checkpoint that is whole, or the newest of a run directory."""
+    path = _here("run.fork_from", name)
     if (path / STATE).exists():
         refuse_damaged(path)
         return path
@@ -57,12 +68,14 @@ def weights_before(run: RunDirectory, step: int) -> Path:
 
 def find_weights(model: str) -> Path:
     """A run directory (its newest checkpoint), a checkpoint, a directory in Hugging Face layout, or a Hub name."""
-    path = Path(model)
+    path = _here(f"model {model}", model)
     if path.is_dir():
         if (path / CONFIG).exists():
             return path
         newest = newest_sound_checkpoint(RunDirectory(path).checkpoints, _warn)
         if newest is None:
+            if RunDirectory(path).config.exists():
+                raise Error(f"model {model}: expected a run with a checkpoint, got one without any yet; let it go on")
             raise Error(f"model {model}: expected a run directory with a checkpoint or {CONFIG}, found neither")
         return newest
     try:

@@ -1,20 +1,19 @@
 """What a run says of itself before it begins, and the facts its report tells."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend
 
 from ..dataset.directory import Dataset
 from ..dataset.loader import StepBatches
-from ..dataset.mixture import Portion, identity
+from ..dataset.mixture import Portion, identity, shares
 from ..dataset.order import even_share
 from ..distributed import World
 from ..evaluate.text import unigram_entropy
 from ..model import GPT2
+from ..rows import DatasetFacts, Facts
 from ..train.cost import activation_bytes, flops_per_token, training_bytes
 from ..train.update import micro_batch_shape
 from ..version import __version__
@@ -50,13 +49,12 @@ def _about_data(settings: Config, portions: Sequence[Portion]) -> Iterator[str]:
     """What is read: of each dataset how much, how often, and what is left out."""
     steps, tokens, total = settings.train.max_steps, settings.train.tokens_per_step, settings.sequences_per_step
     if len(portions) == 1:
-        yield f"data: {_named(portions[0])}"
+        yield f"data: {portions[0].dataset.path}: {_named(portions[0])}"
         yield f"steps: {steps:,} of {counted(tokens, 'token')}, {_epochs(portions[0], steps)}"
         return
     yield f"steps: {steps:,} of {counted(tokens, 'token')}, which {len(portions)} datasets share by their weights"
-    weights = math.fsum(portion.weight for portion in portions)
-    for portion in portions:
-        slots, path, share = len(portion.slots), portion.dataset.path, portion.weight / weights
+    for portion, part in zip(portions, shares([portion.weight for portion in portions]), strict=True):
+        slots, path, share = len(portion.slots), portion.dataset.path, float(part)
         yield f"data: {path}: {_named(portion)}"
         yield (
             f"{path}: weight {portion.weight:g}, {share:.2%}, is {slots:,} of {total:,} sequences of "
@@ -89,7 +87,7 @@ def say_epochs(batches: StepBatches, say: Callable[[str], None]) -> None:
 def forecast(settings: Config, model: GPT2, batches: StepBatches, world: World, say: Callable[[str], None]) -> None:
     """What a dry run adds: who takes what of a step, and an estimate of the memory it needs."""
     total, ranks = settings.sequences_per_step, world.world_size
-    parts, size = micro_batch_shape(total, ranks, settings.train.micro_batch_sequences)
+    micro_steps, size = micro_batch_shape(total, ranks, settings.train.micro_batch_sequences)
     for rank in range(ranks):
         slots = even_share(total, rank, ranks)
         first = next(portion for portion in batches.portions if slots.start in portion.slots)
@@ -98,7 +96,7 @@ def forecast(settings: Config, model: GPT2, batches: StepBatches, world: World, 
         of = f" of {first.dataset.path}" if len(batches.portions) > 1 else ""
         say(
             f"rank {rank}: slots {slots.start:,} to {slots.stop - 1:,} of {total:,}, "
-            f"{counted(parts, 'micro-step')} of at most {counted(size, 'sequence')}; "
+            f"{counted(micro_steps, 'micro-step')} of at most {counted(size, 'sequence')}; "
             f"its first steps begin at positions {', '.join(f'{s:,}' for s in starts)} of "
             f"{first.sequences:,}{of}"
         )
@@ -146,11 +144,11 @@ def attention_kernel(settings: Config, model: GPT2, world: World) -> str:
     return f"{name} (cuDNN {torch.backends.cudnn.version()}){slow}"
 
 
-def run_facts(settings: Config, portions: Sequence[Portion], model: GPT2, world: World) -> dict[str, Any]:
+def run_facts(settings: Config, portions: Sequence[Portion], model: GPT2, world: World) -> Facts:
     """What the report tells of the run as a whole."""
     datasets = [portion.dataset for portion in portions]
     entropies = [_unigram_entropy(dataset) for dataset in datasets]
-    facts = {
+    facts: Facts = {
         "version": __version__,
         "corpus": " + ".join(dataset.corpus for dataset in datasets),
         "dataset_id": identity(portions),
@@ -165,11 +163,12 @@ def run_facts(settings: Config, portions: Sequence[Portion], model: GPT2, world:
         "torch": torch.__version__,
         "val_unigram_entropy": mean_of_shares(entropies, portions),
     }
-    return facts | ({"datasets": [_facts_of(portion) for portion in portions]} if len(portions) > 1 else {})
+    if len(portions) > 1:
+        facts["datasets"] = [_facts_of(portion) for portion in portions]
+    return facts
 
 
-def _facts_of(portion: Portion) -> dict[str, Any]:
-    """One of several datasets: `steps_per_epoch` of its own epochs, `sequences_per_step` of its slots."""
+def _facts_of(portion: Portion) -> DatasetFacts:
     dataset = portion.dataset
     return {
         "path": str(dataset.path),

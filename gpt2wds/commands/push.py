@@ -4,12 +4,12 @@ import click
 
 from ..dataset.card import CARD
 from ..dataset.directory import Dataset
-from ..dataset.hub_place import HUB, HubPlace
-from ..dataset.publish import Directory as DirectoryPlace
-from ..dataset.publish import published_plan, send, telling, to_send
+from ..dataset.hub_target import HUB, HubTarget
+from ..dataset.publish import Directory as DirectoryTarget
+from ..dataset.publish import has_another_card, published_plan, send, telling, to_send
 from ..errors import Error
 from ..folder import Folder
-from .common import ProgressLine, counted
+from .common import ProgressLine, counted, say
 from .looking import DIRECTORY, totals
 
 
@@ -39,17 +39,20 @@ def push_command(directory: str, url: str, licence: str | None, is_private: bool
             f"{f' and {len(told) - 1:,} more' if len(told) > 1 else ''}; make the dataset with relative paths, or give "
             "--local-paths to publish it as it is"
         )
-    place = HubPlace(url, is_private=is_private) if url.startswith(HUB) else DirectoryPlace(Folder(url))
+    target = HubTarget(url, is_private=is_private) if url.startswith(HUB) else DirectoryTarget(Folder(url))
     if published_plan(dataset) is None:
-        print(f"{directory}: without its plan.json nobody can make shards of it again, to audit it")
-    stages = to_send(dataset, place, url.rstrip("/"), licence)
-    if not stages:
-        print(f"{url}: already there, {totals(dataset)}")
-        return
+        say(f"{directory}: without its plan.json nobody can make shards of it again, to audit it")
+    known_as = url.rstrip("/")
+    stages = to_send(dataset, target, known_as, licence)
     pieces = [piece for stage in stages for piece in stage.pieces]
-    progress = ProgressLine("pushing", sum(piece.size for piece in pieces), "B")
-    send(place, stages, progress.update)
-    progress.close()
-    print(f"{url}: {counted(len(pieces), 'file')} sent, {totals(dataset)}")
-    if licence is None and any(piece.name == CARD for piece in pieces):
-        print(f"{url}: its README.md names no license (--license, or edit it there)")
+    if pieces:
+        progress = ProgressLine("pushing", sum(piece.size for piece in pieces), "B")
+        send(target, stages, progress.update)
+        progress.close()
+    done = f"{counted(len(pieces), 'file')} sent" if pieces else "already there"
+    say(f"{url}: {done}, {totals(dataset)}")
+    if licence is None:
+        if any(piece.name == CARD for piece in pieces):
+            say(f"{url}: its README.md names no license (--license, or edit it there)")
+    elif has_another_card(dataset, target, known_as, licence):
+        say(f"{url}: --license {licence} is not written, the README.md that is there stays as it is; edit it there")

@@ -45,20 +45,13 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Data:
-    path: str | list[Weighted] = field(
-        default="data/fineweb-edu",
-        metadata={
-            "unit": "path or URL",
-            "says": "a dataset directory of tokens, or several: [{path = …, weight = …}, …]",
-        },
+    path: str | list[Weighted] = key(
+        "data/fineweb-edu", "path or URL", "a dataset directory of tokens, or several: [{path = …, weight = …}, …]"
     )
     seq_len: int = key(1024, "tokens", "of a sequence; the positions of a fresh model")
     num_workers: int = key(0, "processes", "of each rank that read ahead; 0: the training process reads")
     document_masking: bool = key(False, "", "attention and positions stay within a document, in validation too")
-    skip_steps: list[str] = field(
-        default_factory=list,
-        metadata={"unit": "steps", "says": 'such as ["8400-8420", "9000"]: their sequences are not trained on'},
-    )
+    skip_steps: list[str] = key([], "steps", 'such as ["8400-8420", "9000"]: their sequences are not trained on')
 
     def __post_init__(self) -> None:
         at_least("data", self, seq_len=1, num_workers=0)
@@ -131,9 +124,8 @@ class Eval:
     val_tokens: int = key(10485760, "tokens", "of the validation text, at most")
     hellaswag: str = key("", "path or URL", "a dataset directory of multiple-choice examples; empty: none")
     hellaswag_mode: str = key("completion", "", "completion or lm-eval")
-    sample_prompts: list[str] = field(
-        default_factory=lambda: ["Hello, I'm a language model,"],
-        metadata={"unit": "", "says": "a sample of each at every evaluation; []: none"},
+    sample_prompts: list[str] = key(
+        ["Hello, I'm a language model,"], "", "a sample of each at every evaluation; []: none"
     )
     sample_tokens: int = key(64, "tokens", "of a sample, at most")
 

@@ -1,6 +1,5 @@
 """gpt2wds-shard: a corpus → a dataset directory."""
 
-import logging
 import re
 import sys
 import time
@@ -10,7 +9,6 @@ from functools import wraps
 from typing import Any
 
 import click
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..corpus import corpora, planning, sharding
 from ..corpus.corpora import Request
@@ -23,9 +21,11 @@ from ..dataset.directory import Dataset
 from ..errors import Error
 from ..folder import Folder
 from ..version import __version__
-from .common import Commands, Directory, ProgressLine, counted
+from .common import Commands, Directory, ProgressLine, counted, messages_above, say
 from .looking import cat_command, export_command, info_command, skipped, totals, verify_command
 from .push import push_command
+
+FromHub = tuple[str | None, str | None, str, str, int]  # config, revision, split, text_column, max_document_bytes
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,10 +49,8 @@ def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 def _cut_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that makes a dataset of text: it gets what `_make` takes."""
 
-    @click.option(
-        "--out", required=True, type=Directory(), help="Dataset directory to make, or a URL: s3://bucket/data."
-    )
-    @click.option("--workers", type=click.IntRange(1), help="Processes; as many as there are cores if not given.")
+    @click.option("--out", required=True, type=Directory(), help="The directory to make, or a URL: s3://bucket/data.")
+    @click.option("--workers", type=click.IntRange(1), help="Cores to use; all if not given.")
     @click.option(
         "--executor",
         type=click.Choice(["local", "ray"]),
@@ -145,7 +143,8 @@ def files(paths: tuple[str, ...], text_column: str, max_document_bytes: int, **o
 
 
 def _hub_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of both commands that stream from the Hub: they get `asked`, the fields of their request."""
+    """Options of both commands that stream from the Hub: they get `asked`, the fields of their request but the
+    repository."""
 
     @click.option("--revision", help="Commit, branch or tag; main as it is now if not given. The plan pins the commit.")
     @click.option("--split", default="train", show_default=True, help="Split of the dataset on the Hub.")
@@ -156,8 +155,7 @@ def _hub_options(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(
         config: str | None, revision: str | None, split: str, text_column: str, max_document_bytes: int, **options: Any
     ) -> None:
-        asked = {"config": config, "revision": revision, "split": split, "text_column": text_column}
-        command(asked={**asked, "max_document_bytes": max_document_bytes}, **options)
+        command(asked=(config, revision, split, text_column, max_document_bytes), **options)
 
     return wrapped
 
@@ -165,25 +163,25 @@ def _hub_options(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @click.option("--config", default=corpora.FINEWEB_CONFIG, show_default=True, help="Configuration of FineWeb-Edu.")
 @_hub_options
-def fineweb(asked: dict[str, Any], **options: Any) -> None:
+def fineweb(asked: FromHub, **options: Any) -> None:
     """FineWeb-Edu, streamed from the Hub: never downloaded whole, nothing kept but the shards.
 
     Validation is its first 12,000 documents, the lesson's 10.5 million tokens.
     """
-    _make(corpora.FineWebEdu(**asked), **options)
+    _make(corpora.FineWebEdu(corpora.FINEWEB_REPO, *asked), **options)
 
 
 @main.command()
 @click.argument("repo")
 @click.option("--config", help="Configuration, where the dataset has several.")
 @_hub_options
-def hf(repo: str, asked: dict[str, Any], **options: Any) -> None:
+def hf(repo: str, asked: FromHub, **options: Any) -> None:
     """Any dataset on the Hub, streamed: REPO is owner/name.
 
     Parquet and JSON lines are read by byte range and cut into shards of equal size; other formats as `datasets`
     streams them, whole files in each shard.
     """
-    _make(corpora.HubDataset(repo, **asked), **options)
+    _make(corpora.HubDataset(repo, *asked), **options)
 
 
 @main.command()
@@ -215,12 +213,10 @@ def finish(directory: Folder) -> None:
         )
     missing = sharding.missing_tasks(directory, plan)
     for task in missing:
-        print(f"missing: {task}")
+        say(f"missing: {task}")
     if missing:
-        raise Error(
-            f"{directory}: {len(missing)} of {len(plan.tasks)} shards are missing, named above; "
-            "give the command that makes them again"
-        )
+        of = f"{len(missing):,} of {counted(len(plan.tasks), 'shard')} {'is' if len(missing) == 1 else 'are'} missing"
+        raise Error(f"{directory}: {of}, named above; give the command that makes them again")
     _finish(directory, plan)
 
 
@@ -236,26 +232,26 @@ def _make(
     plan, is_finished = planning.begin(out, request, cut, trust_times=trust_times)
     if is_finished:
         sharding.remove_strays(out)
-        print(f"{out}: already there, {totals(Dataset(out))} (sizes were compared; verify reads every byte)")
+        say(f"{out}: already there, {totals(Dataset(out))} (sizes were compared; verify reads every byte)")
         return
     progress = _Progress(out)
-    with logging_redirect_tqdm([logging.getLogger("gpt2wds")]):  # above the bar
+    with messages_above():
         missing = sharding.run_missing(out, plan, executor, task_slice=task_slice, progress=progress)
     progress.close()
     first, step = task_slice
     if step > 1 and missing:
         done = len(plan.tasks) - len(missing)
-        print(f"{out}: slice {first}/{step} is done, {done} of {counted(len(plan.tasks), 'shard')} are there")
+        say(f"{out}: slice {first}/{step} is done, {done} of {counted(len(plan.tasks), 'shard')} are there")
         return
     _finish(out, plan)
 
 
 def _finish(out: Folder, plan: Plan) -> None:
     dataset = sharding.finish(out, plan)
-    print(f"{out}: {totals(dataset)}")
+    say(f"{out}: {totals(dataset)}")
     for reason, places in skipped(dataset).items():
         named = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
-        print(f"  {counted(len(places), 'document')} skipped: {reason} ({named})")
+        say(f"  {counted(len(places), 'document')} skipped: {reason} ({named})")
 
 
 class _Progress:
@@ -268,7 +264,7 @@ class _Progress:
     def start(self, plan: Plan, todo: Sequence[Task], there: int) -> None:
         self._todo, self._there = len(todo), there
         if there:
-            print(f"{self._out}: going on, {there} of {counted(there + len(todo), 'shard')} are there", file=sys.stderr)
+            say(f"{self._out}: going on, {there} of {counted(there + len(todo), 'shard')} are there", file=sys.stderr)
         spans = [span for task in todo for span in task.spans]
         counts = [span.count for span in spans if plan.sources[span.source].unit == "row"]
         is_known = len(counts) == len(spans) and None not in counts
@@ -295,3 +291,7 @@ class _Progress:
 
 for _command in (info_command, verify_command, cat_command, export_command, push_command):
     main.add_command(_command)
+
+
+if __name__ == "__main__":  # python -m gpt2wds.commands.shard
+    main()

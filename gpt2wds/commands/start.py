@@ -1,11 +1,11 @@
 """What a run starts with: random weights, another model's, another run's checkpoint, or its own newest."""
 
 import dataclasses
+import re
 import sys
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +15,7 @@ from ..dataset.mixture import identity
 from ..distributed import World
 from ..errors import Error, counted
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
+from ..rows import Origin
 from ..train.checkpoint import State, load_state, newest_sound_checkpoint, state_hash
 from ..train.rundir import RunDirectory
 from ..train.weights import load_weights, weights_hash
@@ -41,8 +42,8 @@ def find_start(settings: Config, run: RunDirectory, batches: StepBatches) -> Sta
     checkpoint = newest_sound_checkpoint(run.checkpoints, run.say)
     if checkpoint is not None:
         remedy = (
-            f"{checkpoint}, data.path = {settings.data.described}: {{}}, or choose another run.dir, where "
-            f"model.init_from={run.path} begins a new run with what this one has learned"
+            f"{checkpoint}: {{}}, or choose another run.dir, where model.init_from={run.path} begins a new run with "
+            "what this one has learned"
         )
         start = _from_checkpoint(checkpoint, settings, batches, remedy)
         found, asked = start.model.config.document_masking, settings.data.document_masking
@@ -51,7 +52,7 @@ def find_start(settings: Config, run: RunDirectory, batches: StepBatches) -> Sta
             raise Error(remedy.format(mistake))
         return start
     if settings.run.fork_from:
-        source = find_checkpoint(Path(settings.run.fork_from))
+        source = find_checkpoint(settings.run.fork_from)
         remedy = f"run.fork_from={source}: {{}}, or begin with its model alone (model.init_from={source})"
         start = _from_checkpoint(source, settings, batches, remedy)
         _read_documents(start.model, settings)
@@ -60,11 +61,11 @@ def find_start(settings: Config, run: RunDirectory, batches: StepBatches) -> Sta
                 f"train.max_steps: expected more than the {counted(start.state.step, 'step')} of {source}, got "
                 f"{settings.train.max_steps}"
             )
-        origin = _origin("fork_from", settings.run.fork_from, source)
+        origin: Origin = {"fork_from": settings.run.fork_from, **_origin(source)}
         return dataclasses.replace(start, state=dataclasses.replace(start.state, origin=origin), checkpoint=None)
     if settings.model.init_from:
         source = find_weights(settings.model.init_from)
-        origin = _origin("init_from", settings.model.init_from, source)
+        origin = {"init_from": settings.model.init_from, **_origin(source)}
         return Start(_others_weights(source, settings), State(origin=origin), hash=origin["sha256"])
     model = GPT2(GPT2Config(*settings.model.shape, n_positions=settings.data.seq_len), seed=settings.run.seed)
     _read_documents(model, settings)
@@ -102,24 +103,31 @@ def _from_checkpoint(path: Path, settings: Config, batches: StepBatches, remedy:
         if asked not in (None, shape):
             raise Error(f"expected a model of {_shape_in_words(shape)}, got {asked}; leave [model] out")
     except Error as error:
-        raise Error(remedy.format(error)) from None
+        raise Error(remedy.format(_with_key(str(error), settings))) from None
     return Start(model, state, moments, path, state_hash(path))
 
 
-def _origin(key: str, asked: str, source: Path) -> dict[str, Any]:
+def _with_key(text: str, settings: Config) -> str:
+    """What the loader says of a state, and the key of the configuration that it is about."""
+    if found := re.match("state: (it was saved with (seed|seq_len) .*)", text):
+        return f"{'run' if found[2] == 'seed' else 'data'}.{found[2]}: {found[1]}"
+    return f"data.path = {settings.data.described}: {text}" if text.startswith("state: ") else text
+
+
+def _origin(source: Path) -> Origin:
     """What a run began from, as its run.json and its checkpoints tell it."""
-    return {key: asked, "path": str(source.resolve()), "step": step_of(source), "sha256": weights_hash(source)}
+    return {"path": str(source.resolve()), "step": step_of(source), "sha256": weights_hash(source)}
 
 
 def refuse_other_starts(start: Start, settings: Config, batches: StepBatches, world: World) -> None:
     """Raise Error where ranks would start from different steps or states, or with different data or configurations."""
     others = world.gather((start.state.step, start.hash, identity(batches.portions), dump_config(settings)))
-    step, digest, data, config = others[0]
-    for rank, (its_step, its_digest, its_data, its_config) in enumerate(others):
-        if (its_step, its_digest) != (step, digest):
+    step, own, data, config = others[0]
+    for rank, (its_step, its_hash, its_data, its_config) in enumerate(others):
+        if (its_step, its_hash) != (step, own):
             refuse_on_all_ranks(
-                f"ranks would start from different states: rank 0 from step {step:,} ({digest[:12] or 'a new model'}), "
-                f"rank {rank} from step {its_step:,} ({its_digest[:12] or 'a new model'}); see that every host has the "
+                f"ranks would start from different states: rank 0 from step {step:,} ({own[:12] or 'a new model'}), "
+                f"rank {rank} from step {its_step:,} ({its_hash[:12] or 'a new model'}); see that every host has the "
                 f"same {settings.run.dir}, not an old view or a damaged copy of it, then give the same command again",
                 world,
             )

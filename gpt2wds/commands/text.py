@@ -16,7 +16,7 @@ from ..dataset.manifest import SPLITS
 from ..dataset.validation import validation_sequences
 from ..errors import Error
 from ..tokenizer import load_tokenizer
-from .common import DEVICE, DTYPE, ProgressLine, counted, heading, print_json
+from .common import DEVICE, DTYPE, ProgressLine, counted, heading, print_json, say
 
 if TYPE_CHECKING:
     from ..distributed import World
@@ -74,7 +74,7 @@ def loss_command(
     singly = ", documents read singly" if masking else ""
     per_byte = "" if found["bits_per_byte"] is None else f", {found['bits_per_byte']:.4f} bits per byte"
     amount = f"{counted(found['tokens'], 'token')} of {counted(found['text_bytes'], 'byte')}"
-    print(
+    say(
         f"{heading(result)}: {dataset.corpus}, {split}{singly}: loss {found['loss']:.4f} nats per token, perplexity "
         f"{found['perplexity']:,.2f}{per_byte}; {amount}"
     )
@@ -143,6 +143,6 @@ def sample_command(
             text = generate(gpt2, tokenizer, prompt, seed=seed + number, device=world.device, **choices)
             samples.append({"prompt": prompt, "seed": seed + number, "text": text})
             if not as_json:
-                print(("---\n" if len(samples) > 1 else "") + text)
+                say(("---\n" if len(samples) > 1 else "") + text, keep="\n\t")
     if as_json:
         print_json({"model": model, "step": step, **choices, "samples": samples})

@@ -1,17 +1,19 @@
 """gpt2wds-eval trace: what a step of a run read, and when a document was read."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
+from ..dataset.directory import Dataset
 from ..dataset.origins import Origin, Place
-from ..dataset.trace import Piece, Reading, Spot, Trace, TracedSequence
+from ..dataset.trace import Piece, Reading, Spot, Trace, TracedDocument, TracedSequence
 from ..errors import Error
-from ..tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
-from .common import DEVICE, DTYPE, LocalPath, counted, print_json
+from ..tokenizer import END_OF_TEXT, load_tokenizer
+from .common import DEVICE, DTYPE, LocalPath, counted, print_json, say
 from .traced import LEFT_OUT, NOT_YET, READ, TracedRun, traced_run
 
 BEGINNING_TOKENS, BEGINNING_CHARACTERS = 64, 100  # of a document, shown unless all is asked for
@@ -57,12 +59,13 @@ def trace_command(
         source, _, number = document.rpartition(":")
         if not source or not number.isdecimal():
             raise Error(f"--document: expected SOURCE:ROW, such as texts.parquet:17, got {document!r}")
-        records = [_document(run, trace, place) for trace, place in run.find(source, int(number))]
+        places = run.find(source, int(number))
         if as_json:
+            records = [_document_record(run, trace, place) for trace, place in places]
             print_json(records[0] if len(records) == 1 else {"run": str(run_dir), "documents": records})
             return
-        for record in records:
-            _print_document(run, record)
+        for trace, place in places:
+            _print_document(run, trace, place)
         return
     assert step is not None
     if step > run.max_steps:
@@ -71,8 +74,21 @@ def trace_command(
     losses, checkpoint, is_main = _losses(run, step, sequences, device, dtype) if with_loss else (None, None, True)
     if not is_main:
         return
-    found = _step(run, step, sequences, losses, checkpoint, whole_text)
-    print_json(found) if as_json else _print_step(run, found, whole_text)
+    shown = _shown(run, sequences, losses)
+    if as_json:
+        print_json(_step_record(run, step, shown, checkpoint, whole_text))
+    else:
+        _print_step(run, step, shown, checkpoint, whole_text)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sequence in its slot of a step. loss: NaN for what is no number; None where it was not asked for."""
+
+    slot: int
+    dataset: Dataset
+    sequence: TracedSequence
+    loss: float | None
 
 
 def _losses(
@@ -92,100 +108,111 @@ def _losses(
         return losses, name, world.is_main
 
 
-def _step(
-    run: TracedRun,
-    step: int,
-    sequences: list[TracedSequence],
-    losses: np.ndarray | None,
-    checkpoint: str | None,
-    whole_text: bool,
-) -> dict[str, Any]:
-    """A step as a JSON object; its sequences by slot, or where there are losses, the worst first."""
-    tokenizer = load_tokenizer()
+def _shown(run: TracedRun, sequences: Sequence[TracedSequence], losses: np.ndarray | None) -> list[Shown]:
+    """The sequences of a step by slot, or where there are losses, the worst first."""
     datasets = [trace.dataset for trace in run.traces for _ in range(trace.sequences_per_step)]
-    records = []
+    shown = []
     for slot, (sequence, dataset) in enumerate(zip(sequences, datasets, strict=True)):
-        loss = {} if losses is None else {"loss": float(losses[slot])}
-        documents = [_piece(sequence, piece, tokenizer, whole_text) for piece in sequence.pieces]
-        where = {"dataset": str(dataset.path), **_spot(run, sequence.spot)}
-        records.append({"slot": slot, **where, **loss, "documents": documents})
-    if losses is not None:
-        # What is no number is worst of all.
-        records.sort(key=lambda record: -record["loss"] if math.isfinite(record["loss"]) else -math.inf)
-        records = [r | {"loss": r["loss"] if math.isfinite(r["loss"]) else None} for r in records]
+        loss = None if losses is None else float(losses[slot]) if math.isfinite(losses[slot]) else math.nan
+        shown.append(Shown(slot, dataset, sequence, loss))
+    # What is no number is worst of all.
+    return sorted(shown, key=lambda each: -math.inf if math.isnan(each.loss or 0) else -(each.loss or 0))
+
+
+def _passage(sequence: TracedSequence, piece: Piece, whole_text: bool) -> tuple[bool, str]:
+    """Whether a document begins in a sequence, and what that has of its text, or the beginning of it."""
+    tokens = sequence.tokens[piece.start : piece.end]
+    begins = bool(tokens[0] == END_OF_TEXT)
+    text = load_tokenizer().decode(tokens[begins:] if whole_text else tokens[begins : begins + BEGINNING_TOKENS])
+    return begins, text if whole_text else text[:BEGINNING_CHARACTERS]
+
+
+def _readings(run: TracedRun, trace: Trace, document: TracedDocument) -> list[Reading]:
+    """What of the run reads a training document, in slots of the run's steps."""
+    epochs, first = range(trace.epoch_of(run.max_steps) + 1), run.first_slot(trace)
+    every = (reading for epoch in epochs for reading in trace.readings(document, epoch))
+    readings = [reading for reading in every if (reading.step or 0) <= run.max_steps]
+    return [r if r.slot is None else replace(r, slot=first + r.slot) for r in readings]
+
+
+# As JSON objects
+
+
+def _step_record(
+    run: TracedRun, step: int, shown: list[Shown], checkpoint: str | None, whole_text: bool
+) -> dict[str, object]:
     each = [{"dataset": str(t.dataset.path), "dataset_id": t.dataset.id, "epoch": t.epoch_of(step)} for t in run.traces]
-    facts: dict[str, Any] = {"run": str(run.run.path), "step": step}
+    facts: dict[str, object] = {"run": str(run.run.path), "step": step}
     if len(each) == 1:
         facts |= {"epoch": each[0]["epoch"], "state": run.state(step), "dataset_id": each[0]["dataset_id"]}
     else:
         facts |= {"state": run.state(step), "datasets": each}
-    return {**facts, "checkpoint": checkpoint, "sequences": records}
+    sequences = [_sequence_record(run, sequence, whole_text) for sequence in shown]
+    return {**facts, "checkpoint": checkpoint, "sequences": sequences}
 
 
-def _piece(sequence: TracedSequence, piece: Piece, tokenizer: Tokenizer, whole_text: bool) -> dict[str, Any]:
-    tokens = sequence.tokens[piece.start : piece.end]
-    begins = bool(tokens[0] == END_OF_TEXT)
-    text = tokenizer.decode(tokens[begins:] if whole_text else tokens[begins : begins + BEGINNING_TOKENS])
-    text = text if whole_text else text[:BEGINNING_CHARACTERS]
-    return {**_origin(piece.origin), "begins": begins, "tokens": len(tokens), "text": text}
+def _sequence_record(run: TracedRun, shown: Shown, whole_text: bool) -> dict[str, object]:
+    loss = {} if shown.loss is None else {"loss": None if math.isnan(shown.loss) else shown.loss}
+    documents = []
+    for piece in shown.sequence.pieces:
+        begins, text = _passage(shown.sequence, piece, whole_text)
+        held = {"begins": begins, "tokens": piece.end - piece.start, "text": text}
+        documents.append({**_origin_record(piece.origin), **held})
+    where = {"dataset": str(shown.dataset.path), **_spot_record(run, shown.sequence.spot)}
+    return {"slot": shown.slot, **where, **loss, "documents": documents}
 
 
-def _document(run: TracedRun, trace: Trace, place: Place) -> dict[str, Any]:
-    """When a document of a dataset was read, as a JSON object."""
-    record = {"run": str(run.run.path), "dataset": str(trace.dataset.path), **_origin(place.origin)}
+def _document_record(run: TracedRun, trace: Trace, place: Place) -> dict[str, object]:
+    """Of a document that no step could read, only what there is."""
+    record = {"run": str(run.run.path), "dataset": str(trace.dataset.path), **_origin_record(place.origin)}
     shard = trace.dataset.shards(place.split)[place.shard].name
     record |= {"split": place.split, "shard": shard, "skipped": place.skipped or None}
     if place.skipped:
         return record
-    found = trace.document(place)
-    record |= {"first_token": found.start, "tokens": found.end - found.start}
+    document = trace.document(place)
+    record |= {"first_token": document.start, "tokens": document.end - document.start}
     if place.split != "train":
         return record
-    readings, first = list[Reading](), run.first_slot(trace)
-    for epoch in range(trace.epoch_of(run.max_steps) + 1):
-        readings += trace.readings(found, epoch)
-    shown = [reading for reading in readings if (reading.step or 0) <= run.max_steps]
-    return record | {
-        "in_no_sequence": trace.unread_tokens(found),
-        "readings": [
-            {"epoch": r.epoch, "step": r.step, "slot": None if r.slot is None else first + r.slot}
-            | {**_spot(run, r.spot), "state": run.state(r.step)}
-            for r in shown
-        ],
-    }
+    readings = [
+        {"epoch": r.epoch, "step": r.step, "slot": r.slot, **_spot_record(run, r.spot), "state": run.state(r.step)}
+        for r in _readings(run, trace, document)
+    ]
+    return record | {"in_no_sequence": trace.unread_tokens(document), "readings": readings}
 
 
-def _origin(origin: Origin) -> dict[str, Any]:
+def _origin_record(origin: Origin) -> dict[str, object]:
     """A document's source, and which of its documents it is."""
     span = {"unit": origin.span.unit, "first": origin.span.first, "count": origin.span.count}
     return {"source": origin.span.source, "unit": origin.noun, "number": origin.number, "span": span}
 
 
-def _spot(run: TracedRun, spot: Spot) -> dict[str, Any]:
+def _spot_record(run: TracedRun, spot: Spot) -> dict[str, object]:
     return {"shard": spot.shard, "block": spot.block, "first_token": spot.place * run.seq_len}
 
 
-def _print_step(run: TracedRun, found: dict[str, Any], whole_text: bool) -> None:
-    sequences = found["sequences"]
-    each = found.get("datasets", [])
-    of = ", ".join(f"{one['dataset']} in its epoch {one['epoch']}" for one in each) or run.traces[0].dataset.path
-    epoch = "" if each else f", epoch {found['epoch']}"
-    print(
-        f"{found['run']}, step {found['step']:,}{epoch}: {counted(len(sequences), 'sequence')} of "
-        f"{counted(run.seq_len, 'token')} of {of}{_note(run, found['state'])}"
+# As text
+
+
+def _print_step(run: TracedRun, step: int, shown: list[Shown], checkpoint: str | None, whole_text: bool) -> None:
+    several, first = len(run.traces) > 1, run.traces[0]
+    of = ", ".join(f"{trace.dataset.path} in its epoch {trace.epoch_of(step)}" for trace in run.traces)
+    epoch, of = ("", of) if several else (f", epoch {first.epoch_of(step)}", str(first.dataset.path))
+    say(
+        f"{run.run.path}, step {step:,}{epoch}: {counted(len(shown), 'sequence')} of "
+        f"{counted(run.seq_len, 'token')} of {of}{_note(run, run.state(step))}"
     )
-    if found["checkpoint"]:
-        mean = np.mean([math.nan if record["loss"] is None else record["loss"] for record in sequences])
-        print(f"mean loss {mean:.4f} under {found['checkpoint']}, worst first")
-    for record in sequences:
-        loss = "" if "loss" not in record else f", loss {math.nan if record['loss'] is None else record['loss']:.4f}"
-        dataset = f"{record['dataset']} " if each else ""
-        print(f"{dataset}{_where(run, record)}, slot {record['slot']}{loss}")
-        for piece in record["documents"]:
-            beginning = ("" if piece["begins"] else "… ") + ("" if whole_text else " ".join(piece["text"].split()))
-            print(f"  {_named(piece)}, {counted(piece['tokens'], 'token')}: {beginning}")
+    if checkpoint:
+        say(f"mean loss {np.mean([each.loss for each in shown]):.4f} under {checkpoint}, worst first")
+    for each in shown:
+        loss = "" if each.loss is None else f", loss {each.loss:.4f}"
+        dataset = f"{each.dataset.path} " if several else ""
+        say(f"{dataset}{_where(run, each.sequence.spot)}, slot {each.slot}{loss}")
+        for piece in each.sequence.pieces:
+            begins, text = _passage(each.sequence, piece, whole_text)
+            beginning = ("" if begins else "… ") + ("" if whole_text else " ".join(text.split()))
+            say(f"  {_named(piece.origin)}, {counted(piece.end - piece.start, 'token')}: {beginning}")
             if whole_text:
-                print(piece["text"])
+                say(text, keep="\n\t")
 
 
 def _note(run: TracedRun, state: str) -> str:
@@ -196,31 +223,33 @@ def _note(run: TracedRun, state: str) -> str:
     return notes.get(state, "")
 
 
-def _print_document(run: TracedRun, found: dict[str, Any]) -> None:
-    name = _named(found) if len(run.traces) == 1 else f"{found['dataset']}: {_named(found)}"
-    if found["skipped"]:
-        print(f"{name}: left out when the dataset was made ({found['skipped']})")
+def _print_document(run: TracedRun, trace: Trace, place: Place) -> None:
+    name = f"{trace.dataset.path}: " * (len(run.traces) > 1) + _named(place.origin)
+    if place.skipped:
+        say(f"{name}: left out when the dataset was made ({place.skipped})")
         return
-    tokens = f"{counted(found['tokens'], 'token')} from {found['first_token']:,} on in {found['shard']}"
-    if found["split"] != "train":
-        print(f"{name}: {tokens}, held out for validation, never trained on")
+    document = trace.document(place)
+    tokens = f"{counted(document.end - document.start, 'token')} from {document.start:,} on in {document.shard}"
+    if place.split != "train":
+        say(f"{name}: {tokens}, held out for validation, never trained on")
         return
-    print(f"{name}: {tokens}")
-    if found["in_no_sequence"]:
-        print(f"  {found['in_no_sequence']:,} of them are in no sequence, at the end of a block")
-    for reading in found["readings"]:
-        when = f"epoch {reading['epoch']}" + ("" if reading["step"] is None else f", step {reading['step']:,}")
-        slot = "" if reading["slot"] is None else f", slot {reading['slot']}"
-        print(f"  {when}: {reading['state']}; {_where(run, reading)}{slot}")
-    if not any(reading["state"] == READ for reading in found["readings"]):
-        print(f"  not read: the run is at step {run.last_step:,} of {run.max_steps:,}")
+    say(f"{name}: {tokens}")
+    if unread := trace.unread_tokens(document):
+        say(f"  {unread:,} of them fill no sequence, at the end of a block: no step predicts them")
+    readings = _readings(run, trace, document)
+    for reading in readings:
+        when = f"epoch {reading.epoch}" + ("" if reading.step is None else f", step {reading.step:,}")
+        slot = "" if reading.slot is None else f", slot {reading.slot}"
+        say(f"  {when}: {run.state(reading.step)}; {_where(run, reading.spot)}{slot}")
+    if not any(run.state(reading.step) == READ for reading in readings):
+        say(f"  not read: the run is at step {run.last_step:,} of {run.max_steps:,}")
 
 
-def _named(record: dict[str, Any]) -> str:
-    number = "of unknown number" if record["number"] is None else f"{record['number']:,}"
-    return f"{record['source']} {record['unit']} {number}"
+def _named(origin: Origin) -> str:
+    number = "of unknown number" if origin.number is None else f"{origin.number:,}"
+    return f"{origin.span.source} {origin.noun} {number}"
 
 
-def _where(run: TracedRun, record: dict[str, Any]) -> str:
-    first = record["first_token"]
-    return f"{record['shard']} block {record['block']}, tokens {first:,} to {first + run.seq_len - 1:,}"
+def _where(run: TracedRun, spot: Spot) -> str:
+    first = spot.place * run.seq_len
+    return f"{spot.shard} block {spot.block}, tokens {first:,} to {first + run.seq_len - 1:,}"

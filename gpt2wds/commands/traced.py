@@ -2,6 +2,7 @@
 
 import sys
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..dataset.origins import Place
 from ..dataset.trace import Trace
 from ..errors import Error
 from ..train.rundir import RunDirectory
+from .common import say
 
 READ, NOT_YET, LEFT_OUT, FILLS_NO_STEP = "read", "not yet", "left out", "fills no step"
 
@@ -78,8 +80,10 @@ def traced_run(folder: Path, data: tuple[str, ...]) -> TracedRun:
         )
     paths = data or tuple(path for path, _ in weighted)
     pairs = [(Dataset(path), weight) for path, (_, weight) in zip(paths, weighted, strict=True)]
+    known, each = _known_data(run)
+    _refuse_other_order(each, [dataset.id for dataset, _ in pairs], paths)
     mixed = portions(pairs, sequences_per_step=tokens // seq_len, seq_len=seq_len)
-    known, here = _known_data(run), identity(mixed)
+    here = identity(mixed)
     if known not in (None, here):
         raise Error(
             f"{', '.join(paths)}: expected the run's dataset, {known}, got {here}; give its directory with --data"
@@ -96,13 +100,24 @@ def _last_step(run: RunDirectory) -> int:
     return max(run.last_step(), *(int(name) for name in names if name.isdecimal()), 0)
 
 
-def _known_data(run: RunDirectory) -> object:
-    """The `dataset_id` that the run noted; None where it did not, or its notes are damaged."""
+def _known_data(run: RunDirectory) -> tuple[object, list[str]]:
+    """The `dataset_id` that the run noted, and that of each of several datasets; None and [] where it noted none."""
     try:
-        return run.read_facts().get("dataset_id")
+        facts = run.read_facts()
+        each = [member(one, "dataset_id", str) for one in member({"datasets": [], **facts}, "datasets", list)]
+        if "dataset_id" not in facts:
+            raise Error(f"{run.facts_path}: expected a dataset_id, got none")
     except Error as error:
-        print(f"WARNING: {error}; whether the dataset is the run's cannot be told", file=sys.stderr)
-        return None
+        say(f"WARNING: {error}; whether the dataset is the run's cannot be told", file=sys.stderr)
+        return None, []
+    return facts["dataset_id"], each
+
+
+def _refuse_other_order(known: list[str], here: list[str], paths: Sequence[str]) -> None:
+    """Raise Error where these are the run's datasets, but not in its order."""
+    if known != here and sorted(known) == sorted(here):
+        ordered = " ".join(f"--data {paths[here.index(one)]}" for one in known)
+        raise Error(f"--data: expected the datasets in the run's order, got {', '.join(paths)}; give {ordered}")
 
 
 def _weighted(path: object) -> list[tuple[str, float]]:

@@ -8,14 +8,15 @@ from pathlib import Path
 import click
 
 from ..config import explain_config, load_config
+from ..malloc import keep_pages
 from ..train.signals import Signals, end_with_launcher
 from ..version import __version__
-from .common import one_line_errors
+from .common import Command, go_on_unread, one_line_errors
 
 _KEYS = {"device": "run.device", "seed": "run.seed", "seq_len": "data.seq_len"}
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("config", type=click.Path(path_type=Path), required=False)
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 @click.option("--dry-run", is_flag=True, help="Print what would be done: sizes, steps, what each rank takes, memory.")
@@ -51,9 +52,11 @@ def main(
         raise click.UsageError("--ranks and --tokens-per-second are for --dry-run.")
     signals = Signals()
     end_with_launcher()
-    # Noted before torch is imported, which takes seconds: a SIGUSR1 in that time must not kill, nor be lost.
-    with one_line_errors(_with_keys), signals.noting(signal.SIGUSR1):
+    # Noted before torch is imported, which takes seconds: a SIGUSR1 in that time must not kill, nor be lost. And until
+    # an error is said, however long the way out of the run is.
+    with signals.noting(signal.SIGUSR1), one_line_errors(_with_keys):
         from ..distributed import join_world
+        from ..train.faults import naming_faults
         from .launch import launch, preview
         from .settings import Config
 
@@ -61,11 +64,17 @@ def main(
         if print_config:
             print(explain_config(settings))
             return
-        with join_world(settings.run.device) as world:
+        # No run of days may end because its terminal has, or `tee`: Ctrl-C ends that before a run has saved.
+        go_on_unread("stdout")
+        with naming_faults(), join_world(settings.run.device) as world:
             if dry_run:
                 preview(settings, world, ranks, tokens_per_second)
                 return
-            stopped_by = launch(settings, world, signals)
+            if world.device.type == "cpu":
+                keep_pages()
+            # Ranks that have met stop together, or say which way one was lost. Alone, one that starts ends at once.
+            with signals.noting(*[signal.SIGTERM] * (world.world_size > 1)):
+                stopped_by = launch(settings, world, signals)
     if stopped_by:
         sys.exit(128 + stopped_by)
 
@@ -74,3 +83,7 @@ def _with_keys(text: str) -> str:
     """A message of the library with the configuration's keys in place of its arguments' names."""
     text = text.replace("max_tokens =", "eval.val_tokens =")
     return re.sub("^(device|seed|seq_len):", lambda found: f"{_KEYS[found[1]]}:", text)
+
+
+if __name__ == "__main__":  # python -m gpt2wds.commands.train
+    main()

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from gpt2wds import __version__
 from gpt2wds.commands.shard import main
-from gpt2wds.corpus.executors import Run, WorkerBug
+from gpt2wds.corpus.executors import Runner, Take, WorkerBug, ignore
 from gpt2wds.corpus.ray_executor import TELL_EVERY, TRIES, OnRay
 from gpt2wds.errors import Error
 from gpt2wds.folder import Folder
@@ -56,6 +56,7 @@ def cluster() -> Iterator[Any]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")  # nothing but the loopback reaches it
         patch.setenv("RAY_DEDUP_LOGS", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # 15 by default: where other tests keep all cores busy, they starve
         patch.delenv("RAY_ADDRESS", raising=False)
         cluster_utils = pytest.importorskip("ray.cluster_utils")
         cluster = cluster_utils.Cluster(True, head_node_args={**NODE, "node_ip_address": "127.0.0.2"})
@@ -128,9 +129,21 @@ def workers_of(node: Any) -> list[int]:
     return found
 
 
-def at_work(out: Path, node: Any) -> list[int]:
-    """Those that have a shard in the making: its temporary name has their number."""
-    return [pid for pid in workers_of(node) if list(out.glob(f".*.tar.zst.*.{pid}.*.tmp"))]
+def hold(*nodes: Any) -> list[int]:
+    """A worker of each node, stopped amid a task: on a fast machine the others would have done all before the last of
+    the nodes began."""
+    held: dict[Any, int] = {}
+
+    def all_held() -> bool:
+        for node in nodes:
+            for worker in set(workers_of(node)) & processes("ray::_work").keys():
+                if node not in held:
+                    os.kill(worker, signal.SIGSTOP)
+                    held[node] = worker
+        return len(held) == len(nodes)
+
+    until(all_held)
+    return [held[node] for node in nodes]
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +170,15 @@ def test_a_node_that_is_lost_costs_its_chain_only(
     cluster: Any, second: Any, corpus: list[Path], whole: dict[str, str], tmp_path: Path
 ) -> None:
     process = start(cluster, corpus, tmp_path / "out")
-    until(lambda: receipts(tmp_path / "out") > 5 and at_work(tmp_path / "out", second))
+    until(lambda: receipts(tmp_path / "out") > 5)
+    stays, _ = hold(cluster.head_node, second)
     workers = workers_of(second)
     cluster.remove_node(second, allow_graceful=False)
     for worker in workers:  # they would go on for some seconds, which those of a lost machine do not
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
     assert receipts(tmp_path / "out") < 40, "too late to matter"
+    os.kill(stays, signal.SIGCONT)
     said, lines = ended(process)
     assert contents(tmp_path / "out") == whole
     lost = [line for line in lines if "its worker was lost, it is made again (" in line]
@@ -177,8 +192,7 @@ def test_a_worker_that_is_killed_costs_its_chain_only(
     cluster: Any, second: Any, corpus: list[Path], whole: dict[str, str], tmp_path: Path
 ) -> None:
     process = start(cluster, corpus, tmp_path / "out")
-    for node in (cluster.head_node, second):
-        worker = until(partial(at_work, tmp_path / "out", node))[0]
+    for worker in hold(cluster.head_node, second):
         os.kill(worker, signal.SIGKILL)
     assert receipts(tmp_path / "out") < 40, "too late to matter"
     said, lines = ended(process)
@@ -227,7 +241,8 @@ def test_a_directory_that_the_nodes_do_not_share_is_one_line(cluster: Any, corpu
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     alone = subprocess.Popen(["unshare", "--mount", "sh", "-c", script], start_new_session=True, **quiet)
     try:
-        until(lambda: [line for line in processes("raylet").values() if "127.0.0.4" in line])
+        nodes = cluster.global_state.node_table
+        until(lambda: [node for node in nodes() if node["Alive"] and node["NodeManagerAddress"] == "127.0.0.4"])
         _, lines = ended(start(cluster, corpus, private / "out"), code=1)
     finally:
         alone.terminate()
@@ -267,7 +282,7 @@ class Note:
     def __init__(self, folder: Path):
         self._folder = folder
 
-    def __call__(self, task: dict[str, Any], progress: Callable[[int, int], None]) -> None:
+    def __call__(self, task: dict[str, Any], progress: Callable[[int, int], None]) -> str:
         note = self._folder / task["name"]
         is_first = not note.exists()
         with note.open("a") as file:
@@ -286,16 +301,17 @@ class Note:
             case "die":
                 time.sleep(0.3)
                 os.kill(os.getpid(), signal.SIGKILL)
+        return f"did {task['name']}"
 
 
-def run(cluster: Any, folder: Path, *chains: list[dict[str, Any]]) -> list[tuple[int, int, bool]]:
-    """Reports of the chains' run on the cluster."""
+def run(cluster: Any, folder: Path, *chains: list[dict[str, Any]], take: Take = ignore) -> list[tuple[int, int, bool]]:
+    """Reports of the chains' run on the cluster. take: gets what tasks return."""
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes do not know this file
-    make_run: Callable[[], Run] = partial(Note, folder)
+    make_run: Callable[[], Runner] = partial(Note, folder)
     reports: list[tuple[int, int, bool]] = []
-    OnRay(cluster.address).run_tasks(chains, make_run, lambda *r: reports.append(r), out=Folder(folder))
+    OnRay(cluster.address).run_tasks(chains, make_run, lambda *r: reports.append(r), out=Folder(folder), take=take)
     return reports
 
 
@@ -323,8 +339,9 @@ def test_what_a_task_raises_arrives(cluster: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_a_lost_task_had_counted_is_taken_back(cluster: Any, tmp_path: Path) -> None:
-    lost = {"name": "b", "documents": 5, "does": "die once late"}
-    reports = run(cluster, tmp_path, [{"name": "a", "documents": 3}, lost, {"name": "c"}])
+    lost, returned = {"name": "b", "documents": 5, "does": "die once late"}, list[str]()
+    reports = run(cluster, tmp_path, [{"name": "a", "documents": 3}, lost, {"name": "c"}], take=returned.append)
+    assert returned == ["did a", "did b", "did c"]
     assert (-5, -10, False) in reports
     assert [sum(column) for column in zip(*reports, strict=True)] == [9, 30, 3]
     assert [len((tmp_path / name).read_text().splitlines()) for name in "abc"] == [1, 2, 1]

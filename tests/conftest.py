@@ -1,15 +1,27 @@
 """Datasets that several tests use; those that no test changes are made once per session."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 from making import shard_choices, shard_plays, shard_small, texts, write_jsonl
+from runs import trained
+from stores import ObjectStore
 from writable_hub import WritableHub
 
 from gpt2wds import patience
 from gpt2wds.dataset.directory import Dataset
+
+
+def pytest_configure() -> None:
+    """Torch computes with one thread, here and in what is started from here.
+
+    Models are small, and several processes share the cores: threads that wait for each other spend them spinning, three
+    times what is to be done. Sums also come in one order.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +52,18 @@ def small(source: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def whole(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training run of 12 steps that nothing interrupted. Read it, do not change it."""
-    from runs import finish, start  # here: it loads torch, which many tests do without
-
     run = tmp_path_factory.mktemp("whole") / "run"
-    finish(start(run, plays))
+    trained(run, plays)
     return run
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[ObjectStore]:
+    """An S3 server with an empty bucket. Several tests use it: each has names of its own there."""
+    pytest.importorskip("moto", reason="needs an S3 server: moto[server]")
+    pytest.importorskip("s3fs", reason="needs the extra 's3'")
+    with ObjectStore() as running:
+        yield running
 
 
 @pytest.fixture

@@ -97,7 +97,9 @@ class LoopbackHub:
                     wanted = _paths(posted)
                     answer = [f for f in files if f["path"] in wanted]
                 send(request, json.dumps(answer).encode(), body, {"Content-Type": "application/json"})
-                return
+            else:
+                send(request, b"not found", body, {"X-Error-Code": "RepoNotFound"}, status=404)
+            return
         if file := re.fullmatch(r"(.+)/resolve/[^/]+/(.+)", path):
             target = self.repositories.get(file[1], Path("/nonexistent")) / file[2]
             if target.is_file():
@@ -124,6 +126,9 @@ class LoopbackHub:
             return
         fault = self.faults.pop(0) if self.faults else ""
         first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+        if first >= len(data):
+            send(request, b"", body, {"Content-Range": f"bytes */{len(data)}"}, status=416)
+            return
         if fault == "elsewhere":
             shift = -1 if first else 1
             first, last = first + shift, last + shift

@@ -68,8 +68,14 @@ def opened(reader: Reader, path: Path, text_column: str = "text") -> OpenSource:
     return reader.open(location, reader.measure(location, text_column), text_column)
 
 
+def read_run(source: OpenSource, first: int = 0, count: int | None = None) -> list[Document]:
+    """The documents of a run, those that can be as text."""
+    read = (document for batch in source.batches(first, count) for document in batch)
+    return [document.decode() if isinstance(document, bytes) else document for document in read]
+
+
 def read_all(reader: Reader, path: Path, text_column: str = "text") -> list[Document]:
-    return list(opened(reader, path, text_column).read(0, None))
+    return read_run(opened(reader, path, text_column))
 
 
 def count(reader: Reader, path: Path) -> int:
@@ -86,10 +92,10 @@ def check_runs(reader: Reader, path: Path, text_column: str, steps: list[int]) -
         run = source.cut(at, step, None)
         if run is None:
             break
-        part = list(source.read(at, run.end - at))
+        part = read_run(source, at, run.end - at)
         assert len(part) == run.documents == min(step, len(whole) - len(found))
         found, at = found + part, run.end
-    assert found + list(source.read(at, None)) == whole
+    assert found + read_run(source, at) == whole
 
 
 def check_byte_runs(reader: Reader, path: Path, limits: list[int]) -> None:
@@ -100,15 +106,15 @@ def check_byte_runs(reader: Reader, path: Path, limits: list[int]) -> None:
     for limit in limits:
         run = source.cut(at, None, limit)
         if run is None:
-            assert not list(source.read(at, None))
+            assert not read_run(source, at)
             break
-        last = not list(source.read(run.end, None))
+        last = not read_run(source, run.end)
         assert last or run.end - at >= limit
         assert run.text_bytes == run.end - at
         both = source.cut(at, 1_000_000, limit)  # documents limited too: the same, but counted
-        assert len(list(source.read(at, both.end - at))) == both.documents
-        part = list(source.read(at, run.end - at))
+        assert len(read_run(source, at, both.end - at)) == both.documents
+        part = read_run(source, at, run.end - at)
         if len(part) > 1 and run.end - at > limit:
             assert source.cut(at, len(part) - 1, None).end - at < limit
         found, at = found + part, run.end
-    assert found + list(source.read(at, None)) == whole
+    assert found + read_run(source, at) == whole

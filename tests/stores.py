@@ -6,13 +6,19 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import fsspec
+import pytest
+
+from gpt2wds import stores as clients
 
 BUCKET = "corpus"
 KEPT = {"Content-Type", "Content-Length", "Content-Range", "ETag", "Last-Modified", "Accept-Ranges"}
@@ -58,6 +64,28 @@ class ObjectStore:
     def url(self, name: str) -> str:
         return f"s3://{BUCKET}/{name}"
 
+    @contextmanager
+    def found(self, endpoint: str = "") -> Iterator[None]:
+        """This process finds the server too, or what stands before it."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            if endpoint:
+                patch.setenv("AWS_ENDPOINT_URL", endpoint)
+            fsspec.get_filesystem_class("s3").clear_instance_cache()
+            clients.forget()
+            yield
+        clients.forget()
+
+    def unfinished(self) -> list[str]:
+        """Names of which parts are there, and no more."""
+        found = self.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
+        return [upload["Key"] for upload in found]
+
+    def remove_unfinished(self) -> None:
+        for upload in self.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", []):
+            self.client.abort_multipart_upload(Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"])
+
     def put(self, name: str, data: bytes) -> str:
         self.client.put_object(Bucket=BUCKET, Key=name, Body=data)
         return self.url(name)
@@ -98,9 +126,18 @@ class Fault:
 
 
 class FaultyProxy:
-    """Stands before an object store: `fault(method, path)` says what goes wrong, None for nothing. Counts requests."""
+    """Stands before an object store: `fault(method, path)` says what goes wrong, None for nothing. Counts requests.
 
-    def __init__(self, store: ObjectStore, fault: Callable[[str, str], Fault | None]):
+    is_exclusive: whether it knows `If-None-Match`, or says that it does not.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        fault: Callable[[str, str], Fault | None] = lambda *_: None,
+        *,
+        is_exclusive: bool = True,
+    ):
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -110,6 +147,8 @@ class FaultyProxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 proxy.requests.append((self.command, self.path))
                 fault = proxy.fault(self.command, self.path)
+                if "If-None-Match" in self.headers and not is_exclusive:
+                    fault = Fault(501, "NotImplemented")
                 if fault is None or fault.cuts:
                     connection = HTTPConnection("127.0.0.1", store.port, timeout=60)
                     connection.request(self.command, self.path, body, dict(self.headers))

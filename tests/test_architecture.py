@@ -72,9 +72,11 @@ def test_wings_stand_on_the_dataset_and_not_on_each_other() -> None:
 
 def test_every_module_has_a_room() -> None:
     ground = {name.split(".")[1] for name in MODULES if "." in name and not wing(name)}
-    bytes_and_words = "errors rows strict_json version files folder stores locations ranges patience config"
-    language = "tokenizer fast_tokenizer model attention head distributed"
-    assert ground <= {*bytes_and_words.split(), *language.split()}
+    bytes_and_words = (
+        "__main__ errors rows strict_json version files folder stores locations ranges repository patience config"
+    )
+    language = "tokenizer fast_tokenizer model attention head distributed malloc"
+    assert ground <= {"__main__", "config", *bytes_and_words.split(), *language.split()}
 
 
 def test_only_commands_know_the_configuration() -> None:
@@ -91,11 +93,69 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     TopologicalSorter(GRAPH).prepare()  # raises CycleError, which names the cycle
 
 
+def test_modules_and_functions_are_short() -> None:
+    for path in MODULES.values():
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno is not None and node.end_lineno - node.lineno < 60, (path, node.name)
+
+
 def test_sharding_needs_no_torch() -> None:
     # Workers start often and in numbers; torch would cost each of them seconds and hundreds of megabytes.
     script = "import sys, gpt2wds.corpus.sharding; print(sorted({'torch', 'webdataset'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# Modules that read or write JSON whose members are not all ours: open objects, and what strangers wrote.
+JSON_EDGE = {
+    "strict_json",
+    "locations",
+    *(f"dataset.{name}" for name in ("manifest", "mixture", "loader", "verify", "publish")),
+    *(f"corpus.{name}" for name in ("corpora", "plan", "sources")),
+    "train.checkpoint",
+}
+
+
+def loose_tables(source: str) -> set[str]:
+    """Types of a source's parameters, results, members and aliases that say nothing of a table but that its keys are
+    texts: `Record`, `dict[str, Any]`. What a function has for itself, such as keywords for another's, may be one."""
+    annotations: list[ast.expr | None] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            annotations += [
+                node.returns,
+                *(each.annotation for each in ast.walk(node.args) if isinstance(each, ast.arg)),
+            ]
+        elif isinstance(node, ast.ClassDef | ast.Module):
+            annotations += [each.annotation for each in node.body if isinstance(each, ast.AnnAssign)]
+            annotations += [each.value for each in node.body if isinstance(each, ast.Assign)]
+    found = {ast.unparse(part) for each in annotations if each for part in ast.walk(each) if isinstance(part, ast.expr)}
+    return found & {"dict[str, Any]", "Mapping[str, Any]", "Record"}
+
+
+def test_tables_without_types_are_at_jsons_edge_only() -> None:
+    """Elsewhere an object that travels is a frozen dataclass or a TypedDict."""
+    found = {name.removeprefix("gpt2wds."): loose_tables(path.read_text("utf-8")) for name, path in MODULES.items()}
+    assert {name for name, tables in found.items() if "Record" in tables} == JSON_EDGE
+    # What Record is, and its like in TOML.
+    assert {name for name, tables in found.items() if tables - {"Record"}} == {"strict_json", "config"}
+    for path in (PACKAGE.parent / "tools").glob("*.py"):
+        assert loose_tables(path.read_text("utf-8")) == set(), path.name
+
+
+def test_a_table_without_types_would_be_found() -> None:
+    for line in (
+        "x: dict[str, Any] = {}",
+        "Table = dict[str, dict[str, Any]]",
+        "class C:\n    x: Record | None = None",
+        "def f(*, x: Mapping[str, Any]): ...",
+        "def f() -> list[Record]: ...",
+    ):
+        assert loose_tables(line), line
+    assert not loose_tables("def f(x: dict[str, object], y: Any) -> dict[str, int]:\n    z: dict[str, Any] = {}")
 
 
 def private_names_of_ours() -> set[str]:

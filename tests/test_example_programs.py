@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from making import shard_files, write_jsonl
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.loader import StepBatches
@@ -55,6 +56,23 @@ def test_a_directory_that_is_none_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ") and "manifest.json" in done.stderr
+
+
+@pytest.mark.slow
+def test_another_datasets_checkpoint_is_one_line(plays: Dataset, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(plays.path, tmp_path / "damaged"))
+    losses(own_loop(plays, tmp_path / "own.pt", "--steps", "1"))
+    (damaged / "train-00000.tar.zst").unlink()
+    other = shard_files(
+        tmp_path / "other",
+        write_jsonl(tmp_path / "other.jsonl", [f"{n} many words " * 600 for n in range(9)]),
+        val_docs=1,
+    )
+    for data, said in ((other, "state: it was saved with dataset_id "), (Dataset(damaged), "the file is missing")):
+        process = own_loop(data, tmp_path / "own.pt", "--steps", "40")
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 1 and errors.count("\n") == 1 and errors.startswith("error: "), errors
+        assert said in errors
 
 
 @pytest.mark.slow

@@ -1,6 +1,10 @@
 """The faster engine against tiktoken, and the proof of its ids."""
 
 import random
+import subprocess
+import sys
+import threading
+import time
 from functools import lru_cache
 
 import numpy as np
@@ -11,7 +15,7 @@ from hypothesis import strategies as st
 from gpt2wds import fast_tokenizer
 from gpt2wds.errors import EngineError
 from gpt2wds.fast_tokenizer import FastTokenizer, with_engine
-from gpt2wds.tokenizer import load_tokenizer, remembered
+from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer, remembered
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +46,73 @@ MIXED = st.text(
 )
 
 
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 @given(st.text() | MIXED)
 def test_the_fast_engine_gives_tiktokens_ids(differing, text):
     fast = one_tokenizer(differing)
     assert fast.encode(text).tolist() == fast.encoding.encode_ordinary(text)
+
+
+# What encoding several texts in one call may trip over: the mark between them, whole and cut, and texts that go alone.
+TRAPS = st.sampled_from(
+    ["<|endoftext|>", "<|endoftext|", "|>", "a <|endoftext|>b", "\ud800", "\u088f", " \U00010940", " "]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.text() | MIXED | TRAPS, max_size=9), st.booleans())
+def test_documents_encoded_together_have_tiktokens_ids(differing, texts, as_bytes):
+    fast = one_tokenizer(differing)
+    given = [text.encode() if as_bytes and "\ud800" not in text else text for text in texts]
+    found = fast.encode_documents(given)
+    assert sum(count for count, _ in found) == len(texts)
+    wanted = [id for text in texts for id in [END_OF_TEXT, *fast.encoding.encode_ordinary(text)]]
+    assert [id for _, tokens in found for id in tokens.tolist()] == wanted
+
+
+def test_documents_go_to_the_engine_in_one_call_but_for_those_that_must_go_alone(fast):
+    calls, encode = [], fast.engine.encode
+    fast.engine = Stub(lambda data: calls.append(data) or encode(data))
+    texts = [b"one", b"two", "thr\u00e9e", b"x" * 300_000, "\u088f", b"six", b"seven"]
+    found = fast.encode_documents(texts)
+    assert [count for count, _ in found] == [3, 1, 1, 2]
+    assert calls[0] == b"<|endoftext|>one<|endoftext|>two<|endoftext|>thr\xc3\xa9e"
+    assert calls[-1] == b"<|endoftext|>six<|endoftext|>seven"
+    calls.clear()
+    texts = [b"a", b"b", b"a <|endoftext|>", b"c", b"d"]
+    assert [count for count, _ in fast.encode_documents(texts)] == [2, 1, 2]
+    apart = [b"<|endoftext|>a<|endoftext|>b", b"<|endoftext|>c<|endoftext|>d"]
+    assert calls == [b"<|endoftext|>a <|endoftext|>".join([apart[0], apart[1]]), *apart]
+
+
+def test_other_threads_run_while_the_engine_encodes(fast):
+    data, longest, is_done = b" some words of a text" * 500_000, 0.0, threading.Event()
+    fast.engine.encode(b"first")
+
+    def look() -> None:
+        nonlocal longest
+        last = time.perf_counter()
+        while not is_done.wait(0.0005):
+            last, before = time.perf_counter(), last
+            longest = max(longest, last - before)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    start = time.perf_counter()
+    fast.engine.encode(data)
+    took = time.perf_counter() - start
+    is_done.set()
+    thread.join()
+    assert longest < took / 2
+
+
+def test_the_engine_starts_without_awkward(differing):
+    """Its plain way would import that when first used, which takes longer than all else at the start."""
+    program = (
+        "import sys; from gpt2wds.fast_tokenizer import FastEngine; from gpt2wds.tokenizer import load_tokenizer;"
+        "FastEngine(load_tokenizer()).encode(b'a'); sys.exit('awkward' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @lru_cache
@@ -90,6 +156,21 @@ def test_with_and_without_the_engine_spaces_that_tiktoken_refuses_are_the_same(f
         assert np.array_equal(fast.encode(text), load_tokenizer().encode(text))
 
 
+@pytest.mark.parametrize("wrong", [0, 511, 512, 900])
+def test_one_document_in_so_many_of_those_encoded_together_is_compared(fast, wrong):
+    encode = fast.engine.encode
+
+    def encode_wrong(data):
+        ids = encode(data)
+        begins = np.append(np.flatnonzero(ids == END_OF_TEXT), len(ids))
+        ids[begins[wrong] + 1 : begins[wrong + 1]] = 7
+        return ids
+
+    fast.engine = Stub(encode_wrong)
+    ((_, found),) = fast.encode_documents([b"Hello world"] * 1000)
+    assert isinstance(found, EngineError) == (wrong % fast_tokenizer.CHECK_EVERY == 0)
+
+
 @pytest.mark.parametrize("panic", [True, False])
 def test_where_the_engine_fails_tiktoken_takes_over(fast, panic):
     class PanicException(BaseException):
@@ -100,6 +181,8 @@ def test_where_the_engine_fails_tiktoken_takes_over(fast, panic):
 
     fast.engine = Stub(encode)
     assert fast.encode("Hello world").tolist() == [15496, 995]
+    found = fast.encode_documents([b"Hello world", "Hi"])
+    assert [tokens.tolist() for _, tokens in found] == [[END_OF_TEXT, 15496, 995], [END_OF_TEXT, 17250]]
 
 
 WIDE = st.characters(min_codepoint=0x80, exclude_categories=["Cs"])
@@ -110,7 +193,7 @@ def test_characters_are_found_wherever_they_are(characters, text, near):
     neighbours = "".join(chr(ord(c) ^ near) for c in characters if not 0xD800 <= ord(c) ^ near <= 0xDFFF)
     found = fast_tokenizer.Characters("".join(sorted(characters)))
     for candidate in (text, text + neighbours, text + "".join(characters) + text):
-        assert found.occur_in(candidate, candidate.encode()) == (not characters.isdisjoint(candidate))
+        assert bool(len(found.places(candidate.encode()))) == (not characters.isdisjoint(candidate))
 
 
 def test_every_character_is_found_among_those_of_its_first_byte():
@@ -121,7 +204,7 @@ def test_every_character_is_found_among_those_of_its_first_byte():
         found = fast_tokenizer.Characters("".join(characters))
         # Ranges can only be wrong at their ends, and where the surrogates are left out.
         for character in {*characters[:70], *characters[-70:], *characters[::997]}:
-            assert found.occur_in(character, character.encode()), hex(ord(character))
+            assert found.places(character.encode()).tolist() == [0], hex(ord(character))
 
 
 def test_a_disagreement_during_a_run_is_an_error(fast):

@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,6 +42,23 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -
     assert final.read_text() == "new"
     files.replace(final, "newer")
     assert final.read_text() == "newer" and names(tmp_path) == ["a"]
+
+
+def test_what_is_not_a_file_is_written_to(tmp_path: Path) -> None:
+    """Else root's --out /dev/null would make a file of it."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.replace(pipe, "text")
+    assert os.read(reader, 9) == b"text" and pipe.is_fifo()
+    os.close(reader)
+    (tmp_path / "file").write_text("old")
+    link.symlink_to("file")
+    files.replace(link, "new")
+    assert link.is_symlink() and (tmp_path / "file").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        files.replace(Path("/dev/full"), "text")
 
 
 def test_what_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +150,23 @@ def test_without_hard_links_the_first_still_wins(tmp_path: Path, monkeypatch: py
     (tmp_path / ".b.lock.tmp").mkdir()
     assert files.create(tmp_path / "b", "third")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    # Another process that was faster, between the look and the right to give the name.
+    make = Path.mkdir
+
+    def overtaken(self: Path, *options: int) -> None:
+        (tmp_path / "c").write_text("of another")
+        make(self, *options)
+
+    monkeypatch.setattr(Path, "mkdir", overtaken)
+    assert not files.create(tmp_path / "c", "fourth")
+    assert (tmp_path / "c").read_text() == "of another"
+
+
+def test_what_cannot_be_replaced_leaves_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError):
+        files.replace(tmp_path / "a", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_full_disk_says_which_file(tmp_path: Path) -> None:
@@ -145,6 +180,9 @@ def test_a_full_disk_says_which_file(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught, files.naming_full_disk(tmp_path):
         raise OSError("not of a disk")
     assert caught.value.filename is None
+    with pytest.raises(OSError) as caught, files.naming_full_disk(tmp_path):
+        raise OSError(errno.ENOSPC, "full", "another")
+    assert caught.value.filename == "another"
 
 
 def test_what_dead_processes_left_goes_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +195,41 @@ def test_what_dead_processes_left_goes_and_nothing_else(tmp_path: Path, monkeypa
     monkeypatch.setattr(files, "kernel", lambda: "another")
     others = Path(str(files.temporary_name(tmp_path / "b")).replace(f".{os.getpid()}.", f".{ended.pid}."))
     kept = [ours, slash, others, tmp_path / ".of.something.else.tmp", tmp_path / "a.tar.zst"]
-    for path in (dead, *kept):
+    no_process = Path(str(ours).replace(f".{os.getpid()}.", f".{2**70}."))
+    for path in (dead, no_process, *kept):
         path.write_text("half")
+    (folder := dead.with_name(dead.name.replace("a.tar", "b.tar"))).mkdir()
     monkeypatch.undo()
     files.remove_dead(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted(kept)
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, folder])
+
+
+def test_what_was_left_before_this_host_started_goes_where_nobody_can_still_write_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of hosts are not unique: what was touched since then, or in the last hour, may be of another that lives."""
+    now = time.time()
+    monkeypatch.setattr(files, "host_began", lambda: now - 7200)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "kernel", lambda: "an earlier boot")
+        old, since, short = (files.temporary_name(tmp_path / name) for name in ("old", "since", "short"))
+        patch.setattr("socket.gethostname", lambda: "another")
+        another = files.temporary_name(tmp_path / "another")
+    ages = {old: 7300, since: 7100, another: 7300}
+    for path, age in ages.items():
+        path.write_text("half")
+        os.utime(path, (now - age, now - age))
+    files.remove_dead(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([since, another])
+    # A host that has just started: an hour has not passed.
+    monkeypatch.setattr(files, "host_began", lambda: now - 1)
+    for path, age in {old: 3500, short: 3700}.items():
+        path.write_text("half")
+        os.utime(path, (now - age, now - age))
+    files.remove_dead(tmp_path)
+    assert old.exists() and not short.exists() and not since.exists() and another.exists()
+
+
+def test_when_this_host_began_is_known() -> None:
+    began = files.host_began()
+    assert time.time() - float(Path("/proc/uptime").read_text().split()[0]) - 2 < began < time.time()

@@ -1,16 +1,19 @@
 """A directory's files, read by name and by range and written whole, the same here and at a URL."""
 
 import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
 import pytest
 from making import shard_plays
+from plain_server import PlainServer
 
 from gpt2wds import patience
 from gpt2wds.dataset.directory import Dataset
-from gpt2wds.errors import Error
+from gpt2wds.errors import Error, NoRanges, Unanswered
 from gpt2wds.folder import Folder
 
 
@@ -116,13 +119,110 @@ def test_a_dataset_at_a_url_has_the_bytes_of_a_local_one(tmp_path: Path) -> None
     assert there.folder.read("train-00001.tar.zst") == here.folder.read("train-00001.tar.zst")
 
 
-def test_a_cache_of_fsspec_stands_before_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where fsspec keeps its copies."""
+    monkeypatch.setitem(fsspec.config.conf, "simplecache", {"cache_storage": str(tmp_path / "cache")})
+    return tmp_path / "cache"
+
+
+def test_a_cache_of_fsspec_stands_before_a_url(cache: Path) -> None:
     made = shard_plays("memory://cached", docs_per_shard=12)
-    monkeypatch.setitem(fsspec.config.conf, "filecache", {"cache_storage": str(tmp_path)})
-    cached = Dataset("filecache::memory://cached")
+    cached = Dataset("simplecache::memory://cached")
     assert cached.id == made.id and (cached.read_tokens("train", 3) == made.read_tokens("train", 3)).all()
-    assert len(list(tmp_path.iterdir())) > 1
+    assert len(list(cache.iterdir())) > 1
     for name in made.folder.sizes():
         if name.startswith("train-"):
             made.folder.remove(name)
-    assert (Dataset("filecache::memory://cached").read_tokens("train", 3) == cached.read_tokens("train", 3)).all()
+    assert (Dataset("simplecache::memory://cached").read_tokens("train", 3) == cached.read_tokens("train", 3)).all()
+
+
+def test_many_read_through_a_cache_what_one_of_them_fetches(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy is seen when all of it is there, and made once, but for one that broke off."""
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/many/a", bytes(range(256)) * 1000)
+    fetched = []
+
+    def slowly(path: str, local: str, **_: object) -> None:
+        fetched.append(path)
+        with open(local, "wb") as file:
+            for start in range(0, 256_000, 64_000):
+                file.write(memory.cat_file(path, start, start + 64_000))
+                file.flush()
+                time.sleep(0.05)
+                if len(fetched) == 1:
+                    raise ConnectionResetError("half of it is there")
+
+    monkeypatch.setattr(memory, "get_file", slowly)
+    folder = Folder("simplecache::memory://many")
+    with ThreadPoolExecutor(16) as threads:
+        read = list(threads.map(lambda n: folder.read("a", n * 1000, n * 1000 + 256), range(250)))
+    assert all(data == (bytes(range(256)) * 2)[n * 1000 % 256 :][:256] for n, data in enumerate(read))
+    assert fetched == ["/many/a"] * 2
+    assert [path.name for path in cache.iterdir() if path.suffix == ".tmp"] == []
+
+
+def test_a_cache_that_many_may_not_read_is_refused_and_none_is_written_through(cache: Path, tmp_path: Path) -> None:
+    for kind in ("filecache", "blockcache"):
+        said = f"{kind}::memory://x: expected a cache that many may read at once, got {kind}; give simplecache::memory"
+        with pytest.raises(Error, match=said):
+            Folder(f"{kind}::memory://x")
+    folder = Folder("simplecache::memory://x")
+    for write in (folder.make, lambda: folder.create_text("a", ""), lambda: folder.remove("a")):
+        with pytest.raises(Error, match="expected a place to write to, got a cache; give it without simplecache::, as"):
+            write()
+
+
+def test_a_web_server_without_ranges_is_one_line_with_a_remedy(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    with PlainServer(tmp_path) as server:
+        folder = Folder(server.url)
+        # The whole file is what comes whatever is asked.
+        assert folder.read("a") == folder.read("a", 0, 10) == folder.read("a", 0) == b"0123456789"
+        assert folder.read("a", 0, 20) == b"0123456789" and folder.read("a", 5, 5) == b""
+        server.ranges.clear()
+        for start, end in ((0, 5), (3, 5), (3, 20), (3, None)):
+            with pytest.raises(NoRanges) as said:
+                folder.read("a", start, end)
+            assert str(said.value) == (
+                f"{server.url}/a: expected status 206, got 200: the server or a proxy ignores byte ranges; "
+                f"take another server, or give simplecache::{server.url}, which fetches whole files"
+            )
+        assert len(server.ranges) == 8  # once more each, for a proxy that answers so once
+        assert Folder(f"simplecache::{server.url}").read("a", 3, 5) == b"34"
+
+
+def test_fewer_bytes_than_a_store_has_are_no_end_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    with PlainServer(tmp_path, cuts=True) as server:
+        folder = Folder(server.url)
+        cut = "its store cuts answers short; the same command goes on$"
+        with pytest.raises(Unanswered, match=f"/a: expected 4 bytes from 3, got 3: {cut}"):
+            folder.read("a", 3, 7)
+        for ask in (lambda: folder.open("a").read(), lambda: folder.sha256("a", 10)):
+            with pytest.raises(Unanswered, match=f"/a: expected 10 bytes from 0, got 9: {cut}"):
+                ask()
+
+
+def test_more_bytes_than_asked_are_no_range() -> None:
+    """Also of a store whose answers tell nothing else."""
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/more/a", b"0123456789")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "cat_file", lambda *_, **__: b"0123456789")
+        with pytest.raises(NoRanges, match="/more/a: expected 2 bytes from 3, got 10: .* give simplecache::"):
+            Folder("memory://more").read("a", 3, 5)
+
+
+def test_a_web_server_is_refused_as_a_place_to_write_to(tmp_path: Path) -> None:
+    with PlainServer(tmp_path) as server:
+        folder = Folder(f"{server.url}/data")
+        for write in (
+            folder.make,
+            lambda: folder.create_text("a", ""),
+            lambda: folder.replace("a", b""),
+            lambda: folder.remove("a"),
+            lambda: shard_plays(folder.path),
+        ):
+            with pytest.raises(Error, match=f"^{folder}: expected a place to write to, .*give s3://…, hf://… or a"):
+                write()

@@ -5,14 +5,12 @@ The format is firm: who changes what is here changes what other people's tools r
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
+from runs import forked
 
 from gpt2wds.dataset.directory import Dataset
 
@@ -41,7 +39,6 @@ def test_datasets_are_byte_for_byte_what_they_were(plays: Dataset, choices: Data
 @pytest.mark.slow
 def test_losses_are_what_they_were(plays: Dataset, choices: Dataset, tmp_path: Path) -> None:
     """Twelve steps of the demo in float32, with validation and scores."""
-    command = [Path(sys.executable).with_name("gpt2wds-train"), ROOT / "configs" / "demo.toml"]
     options = {
         "run.dir": tmp_path / "run",
         "data.path": plays.path,
@@ -50,10 +47,12 @@ def test_losses_are_what_they_were(plays: Dataset, choices: Dataset, tmp_path: P
         "train.max_steps": 12,
         "train.warmup_steps": 5,
         "eval.every_steps": 6,
+        "eval.sample_prompts": [],
         "checkpoint.every_steps": 6,
     }
     arguments = [f"{name}={value}" for name, value in options.items()]
-    subprocess.run([*command, *arguments], check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    codes, _, problems = forked("train", [ROOT / "configs" / "demo.toml", *arguments])
+    assert codes == [0], problems
     found, wanted = np.loadtxt(tmp_path / "run" / "log.txt"), np.loadtxt(GOLDEN / "log.txt")
     assert found[:, 0].tolist() == wanted[:, 0].tolist()
     np.testing.assert_allclose(found[:, 1:3], wanted[:, 1:3], atol=2e-3)

@@ -8,6 +8,7 @@ import torch
 import transformers
 from models import SMALL, TINY, assert_same_gradients, disturb, our_logits, tokens
 
+from gpt2wds.errors import Error
 from gpt2wds.model import GPT2, SIZES, GPT2Config, hf_config
 from gpt2wds.train.optim import OPTIMIZERS, make_optimizers
 
@@ -156,3 +157,10 @@ def test_shapes_that_cannot_be() -> None:
         GPT2Config(n_layer=1, n_head=12, n_embd=100)
     with pytest.raises(ValueError, match="n_layer must be at least 1, got 0"):
         GPT2Config(n_layer=0, n_head=1, n_embd=8)
+    for value in (None, 1.5, "1"):
+        with pytest.raises(Error, match=f"^model: n_layer: expected a whole number, got {value!r}"):
+            GPT2Config(n_layer=value, n_head=1, n_embd=8)
+    with pytest.raises(Error, match="^model: expected a GPT2Config, such as .*, got 'gpt2'"):
+        GPT2("gpt2")
+    with pytest.raises(Error, match="^seed: expected a whole number, got None"):
+        GPT2(GPT2Config(1, 1, 8), seed=None)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from runs import PROGRAMS, arguments, environment, finish, rows, start
+from runs import PROGRAMS, arguments, environment, finish, rows, trained
 
 from gpt2wds.dataset.directory import Dataset
 
@@ -177,7 +177,7 @@ def test_training_goes_on_exactly_when_a_node_is_lost(
     """Two torchrun agents as train.sbatch starts them; all of the second node's processes are killed in mid-run."""
     on_node, names = two_nodes
     steps = "train.max_steps=24"
-    finish(start(tmp_path / "whole", plays, steps))
+    trained(tmp_path / "whole", plays, steps)
     tools = tmp_path / "tools"
     tools.mkdir()
     program(tools / "scontrol", f"printf '%s\\n' {' '.join(names)}")

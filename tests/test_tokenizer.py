@@ -53,6 +53,10 @@ def test_ids_are_tiktokens(reference, text):
     assert load_tokenizer().decode(tokens) == text
 
 
+def test_the_vocabulary_is_what_tiktoken_reads_in_its_order(reference, packaged):
+    assert list(load_tokenizer().ranks.items()) == list(reference._mergeable_ranks.items())
+
+
 def test_known_ids():
     ids = load_tokenizer().encode("Hello, I'm a language model,").tolist()
     assert ids == [15496, 11, 314, 1101, 257, 3303, 2746, 11]

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import threading
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ class WritableHub(LoopbackHub):
     """A Hub whose repositories are folders below `root`, empty at first.
 
     `puts` lists the SHA-256 of every upload, `commits` the files of every commit. `refused` says what gets a 403: an
-    upload by its SHA-256, a commit by a file that it adds. `licences`: what a card may say.
+    upload by its SHA-256, a commit by a file that it adds. `licences`: what a card may say. `unsaid`: so many commits
+    are made and answered with a 503.
     """
 
     def __init__(self, root: Path):
@@ -29,6 +31,8 @@ class WritableHub(LoopbackHub):
         self.refused: set[str] = set()
         self.licences = {"mit", "odc-by"}
         self.ignored = ""  # the end of names that a .gitignore there leaves out
+        self.unsaid = 0
+        self._writing = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -38,6 +42,17 @@ class WritableHub(LoopbackHub):
     @property
     def mine(self) -> str:
         return f"hf://datasets/{self.name}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What commands need to find it."""
+        return {"HF_ENDPOINT": self.url, "HF_TOKEN": "hf_of_this_test", "HF_HUB_DISABLE_XET": "1"}
+
+    def make(self) -> Path:
+        """The repository, made as its owner does."""
+        folder = self.repositories[f"datasets/{self.name}"] = self.root / self.name
+        folder.mkdir(parents=True)
+        return folder
 
     def files(self) -> set[str]:
         return {path.name for path in (self.root / self.name).iterdir()}
@@ -49,6 +64,10 @@ class WritableHub(LoopbackHub):
             return True
         if request.command != "POST":
             return False
+        written = re.match(r"/api/(datasets/[^/]+/[^/]+)/(preupload|commit)/", path)
+        if written and written[1] not in self.repositories:
+            _say(request, {"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+            return True
         asked = json.loads(posted) if posted[:1] == b"{" and b"\n{" not in posted else {}
         if path == "/api/validate-yaml":
             self._validate(request, asked["content"])
@@ -60,7 +79,8 @@ class WritableHub(LoopbackHub):
         elif re.fullmatch(r"/datasets/.+\.git/info/lfs/objects/batch", path):
             _say(request, {"transfer": "basic", "objects": [self._action(each) for each in asked["objects"]]})
         elif commit := re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)/commit/main", path):
-            self._commit(request, commit[1], [json.loads(line) for line in posted.splitlines()])
+            with self._writing:
+                self._commit(request, commit[1], [json.loads(line) for line in posted.splitlines()])
         else:
             return False
         return True
@@ -112,26 +132,37 @@ class WritableHub(LoopbackHub):
 
     def _commit(self, request: BaseHTTPRequestHandler, repo: str, lines: list[dict[str, Any]]) -> None:
         header, files = lines[0]["value"], [line["value"] for line in lines[1:]]
-        names = [file["path"] for file in files]
+        names, folder = [file["path"] for file in files], self.repositories[repo]
+        absent = [line["value"]["path"] for line in lines[1:] if line["key"] == "deletedFile"]
         if header.get("parentCommit", self.head) != self.head:
             _say(request, {"error": "A commit has happened since. Please refresh and try again."}, 412)
         elif self.refused & set(names):
             _say(request, {"error": "forbidden"}, 403)
+        elif any(not (folder / name).exists() for name in absent):
+            _say(request, {"error": "A file with this name doesn't exist"}, 404, {"X-Error-Code": "EntryNotFound"})
         else:
-            for line, file in zip(lines[1:], files, strict=True):
-                is_large = line["key"] == "lfsFile"
-                data = self.objects[file["oid"]] if is_large else base64.b64decode(file["content"])
-                (self.repositories[repo] / file["path"]).write_bytes(data)
+            for line in lines[1:]:
+                self._change(folder / line["value"]["path"], line["key"], line["value"])
             self.commits.append(names)
             self.head = hashlib.sha1(f"{self.head} {names}".encode()).hexdigest()
-            _say(
-                request, {"success": True, "commitOid": self.head, "commitUrl": f"{self.url}/{repo}/commit/{self.head}"}
-            )
+            answer = {"success": True, "commitOid": self.head, "commitUrl": f"{self.url}/{repo}/commit/{self.head}"}
+            self.unsaid -= 1
+            _say(request, answer, 503 if self.unsaid >= 0 else 200)
+
+    def _change(self, path: Path, kind: str, file: dict[str, Any]) -> None:
+        if kind == "deletedFile":
+            path.unlink()
+            return
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(self.objects[file["oid"]] if kind == "lfsFile" else base64.b64decode(file["content"]))
 
 
 def _blob(data: bytes) -> str:
     return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
 
 
-def _say(request: BaseHTTPRequestHandler, answer: dict[str, Any], status: int = 200) -> None:
-    send(request, json.dumps(answer).encode(), True, {"Content-Type": "application/json"}, status=status)
+def _say(
+    request: BaseHTTPRequestHandler, answer: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
+) -> None:
+    said = {"Content-Type": "application/json", **(headers or {})}
+    send(request, json.dumps(answer).encode(), True, said, status=status)

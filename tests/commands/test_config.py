@@ -150,6 +150,18 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes('[kitchen]\nname = "Küche"'.encode("latin-1"))
     with pytest.raises(ValueError, match="latin.toml: expected TOML"):
         load_config(tmp_path / "latin.toml", [], House)
+    deep = f"[kitchen]\nname = {'[' * 10_000}"
+    (tmp_path / "deep.toml").write_text(deep)
+    with pytest.raises(Error, match="deep.toml: expected TOML .lists within lists"):
+        load_config(tmp_path / "deep.toml", [], House)
+    assert load_config(None, [f"kitchen.name={'[' * 10_000}"], House).kitchen.name == "[" * 10_000
+
+
+def test_a_name_that_is_not_utf_8_is_one_line() -> None:
+    """A command line may hold any bytes; a configuration, which is written down, may not."""
+    for key, value in (("kitchen.name", "caf\udce9"), ("kitchen.dishes", '["a", "caf\udce9"]')):
+        with pytest.raises(Error, match=rf"of the command line: {key}: expected names in UTF-8, got b'caf\\xe9'"):
+            load_config(None, [f"{key}={value}"], House)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -247,6 +259,11 @@ MISTAKES = {
     'data.path=[{path = "", weight = 1}]': "data.path: expected dataset directories, got ''",
     'data.path=[{path = "a", weight = 0}]': "data.path: weight of a: expected a number above 0 and finite, got 0.0",
     'data.path=[{path = "a", weight = inf}]': "data.path: weight of a: expected a number above 0 and finite, got inf",
+    'run.dir="a\\u0000b"': "run.dir: expected a path or a URL, got 'a\\x00b'; no name has a NUL",
+    'data.path="a\\u0000b"': "expected a path or a URL, got 'a\\x00b'; no name has a NUL",
+    'eval.hellaswag="a\\u0000b"': "no name has a NUL",
+    'model.init_from="a\\u0000b"': "no name has a NUL",
+    'run.fork_from="a\\u0000b"': "no name has a NUL",
     "data.path=[{path = a, weight = 1}]": "data.path: expected TOML, got [{path = a, weight = 1}]; write it as",
 }
 
@@ -288,8 +305,8 @@ def test_less_text_than_one_step(tmp_path: Path) -> None:
     sequences = small.total("train", "tokens") // 32
     command = arguments(tmp_path, small)
     result = click.testing.CliRunner().invoke(main, [*command, f"train.tokens_per_step={32 * 100_000}"])
-    assert_one_line(result.exit_code, result.stderr, "expected at least one step of 100000 sequences of 32 tokens")
-    at_most = int(result.stderr.split()[-2])
+    assert_one_line(result.exit_code, result.stderr, "expected at least one step of 100,000 sequences of 32 tokens")
+    at_most = int(result.stderr.split()[-2].replace(",", ""))
     assert 0 < at_most <= 32 * sequences
     followed = click.testing.CliRunner().invoke(main, [*command, f"train.tokens_per_step={at_most}", "--dry-run"])
     assert followed.exit_code == 0, followed.output

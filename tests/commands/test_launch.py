@@ -9,18 +9,27 @@ from typing import Any, BinaryIO
 import pytest
 from runs import in_process, rows
 
+from gpt2wds.commands.models import find_weights
 from gpt2wds.dataset.directory import Dataset
+from gpt2wds.errors import Error
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.train.checkpoint import State, list_checkpoints, save_checkpoint
 
 
-def test_a_dry_run_on_an_existing_run_says_where_it_would_continue(plays: Dataset, whole: Path) -> None:
+def test_a_dry_run_on_an_existing_run_says_where_it_would_continue(plays: Dataset, whole: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file()}
     code, said = in_process(whole, plays, "--dry-run")
     assert code == 0
     checkpoint = whole / "checkpoints" / "step-0000012"
-    assert f"this run exists: it would continue from {checkpoint}, step 12 of 12" in said
+    assert f"data: {plays.path}: {plays.corpus}, " in said
+    assert f"this run exists: it is finished, with {checkpoint}, step 12 of 12" in said
     assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
+    half = shutil.copytree(whole, tmp_path / "half")
+    shutil.rmtree(half / "checkpoints" / checkpoint.name)
+    assert "this run exists: it would continue from " in in_process(half, plays, "--dry-run")[1]
+    shutil.rmtree(half / "checkpoints")
+    with pytest.raises(Error, match="expected a run with a checkpoint, got one without any yet; let it go on"):
+        find_weights(str(half))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from making import flip, shard_files, shard_small, texts, tree, write_jsonl
+from plain_server import PlainServer
 from shard_command import COMMAND, fails, run
 
 from gpt2wds.commands.looking import SOURCES_SHOWN
@@ -37,6 +38,31 @@ def test_info_has_a_row_for_each_source_and_split(tmp_path: Path) -> None:
         assert all(row["unit"] == "byte" and row["count"] > 0 for row in mine)
     said = run("info", dataset.path)[1]
     assert all(any(row["split"] in line and row["source"] in line for line in said.splitlines()) for row in rows)
+
+
+def test_no_name_speaks_to_the_terminal(tmp_path: Path) -> None:
+    """Nor ends a line of the card, or its code."""
+    name = "a\x1b[2J\x9b`\n# \u202eb.jsonl"
+    source = write_jsonl(tmp_path / name, texts(12))
+    data = tmp_path / "data"
+    dataset = shard_small(data, source)
+    escaped = r"a\x1b[2J\x9b`\n# \u202eb.jsonl"
+    code, said, _ = run("info", data)
+    assert code == 0 and escaped in said
+    written = run("info", data, "--json")[1]
+    assert {row["source"] for row in json.loads(written)["sources"]} == {str(source)}
+    refused = fails("push", data, tmp_path / "out")
+    assert escaped.replace(r"\n", " ") in refused  # one line, whatever is in it
+    assert run("push", data, tmp_path / "out", "--local-paths")[0] == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"  * ``{tmp_path}/{escaped}``\n" in card
+    source.write_text("")
+    audited = run("verify", data, "--source", 1, "--trust")
+    assert audited[0] == 1 and "cannot be audited" in audited[1] and escaped.replace(r"\n", " ") in audited[1]
+    asked = fails("shakespeare", "--source", source, "--out", tmp_path / "other")
+    every = [said, written, refused, card, "".join(map(str, audited)), asked]
+    assert [text for text in every if set(text) & set("\x1b\x9b\u202e")] == []
+    assert dataset.id
 
 
 def test_info_counts_documents_where_spans_are_rows(tmp_path: Path) -> None:
@@ -147,3 +173,12 @@ def test_info_counts_what_was_skipped_by_reason(tmp_path: Path) -> None:
     facts = json.loads(run("info", tmp_path / "out", "--json")[1])
     assert facts["skipped"] == {"copy of a validation document": 2, "no text": 1, "empty text": 1}
     assert "skipped 2 documents: copy of a validation document" in run("info", tmp_path / "out")[1]
+
+
+@pytest.mark.parametrize("command", ["verify", "cat", "export"])
+def test_a_dataset_on_a_server_without_ranges_is_one_line(plays: Dataset, tmp_path: Path, command: str) -> None:
+    with PlainServer(Path(plays.path)) as server:
+        more = ["--format", "llmc", "--out", tmp_path / "out"] if command == "export" else []
+        said = fails(command, server.url, *more)
+        assert f"ignores byte ranges; take another server, or give simplecache::{server.url}" in said
+        assert "truncated" not in said and "delete" not in said

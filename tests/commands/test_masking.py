@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from making import shard_files, write_jsonl
-from runs import finish, finished, in_process, rows, start
+from runs import finished, in_process, rows, trained
 
 from gpt2wds.commands.eval import main
 from gpt2wds.dataset.directory import Dataset
@@ -139,5 +139,5 @@ def test_blocks_computed_again_change_no_number(masked: Path, stories: Dataset, 
 @pytest.mark.slow
 def test_ranks_that_share_a_model_mask_and_compute_again_alike(masked: Path, stories: Dataset, tmp_path: Path) -> None:
     options = (MASKED, "train.activation_checkpointing=true", "train.micro_batch_sequences=2")
-    finish(start(tmp_path / "run", stories, *SHORT, *options, "train.parallel=fsdp", ranks=2))
+    trained(tmp_path / "run", stories, *SHORT, *options, "train.parallel=fsdp", ranks=2)
     np.testing.assert_allclose(rows(tmp_path / "run"), rows(masked), rtol=0, atol=2e-5)

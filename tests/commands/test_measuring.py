@@ -3,17 +3,15 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import runs
 import torch
 from click.testing import CliRunner
 from making import shard_files, write_jsonl
-from runs import finish, in_process, rows, start
+from runs import in_process, rows, trained
 
 from gpt2wds.commands.eval import main as evaluation
 from gpt2wds.commands.measuring import mean_of_shares
@@ -27,12 +25,6 @@ from gpt2wds.tokenizer import load_tokenizer
 from gpt2wds.train.weights import load_weights
 
 OFTEN = ("checkpoint.every_steps=5", "checkpoint.keep=9", "eval.every_steps=6", "eval.val_tokens=96")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    with runs.one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +139,8 @@ def test_the_facts_and_the_report_name_each(three: list[Dataset], mixed: Path, t
     pytest.importorskip("matplotlib")
     result = CliRunner().invoke(evaluation, ["report", str(mixed), "--out", str(tmp_path / "page.html")])
     assert result.exit_code == 0, result.output
+    assert facts["corpus"] == "files + files"
+    assert "<h1>GPT-2 on a + b</h1>" in (tmp_path / "page.html").read_text()
     own, last = facts["datasets"][1], metrics(mixed)[-1]["val_losses"][1]
     assert (
         f"of {three[1].path}</th><td>weight 2, 37.50% of a step, {12 / own['steps_per_epoch']:.2f} epochs of "
@@ -174,6 +168,12 @@ def test_a_traced_step_names_the_dataset_of_each_sequence(three: list[Dataset], 
     for sequence, tokens in zip(found["sequences"], steps[12], strict=True):
         text = "".join(document["text"] for document in sequence["documents"])
         assert text == load_tokenizer().decode(tokens[:-1]).replace("<|endoftext|>", "")
+    turned = ["--data", str(moved[1]), "--data", str(moved[0])]
+    result = CliRunner().invoke(evaluation, ["trace", str(mixed), "--step", "12", *turned])
+    assert result.exit_code == 1 and result.output == (
+        f"error: --data: expected the datasets in the run's order, got {moved[1]}, {moved[0]}; give --data {moved[0]} "
+        f"--data {moved[1]}\n"
+    )
     result = CliRunner().invoke(evaluation, ["trace", str(mixed), "--step", "12", "--data", str(moved[0])])
     assert result.exit_code == 1 and "--data: expected 2, one for each dataset of the run" in result.output
     # And a document says in which steps and slots it was read.
@@ -187,6 +187,6 @@ def test_a_traced_step_names_the_dataset_of_each_sequence(three: list[Dataset], 
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one(three: list[Dataset], mixed: Path, tmp_path: Path) -> None:
-    said = finish(start(tmp_path / "run", three[0], paths(three, 3, 2), *OFTEN, "data.num_workers=1", ranks=2))
+    said = trained(tmp_path / "run", three[0], paths(three, 3, 2), *OFTEN, "data.num_workers=1", ranks=2)
     assert "epochs read so far: " in said
     np.testing.assert_allclose(rows(tmp_path / "run"), rows(mixed), rtol=0, atol=1e-4)

@@ -50,17 +50,16 @@ def test_a_run_reads_from_the_hub_what_it_reads_here(
 
 
 @pytest.mark.slow
-def test_a_dataset_in_an_object_store_is_read_as_the_one_here(plays: Dataset, tmp_path: Path) -> None:
-    with ObjectStore() as store:
-        url = store.url("data")
-        assert store.run("gpt2wds-shard", "push", plays.path, url).returncode == 0
-        assert set(store.names("data")) == PUBLISHED
-        assert store.run("gpt2wds-shard", "push", plays.path, url).stdout.startswith(f"{url}: already there")
-        audited = store.run("gpt2wds-shard", "verify", url, "--source", 1)
-        assert (audited.returncode, audited.stdout.count(": the same tokens")) == (0, 1)
-        store.put("data/train-00001.tar.zst", store.get("data/train-00001.tar.zst")[::-1])
-        refused = store.run("gpt2wds-shard", "push", plays.path, url)
-        assert refused.returncode == 1 and "train-00001.tar.zst: another file of this name is there" in refused.stderr
+def test_a_dataset_in_an_object_store_is_read_as_the_one_here(plays: Dataset, store: ObjectStore) -> None:
+    url = store.url("pushed")
+    assert store.run("gpt2wds-shard", "push", plays.path, url).returncode == 0
+    assert set(store.names("pushed")) == PUBLISHED
+    assert store.run("gpt2wds-shard", "push", plays.path, url).stdout.startswith(f"{url}: already there")
+    audited = store.run("gpt2wds-shard", "verify", url, "--source", 1)
+    assert (audited.returncode, audited.stdout.count(": the same tokens")) == (0, 1)
+    store.put("pushed/train-00001.tar.zst", store.get("pushed/train-00001.tar.zst")[::-1])
+    refused = store.run("gpt2wds-shard", "push", plays.path, url)
+    assert refused.returncode == 1 and "train-00001.tar.zst: another file of this name is there" in refused.stderr
 
 
 def test_a_card_without_a_license_says_so(plays: Dataset, hub: WritableHub, tmp_path: Path) -> None:
@@ -72,6 +71,23 @@ def test_a_card_without_a_license_says_so(plays: Dataset, hub: WritableHub, tmp_
     found = fails("push", plays.path, hub.mine, "--license", "mine")
     assert 'Invalid metadata in README.md. - "license" must be one of the list' in found
     assert hub.puts == []  # said before anything large is sent
+
+
+def test_a_license_that_comes_too_late_is_said(plays: Dataset, hub: WritableHub, tmp_path: Path) -> None:
+    for place in (hub.mine, str(tmp_path / "out")):
+        late = f"{place}: --license mit is not written, the README.md that is there stays as it is; edit it there"
+        assert run("push", plays.path, place)[0] == 0
+        code, said, _ = run("push", plays.path, place, "--license", "mit")
+        assert code == 0 and said.splitlines()[1:] == [late]
+        # Unasked nothing is said of a card, and what the first command wrote is no matter.
+        assert len(run("push", plays.path, place)[1].splitlines()) == 1
+    other = tmp_path / "other"
+    for _ in range(2):
+        assert len(run("push", plays.path, other, "--license", "mit")[1].splitlines()) == 1
+    (other / "manifest.json").unlink()
+    code, said, _ = run("push", plays.path, other, "--license", "odc-by")
+    assert code == 0 and f"{other}: 1 file sent" in said and "--license odc-by is not written" in said
+    assert "license: mit" in (other / "README.md").read_text()
 
 
 def test_paths_of_this_machine_are_not_published_unasked(
@@ -122,9 +138,17 @@ def test_a_copy_is_finished_and_no_dataset_is_its_own_copy(plays: Dataset, tmp_p
     assert "got a finished dataset without receipts, as a published copy is" in fails("finish", tmp_path / "out")
     for place in (plays.path, f"{plays.path}/below"):
         assert "expected another place, got the dataset's own directory" in fails("push", plays.path, place)
+    assert r"push: expected names in UTF-8, got b'" in fails("push", plays.path, f"{tmp_path}/caf\udce9")
     half = tmp_path / "half"
     half.mkdir()
     shutil.copy(Path(plays.path, "train-00001.tar.zst"), half)
     flip(half / "train-00001.tar.zst")
     assert "train-00001.tar.zst: another file of this name is there" in fails("push", plays.path, half)
     assert not (half / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["mit\nfoo: [bar", "", "MIT License", "mit\n"])
+def test_a_license_that_is_no_name_is_refused(plays: Dataset, tmp_path: Path, name: str) -> None:
+    found = fails("push", plays.path, tmp_path / "out", "--license", name)
+    assert found.startswith("error: license: expected a name as the Hub has them, ") and f"got {name!r}" in found
+    assert not (tmp_path / "out").exists()

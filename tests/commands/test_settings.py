@@ -33,6 +33,10 @@ def test_other_mathematics_is_refused(
     code, said = in_process(whole, plays, override)
     assert code == 1
     assert f"holds a run of another configuration ({difference})" in said
+    key = override.split("=")[0]
+    ways = dict.fromkeys(("run.seed", "data.seq_len", "train.tokens_per_step", "train.optimizer"), "model.init_from=")
+    way = ways.get(key, "" if key == "model.n_layer" else "run.fork_from=")
+    assert said.rstrip().endswith("another run.dir") if not way else f"another run.dir, where {way}{whole} " in said
     assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
 
 

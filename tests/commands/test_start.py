@@ -73,7 +73,7 @@ def test_a_fork_may_change_what_is_not_settled_by_its_past(plays: Dataset, first
     [
         (
             "run.seed=1",
-            "state: it was saved with seed 1337, here it is 1; give that one again, or begin with its",
+            "run.seed: it was saved with seed 1337, here it is 1; give that one again, or begin with its",
         ),
         ("train.tokens_per_step=512", "expected train.tokens_per_step = 256, got 512; give the one it was saved with"),
         ("model.n_layer=2", "expected a model of 1 layer, 2 heads, 32 channels, got (2, 2, 32)"),

@@ -32,6 +32,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
     folder = tmp_path_factory.mktemp("traced")
     texts = [f"Story {n}: " + " ".join(f"word{i * n % 97}" for i in range(20 + 3 * n)) for n in range(30)]
     texts[5] = ""
+    texts[6] += "\x1b[2J\u202e\n"
     lines = [json.dumps({"text": text}) for text in texts]
     (folder / "stories.jsonl").write_text("\n".join(lines) + "\n")
     dataset = shard_files(folder / "data", folder / "stories.jsonl", val_docs=4, docs_per_shard=11)
@@ -210,6 +211,8 @@ def test_it_says_all_that_in_words(traced: tuple[Path, Dataset]) -> None:
         == 8
     )
     assert "stories.jsonl document " in said
+    every = "".join(ask(run, "--step", step, *more) for step in range(1, 13) for more in ((), ("--text",), ("--json",)))
+    assert "\\x1b[2J\\u202e" in every and not set("\x1b\u202e") & set(every)
     assert "held out for validation, never trained on" in ask(run, "--document", "stories.jsonl:2")
     assert "left out when the dataset was made (empty text)" in ask(run, "--document", "stories.jsonl:5")
     document = ask(run, "--document", "stories.jsonl:17")

@@ -11,9 +11,9 @@ import pytest
 from making import shard_files, texts, write_jsonl
 
 from gpt2wds.corpus.audit import Finding, audit, chosen, read_audited_plan
-from gpt2wds.corpus.places import to_be_asked_for
 from gpt2wds.corpus.plan import Plan
 from gpt2wds.corpus.sources import Source
+from gpt2wds.corpus.trust import to_be_asked_for
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.errors import Error
 from gpt2wds.strict_json import checked

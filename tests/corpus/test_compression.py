@@ -4,12 +4,13 @@ import base64
 import io
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import COMPRESS, opened, read_all
+from reading import COMPRESS, opened, read_all, read_run
 
 from gpt2wds.corpus.compression import BY_SUFFIX as DECOMPRESSORS
 from gpt2wds.corpus.compression import Stream, naming_damage
@@ -67,7 +68,7 @@ def test_the_share_read_is_of_the_files_own_bytes(tmp_path, suffix):
     assert source.read_share() == 1
 
 
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".jsonl.xz", ".jsonl.bz2"])
 def test_a_compressed_file_that_is_cut_short_or_damaged_is_no_shorter_file(tmp_path, suffix):
     lines = [json.dumps({"text": f"{n} {random.Random(n).randbytes(40).hex()}"}) + "\n" for n in range(3000)]
     data = COMPRESS[suffix.removeprefix(".jsonl")]("".join(lines).encode())
@@ -78,6 +79,38 @@ def test_a_compressed_file_that_is_cut_short_or_damaged_is_no_shorter_file(tmp_p
             read_all(BY_SUFFIX[suffix], path)
     path.write_bytes(data)
     assert len(read_all(BY_SUFFIX[suffix], path)) == 3000
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz", ".bz2"])
+def test_what_follows_a_stream_is_read_or_damage(tmp_path, suffix):
+    """Python's own readers of xz and bzip2 take anything else for the end, and what follows would be lost."""
+    plain = BY_SUFFIX[f".jsonl{suffix}"]
+    one, two = (COMPRESS[suffix](b'{"text": "%s"}\n' % text) for text in (b"one", b"two"))
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(one + two)
+    assert read_all(plain, path) == ["one", "two"]
+    for between in (b"x", b"x" * 40, bytes([two[0] ^ 1]) + two[1:]):
+        path.write_bytes(one + between + two)
+        with pytest.raises(Error, match=r"a.jsonl\S+: it does not decompress to its end \("):
+            read_all(plain, path)
+    path.write_bytes(b"")
+    with pytest.raises(Error, match=r"it does not decompress to its end \(it is empty\)"):
+        read_all(plain, path)
+    if suffix == ".xz":  # its format has zeros between streams
+        path.write_bytes(one + bytes(2048) + two + bytes(4))
+        assert read_all(plain, path) == ["one", "two"]
+
+
+@pytest.mark.parametrize("suffix", [".xz", ".bz2"])
+def test_a_small_file_of_much_text_takes_little_memory(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(COMPRESS[suffix](bytes(100_000_000)))
+    tracemalloc.start()
+    source = Stream(local_file(path), DECOMPRESSORS[suffix])
+    assert source.read(10) == bytes(10) and source.read(10_000) == bytes(10_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000  # xz has a window of eight megabytes
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
@@ -106,11 +139,11 @@ def test_runs_of_a_compressed_file_in_order_cost_one_pass(tmp_path, suffix, monk
         assert len(ends) >= 9 and sum(reads) <= 1.1 * location.size
         source = opened(BY_SUFFIX[suffix], path)
         reads.clear()
-        found = [document for first, end in ends for document in source.read(first, end - first)]
+        found = [document for first, end in ends for document in read_run(source, first, end - first)]
         assert sum(reads) <= 1.1 * location.size
         assert found == [json.loads(line)["text"] for line in lines]
         # Back to the beginning costs another pass, and gives the same.
-        assert list(source.read(0, len(lines[0]))) == found[:1]
+        assert read_run(source, 0, len(lines[0])) == found[:1]
 
 
 def test_what_was_read_before_the_damage_showed_is_trusted_only_where_it_was_held_to_a_hash(tmp_path):

@@ -24,7 +24,7 @@ from gpt2wds.corpus.content import hashed, refuse_other_content
 from gpt2wds.corpus.corpora import SAMPLE, Files, MultipleChoice, Plays
 from gpt2wds.corpus.cutting import Cut
 from gpt2wds.corpus.documents import Digest
-from gpt2wds.corpus.plan import DIGESTS, Plan, read_plan
+from gpt2wds.corpus.plan import HASHES, Plan, read_plan
 from gpt2wds.corpus.sources import Source, measured
 from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.errors import Error
@@ -88,7 +88,7 @@ def test_a_copy_of_another_time_and_place_is_the_same_source(
     path = written(tmp_path / f"a.{kind}", kind, seed=1)
     whole = shard_files(tmp_path / "whole", path, **CUT)
     plan = plan_files(tmp_path / "out", path, **CUT)
-    assert all(span.digest for task in plan.tasks for span in task.spans)
+    assert all(span.hash for task in plan.tasks for span in task.spans)
     run(tmp_path / "out", plan, range(0, len(plan.tasks), 2))
     shutil.copyfile(path, tmp_path / "copy")
     os.replace(tmp_path / "copy", path)
@@ -142,19 +142,19 @@ def test_hashes_made_while_cutting_are_those_of_the_spans(
     data = b"\n\n".join(json.dumps({"text": text}).encode() for text in documents(3, 30)) + b"\n \n\n"
     path.write_bytes(COMPRESS[suffix](data))
     plan = sharding.make_plan(Folder(tmp_path / "out"), Files((str(path),)), Cut(**cut), trust_times=True)
-    cut_anew = [replace(task, spans=tuple(replace(span, digest="") for span in task.spans)) for task in plan.tasks]
+    cut_anew = [replace(task, spans=tuple(replace(span, hash="") for span in task.spans)) for task in plan.tasks]
     found = hashed(plan.sources, cut_anew)
     pairs = [pair for a, b in zip(plan.tasks, found, strict=True) for pair in zip(a.spans, b.spans, strict=True)]
-    assert len(pairs) > 4 and all(kept.digest in ("", made.digest) and made.digest for kept, made in pairs)
+    assert len(pairs) > 4 and all(kept.hash in ("", made.hash) and made.hash for kept, made in pairs)
     if suffix:  # a compressed file is hashed, whatever is trusted
-        assert all(kept.digest for kept, _ in pairs)
+        assert all(kept.hash for kept, _ in pairs)
 
 
 def forget_hashes(out: Path) -> None:
     """As plans were before they had any."""
     plan = json.loads((out / "plan.json").read_text())
     for task in plan["tasks"]:
-        del task[DIGESTS]
+        del task[HASHES]
     (out / "plan.json").write_text(json.dumps(checked(plan)))
 
 
@@ -166,7 +166,7 @@ def test_a_plan_without_hashes_goes_by_size_and_time(tmp_path: Path, kind: str) 
     plan = read_plan(Folder(out))
     stat = path.stat()
     os.utime(path)
-    with pytest.raises(Error, match=rf"{CHANGED}, expected \d+ bytes of mtime_ns"):
+    with pytest.raises(Error, match=rf"{CHANGED}, expected [\d,]+ bytes of mtime_ns"):
         shard_files(out, path, **CUT)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert shard_files(out, path, **CUT).total("train", "documents") == 12
@@ -177,11 +177,11 @@ def test_a_plan_without_hashes_goes_by_size_and_time(tmp_path: Path, kind: str) 
 def test_times_may_be_trusted_where_reading_all_would_be_dear(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, out = written(tmp_path / "a.parquet", "parquet", seed=1), Folder(tmp_path / "out")
     plan = sharding.make_plan(out, Files((str(path),)), trust_times=True)
-    assert not any(span.digest for task in plan.tasks for span in task.spans)
-    assert DIGESTS not in (tmp_path / "out" / "plan.json").read_text()
+    assert not any(span.hash for task in plan.tasks for span in task.spans)
+    assert HASHES not in (tmp_path / "out" / "plan.json").read_text()
     assert sharding.make_plan(out, Files((str(path),))) == plan  # no option of content: it need not be given again
     os.utime(path)
-    with pytest.raises(Error, match=rf"{CHANGED}, expected \d+ bytes of mtime_ns"):
+    with pytest.raises(Error, match=rf"{CHANGED}, expected [\d,]+ bytes of mtime_ns"):
         sharding.run_missing(out, plan)
 
 
@@ -237,7 +237,7 @@ def test_examples_are_known_by_their_bytes_too(tmp_path: Path) -> None:
 def test_a_package_is_known_by_its_version_or_content(tmp_path: Path) -> None:
     for request, name in ((Plays(), "plays"), (MultipleChoice(SAMPLE), "sample")):
         plan = sharding.make_plan(Folder(tmp_path / name), request)
-        assert not any(span.digest for task in plan.tasks for span in task.spans)
+        assert not any(span.hash for task in plan.tasks for span in task.spans)
         other = replace(plan, corpus=replace(plan.corpus, revision="0.9"))
         (tmp_path / name / "plan.json").write_text(other.to_json())
         with pytest.raises(
@@ -260,7 +260,7 @@ def test_compressed_files_at_urls_without_a_mark_are_known_by_their_bytes(
     put("a")
     request = Files(("memory://unmarked_too/a.jsonl.gz",))
     plan = sharding.make_plan(Folder(tmp_path / "out"), request, Cut(val_docs=2), trust_times=True)
-    assert not caplog.records and all(span.digest for task in plan.tasks for span in task.spans)
+    assert not caplog.records and all(span.hash for task in plan.tasks for span in task.spans)
     put("b")
     with pytest.raises(Error, match=f"{CHANGED}, expected hash"):
         run(tmp_path / "out", plan, [1])

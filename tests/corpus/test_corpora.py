@@ -1,15 +1,17 @@
 """What is asked for → the sources of a corpus, in order and as they are now."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from making import CHOICES, shard_plays, shared_file, texts, write_jsonl
-from reading import WRITE
+from reading import WRITE, read_run
 
 from gpt2wds.corpus import corpora
 from gpt2wds.corpus import text as text_module
-from gpt2wds.corpus.corpora import Corpus, Files, MultipleChoice, Plays, Shakespeare
+from gpt2wds.corpus.corpora import Corpus, Files, HubDataset, MultipleChoice, Plays, Shakespeare, record
 from gpt2wds.errors import Error
 from gpt2wds.folder import Folder
 
@@ -29,6 +31,49 @@ def refused(*paths: Path) -> str:
         files(*paths)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+# Requests
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (
+            lambda: Files("./"),
+            "paths: expected a tuple of paths, URLs or patterns, got './'; write it as (path,), with",
+        ),
+        (lambda: Files("x.jsonl"), "got 'x.jsonl'; write it as (path,), with a comma"),
+        (lambda: Files(Path("x.jsonl")), "write it as (path,), with a comma"),
+        (lambda: Files(None), "paths: expected a tuple of paths, URLs or patterns, got None"),
+        (lambda: Files(()), "paths: expected at least one path, URL or pattern, got none"),
+        (lambda: Files(("a.jsonl", 5)), "paths: expected a path or a URL, got 5"),
+        (lambda: Files((b"a.jsonl",)), "paths: expected a path or a URL, got b'a.jsonl'"),
+        (lambda: Files(("a.jsonl",), text_column=None), "text_column: expected a text, got None"),
+        (lambda: Files(("a.jsonl",), max_document_bytes=None), "max_document_bytes: expected a whole number, got None"),
+        (lambda: HubDataset(None), "repo: expected a text, got None"),
+        (lambda: HubDataset("a/b", revision=1), "revision: expected a text, got 1"),
+        (lambda: HubDataset("a/b", split=None), "split: expected a text, got None"),
+        (
+            lambda: HubDataset("a/b", max_document_bytes=1e6),
+            "max_document_bytes: expected a whole number, got 1000000.0",
+        ),
+        (lambda: Plays("tiny"), "source: expected 'plays', got 'tiny'; of other texts make Files"),
+        (lambda: MultipleChoice(None), "source: expected a path or a URL, got None"),
+        (lambda: MultipleChoice("sample", 0), "limit_docs: expected a whole number, 1 or more, got 0"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_where_it_is_made(ask: Callable[[], Any], said: str) -> None:
+    with pytest.raises(Error) as caught:
+        ask()
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_paths_of_pathlib_are_asked_for_as_texts() -> None:
+    asked = Files([Path("b.jsonl"), "a/*.txt"])
+    assert asked == Files(("a/*.txt", "b.jsonl"))
+    assert record(asked)["paths"] == ["a/*.txt", "b.jsonl"]
+    assert record(MultipleChoice(Path("val.jsonl")))["source"] == "val.jsonl"
 
 
 # Files
@@ -61,7 +106,11 @@ def test_what_is_no_readable_file_is_refused(tmp_path):
     (tmp_path / "d.jsonl").write_text("no json\n")
     assert refused(good, tmp_path / "b.csv").startswith("files: expected .parquet, .jsonl, .ndjson, .json, .txt, .jso")
     assert "b.csv" in refused(good, tmp_path / "b.csv")
-    assert "d.jsonl: expected one JSON object per line" in refused(good, tmp_path / "d.jsonl")
+    assert "d.jsonl: expected one JSON object per line, got b'no json' in its first; mend" in refused(
+        good, tmp_path / "d.jsonl"
+    )
+    (tmp_path / "e.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    assert "e.jsonl: expected UTF-8, got " in refused(good, tmp_path / "e.jsonl")
 
 
 def test_a_plan_is_held_to_the_files_that_the_paths_mean_now(tmp_path):
@@ -76,7 +125,7 @@ def test_a_plan_is_held_to_the_files_that_the_paths_mean_now(tmp_path):
     (tmp_path / "c.jsonl").unlink()
     (tmp_path / "b.jsonl").unlink()
     request.refuse_changes(sources, is_finished=True, folder=OUT)  # a finished dataset does not miss it
-    with pytest.raises(Error, match="the paths now mean 1 files, the plan has 2; give the files of the first command"):
+    with pytest.raises(Error, match=r"now mean 1 file, the plan has 2 \('.*\.jsonl' is gone\); give the files of the"):
         request.refuse_changes(sources, is_finished=False, folder=OUT)
     write_jsonl(tmp_path / "b.jsonl", texts(3))
     with pytest.raises(Error, match=r"b\.jsonl: the file changed since the plan was made, expected \d+ bytes, got"):
@@ -90,7 +139,7 @@ def test_tiny_shakespeare_has_documents_and_a_validation_split(tmp_path):
     path = shared_file("tinyshakespeare.txt")
     corpus = Shakespeare(str(path)).resolve(Folder(tmp_path))
     (source,) = corpus.sources
-    documents = list(source.open().read(0, None))
+    documents = read_run(source.open())
     assert (len(documents), corpus.val_docs) == (17, 1)
     assert "".join(documents).encode() == path.read_bytes()
     for text in documents[:-1]:
@@ -118,7 +167,7 @@ def test_tiny_shakespeare_without_a_network_says_what_to_do(tmp_path, monkeypatc
 
 def test_each_play_is_one_document(tmp_path):
     corpus = Plays().resolve(Folder(tmp_path))
-    documents = [list(source.open().read(0, None)) for source in corpus.sources]
+    documents = [read_run(source.open()) for source in corpus.sources]
     assert [[len(text.encode()) for text in texts] for texts in documents] == [
         [source.location.size] for source in corpus.sources
     ]

@@ -4,13 +4,14 @@ import dataclasses
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import texts, write_jsonl
-from reading import WRITE, read_all, write_gz, write_parquet, write_txt
+from reading import WRITE, read_all, read_run, write_gz, write_parquet, write_txt
 
 from gpt2wds.corpus import cutting, sharding
 from gpt2wds.corpus.corpora import Corpus, Files
@@ -19,6 +20,7 @@ from gpt2wds.corpus.plan import Task
 from gpt2wds.corpus.readers import BY_SUFFIX, suffix_of
 from gpt2wds.corpus.sources import Source
 from gpt2wds.dataset.loader import StepBatches
+from gpt2wds.errors import Error
 from gpt2wds.folder import Folder
 
 
@@ -51,7 +53,7 @@ def mixed(tmp_path_factory) -> list[str]:
 def documents(corpus: Planned, split: str = "") -> list[list[str]]:
     """The documents of each task of a split, or of both."""
     return [
-        [text for span in task.spans for text in corpus.sources[span.source].open().read(span.first, span.count)]
+        [text for span in task.spans for text in read_run(corpus.sources[span.source].open(), span.first, span.count)]
         for task in corpus.tasks
         if task.split.startswith(split)
     ]
@@ -273,7 +275,7 @@ def held_out(corpus: Planned) -> dict[str, int]:
     for task in corpus.tasks:
         for span in task.spans if task.split == "val" else ():
             source = corpus.sources[span.source]
-            found[Path(source.name).name] += len(list(source.open().read(span.first, span.count)))
+            found[Path(source.name).name] += len(read_run(source.open(), span.first, span.count))
     return found
 
 
@@ -298,3 +300,14 @@ def test_one_percent_is_of_what_is_used(tmp_path):
 def test_of_many_sources_not_each_gives_one(tmp_path):
     paths = [str(write_jsonl(tmp_path / f"{n}.jsonl", texts(2, str(n)))) for n in range(150)]
     assert len(flat(documents(files(paths, Cut()), "val"))) == 3
+
+
+@pytest.mark.parametrize("name", ["val_docs", "limit_docs", "docs_per_shard", "bytes_per_shard"])
+def test_a_cut_that_cannot_be_is_refused_where_it_is_made(name: str) -> None:
+    least = 0 if name == "val_docs" else 1
+    for value in (least - 1, 1.5, "5", True):
+        with pytest.raises(Error, match=f"^{name}: expected a whole number, {least} or more, got {value!r}$"):
+            Cut(**{name: value})
+    made = getattr(Cut(**{name: np.int64(5)}), name)
+    assert made == 5 and type(made) is int, "a plan is JSON"
+    assert getattr(Cut(**{name: least}), name) == least

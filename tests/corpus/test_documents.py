@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from making import plan_files, texts_of, write_jsonl
-from reading import COMPRESS, check_runs
+from reading import COMPRESS, check_runs, read_run
 
 from gpt2wds import Cut, Files, make_dataset
 from gpt2wds.corpus import json_lines
-from gpt2wds.corpus.documents import MAX_DOCUMENT_BYTES, Size, Skipped, is_longer, too_long
+from gpt2wds.corpus.documents import MAX_DOCUMENT_BYTES, Size, Skipped, in_batches, is_longer, too_long
 from gpt2wds.corpus.readers import BY_SUFFIX
 from gpt2wds.errors import Error
 from gpt2wds.locations import local_file
@@ -46,11 +46,11 @@ def test_what_is_longer_is_skipped_and_the_others_are_read(tmp_path, name):
     location = local_file(write(tmp_path / name))
     reader = BY_SUFFIX[next(suffix for suffix in BY_SUFFIX if name.endswith(suffix))]
     source = reader.open(location, reader.measure(location, "text", LIMIT), "text", LIMIT)
-    assert list(source.read(0, None)) == EXPECTED
+    assert read_run(source) == EXPECTED
     at, found = 0, []
     for wanted in (1, 1, 2, 1, 9):
         run = source.cut(at, wanted, None)
-        part = list(source.read(at, run.end - at))
+        part = read_run(source, at, run.end - at)
         assert len(part) == run.documents
         found, at = found + part, run.end
     assert found == EXPECTED
@@ -69,7 +69,7 @@ def test_a_text_is_cut(tmp_path, content, suffix):
     path.write_bytes(COMPRESS[suffix.removeprefix(".txt")](content.encode()))
     reader, location = BY_SUFFIX[suffix], local_file(path)
     size = reader.measure(location, "text", LIMIT)
-    pieces = list(reader.open(location, size, "text", LIMIT).read(0, None))
+    pieces = read_run(reader.open(location, size, "text", LIMIT))
     assert "".join(pieces) == content and len(pieces) == size.documents
     assert max(len(piece.encode()) for piece in pieces) <= LIMIT
 
@@ -100,12 +100,21 @@ def test_a_long_line_is_never_held(monkeypatch):
     lines = [b'{"text": "a"}', b'{"text": "' + b"x" * 50_000 + b'"}', b" " * 20_000, b'{"text": "b"}']
     file = Watched(b"\n".join(lines))
     source = BY_SUFFIX[".jsonl"].open(InMemory(file), Size(4, len(file.getvalue())), "text", LIMIT)
-    assert list(source.read(0, None)) == ["a", TOO_LONG, TOO_LONG, "b"]
+    assert read_run(source) == ["a", TOO_LONG, TOO_LONG, "b"]
     run = source.cut(0, 2, None)
     assert run.end == len(lines[0]) + len(lines[1]) + 2
     assert source.cut(0, None, 30).end == run.end  # within the long line: to its end
-    assert list(source.read(run.end, None)) == [TOO_LONG, "b"]
+    assert read_run(source, run.end) == [TOO_LONG, "b"]
     assert file.most <= LIMIT + 1
+    for at_once in (1, 20, 3000):
+        monkeypatch.setattr(json_lines, "BATCH_BYTES", at_once)
+        assert read_run(source) == ["a", TOO_LONG, TOO_LONG, "b"]
+        assert file.most <= LIMIT + 1
+
+
+def test_documents_that_come_one_by_one_are_handled_in_bounded_batches():
+    assert [len(batch) for batch in in_batches(["a"] * 2500)] == [1000, 1000, 500]
+    assert [len(batch) for batch in in_batches(["x" * 400_000, TOO_LONG] * 4)] == [5, 3]
 
 
 def test_the_limit_is_in_the_plan_where_it_is_not_the_default(tmp_path, monkeypatch):

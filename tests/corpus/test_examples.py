@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from making import CHOICES
-from reading import check_runs, count, opened, read_all
+from reading import check_runs, count, opened, read_all, read_run
 
 from gpt2wds.corpus.examples import Examples
 from gpt2wds.errors import Error
@@ -35,4 +35,4 @@ def test_a_line_that_is_no_example_is_an_error_when_planning_and_when_reading(tm
     source = opened(Examples(), path)
     path.write_text("no example\n")
     with pytest.raises(Error, match=r"a\.jsonl line 1: expected a JSON object"):
-        list(source.read(0, None))
+        read_run(source)

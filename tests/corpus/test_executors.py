@@ -26,7 +26,7 @@ class Task:
         return self.shard
 
 
-def note(folder, task, progress):
+def note(folder, task, progress, cores):
     (folder / task.shard).write_text(str(os.getpid()))
     progress(task.documents, 10)
     if task.fails:
@@ -36,6 +36,7 @@ def note(folder, task, progress):
     if task.dies:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.05)
+    return f"did {task.shard}"
 
 
 def tasks(count, **special):
@@ -54,6 +55,14 @@ def test_every_task_runs_once_and_all_progress_arrives(tmp_path, workers):
     assert sum(r[0] for r in reports) == sum(range(7)) and sum(r[1] for r in reports) == 70
     assert sum(r[2] for r in reports) == 7
     assert len({p.read_text() for p in tmp_path.iterdir()}) <= workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_tasks_return_arrives_before_they_are_done(tmp_path, workers):
+    heard = []
+    report = lambda *r: heard.append("done") if r[2] else None  # noqa: E731
+    run_tasks(alone(tasks(3)), partial(note, tmp_path), report, heard.append, workers=workers)
+    assert sorted(heard[::2]) == [f"did train-{i:05d}" for i in range(3)] and heard[1::2] == ["done"] * 3
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -106,7 +115,7 @@ def test_a_worker_without_memory_is_one_line():
     assert "out of memory; the same command goes on" in str(as_message(MemoryError()))
 
 
-def sleep(folder, task, _):
+def sleep(folder, task, *_):
     (folder / task.shard).write_text(str(os.getpid()))
     time.sleep(60)
 
@@ -133,3 +142,42 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         left = {pid for pid in left if runs(pid)}
         time.sleep(0.02)
     assert not left
+
+
+def cores_had(folder, task, _, cores):
+    """Notes how many cores it has while as many tasks run as it says, and when it has as many as it needs."""
+    end = time.monotonic() + 20
+
+    def wait_for(condition):
+        while not condition():
+            assert time.monotonic() < end, f"{task.shard} has {cores()} cores"
+            time.sleep(0.01)
+
+    (folder / f"{task.shard}.runs").touch()
+    wait_for(lambda: len(list(folder.glob("*.runs"))) >= task.beside and cores() >= task.needs)
+    (folder / f"{task.shard}.had").write_text(str(cores()))
+    wait_for(lambda: len(list(folder.glob("*.had"))) >= task.beside)
+
+
+@dataclass
+class Cored:
+    shard: str
+    beside: int = 0
+    needs: int = 0
+
+
+@pytest.mark.parametrize(("workers", "had"), [(2, ["1", "1"]), (5, ["3", "2"])])
+def test_tasks_share_the_cores_of_all_workers(tmp_path, workers, had):
+    todo = alone([Cored("a", beside=2, needs=int(had[0])), Cored("b", beside=2, needs=int(had[1]))])
+    run_tasks(todo, partial(cores_had, tmp_path), lambda *_: None, workers=workers)
+    assert [(tmp_path / f"{name}.had").read_text() for name in "ab"] == had
+
+
+def test_the_cores_of_a_worker_that_is_done_go_to_those_that_still_run(tmp_path):
+    todo = alone([Cored("a", needs=3), Cored("b")])
+    run_tasks(todo, partial(cores_had, tmp_path), lambda *_: None, workers=3)
+
+
+def test_a_single_chain_runs_in_this_process_with_all_cores(tmp_path):
+    run_tasks([[Cored("a"), Cored("b")]], partial(cores_had, tmp_path), lambda *_: None, workers=7)
+    assert [(tmp_path / f"{name}.had").read_text() for name in "ab"] == ["7", "7"]

@@ -11,9 +11,10 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import COMPRESS, check_byte_runs, check_runs, count, read_all
+from reading import COMPRESS, check_byte_runs, check_runs, count, opened, read_all, read_run
 
-from gpt2wds.corpus.documents import Skipped
+from gpt2wds.corpus import json_lines
+from gpt2wds.corpus.documents import Digest, Size, Skipped, too_long
 from gpt2wds.corpus.readers import BY_SUFFIX
 from gpt2wds.errors import Error
 from gpt2wds.locations import local_file
@@ -80,6 +81,33 @@ def test_every_line_is_a_document_or_says_why_not(tmp_path, line, document):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "before"}\n' + line + b'\n\n{"text": "after"}')
     assert read_all(JSONL, path) == ["before", document, "after"]
+
+
+LINES = [
+    b'{"text": "a"}',
+    b"",
+    b'{"text": "' + b"x" * 90 + b'"}',
+    b"  ",
+    b"no JSON",
+    b"\r",
+    b'{"text": "\xc3\xa9"}',
+    b"",
+]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 13, 14, 15, 50, 1000])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_lines_are_whole_wherever_reading_stops(tmp_path, monkeypatch, at_once, end):
+    monkeypatch.setattr(json_lines, "BATCH_BYTES", at_once)
+    path, data = tmp_path / "a.jsonl", b"\n".join(LINES * 3) + end
+    path.write_bytes(data)
+    assert read_all(JSONL, path) == ["a", "x" * 90, Skipped("no JSON"), "é"] * 3
+    check_byte_runs(JSONL, path, [1, 20, 100, 40, 3])
+    source, seen = opened(JSONL, path), Digest()
+    whole = [document for batch in source.batches(0, len(data), seen) for document in batch]
+    assert seen.hexdigest() == Digest(data).hexdigest() and len(whole) == 12
+    limited = JSONL.open(local_file(path), Size(12, len(data)), "text", 50)
+    assert read_run(limited) == ["a", too_long(50), Skipped("no JSON"), "é"] * 3
 
 
 @pytest.mark.parametrize("suffix", COMPRESSED)

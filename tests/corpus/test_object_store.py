@@ -5,19 +5,20 @@ import json
 import os
 import random
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
-import fsspec
 import pytest
-from runs import CONFIG
+from runs import CONFIG, forked
 from stores import Fault, FaultyProxy, ObjectStore
 
-from gpt2wds import stores as clients
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.loader import StepBatches
 from gpt2wds.errors import Error
+from gpt2wds.evaluate.questions import load_questions
 
 pytest.importorskip("moto", reason="needs an S3 server: moto[server]")
 pytest.importorskip("s3fs", reason="needs the extra 's3'")
@@ -26,12 +27,6 @@ SHAPE = {"seq_len": 64, "sequences_per_step": 8, "seed": 1}
 Tree = dict[str, bytes]
 
 pytestmark = pytest.mark.slow  # a real server, and processes that start anew for each command
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
-    with ObjectStore() as store:
-        yield store
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +79,9 @@ def test_every_command_reads_it(store: ObjectStore, corpus: Path, whole: Path, r
     for command in (["info", "--json"], ["cat", "--docs", "3"]):
         assert said(command[0], remote, *command[1:]) == said(command[0], whole, *command[1:])
     assert "all right" in said("verify", remote)
+    assert said("verify", remote, "--source", 2, "--trust").count(": the same tokens\n") == 2
+    said("push", remote, store.url("copy"), "--local-paths")
+    assert said("info", store.url("copy")) == said("info", whole)
     assert "already there" in said(*arguments(corpus, remote))
     assert said("finish", remote).startswith(f"{remote}: files: train 12 shards")
     said("export", remote, "--format", "nanogpt", "--out", tmp_path / "a")
@@ -139,6 +137,37 @@ def test_two_at_once_make_one_dataset(store: ObjectStore, corpus: Path, whole: P
     assert store.tree("both") == tree(whole)
 
 
+class InPairs:
+    """Holds each file that is written until another writer sends it, too: both have looked, and found none."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+        self._lock = threading.Condition()
+
+    def __call__(self, method: str, path: str) -> None:
+        if method != "PUT":
+            return
+        with self._lock:
+            self.written.append(path)
+            self._lock.notify_all()
+            number = self.written.count(path)
+            self._lock.wait_for(lambda: self.written.count(path) >= number + number % 2, timeout=5)
+
+
+def test_where_nothing_is_exclusive_two_that_write_each_file_at_once_write_the_same(
+    store: ObjectStore, corpus: Path, whole: Path
+) -> None:
+    with FaultyProxy(store, pairs := InPairs(), is_exclusive=False) as proxy:
+        line = arguments(corpus, store.url("shared"), workers=1)
+        both = [store.start("gpt2wds-shard", *line, AWS_ENDPOINT_URL=proxy.endpoint) for _ in range(2)]
+        said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert all(text.count("this store does not create files exclusively") == 1 for text in said), said
+    twice = [name for name in tree(whole) if pairs.written.count(f"/corpus/shared/{name}") >= 2]
+    assert len([name for name in twice if name.startswith("train-")]) == 12 and "plan.json" in twice, pairs.written
+    assert store.tree("shared") == tree(whole)
+
+
 def test_a_missing_and_a_damaged_shard_are_made_again(store: ObjectStore, corpus: Path, whole: Path) -> None:
     for name, data in tree(whole).items():
         store.put(f"damaged/{name}", data)
@@ -152,24 +181,62 @@ def test_a_missing_and_a_damaged_shard_are_made_again(store: ObjectStore, corpus
     assert store.tree("damaged") == tree(whole)
 
 
-def trained(store: ObjectStore, run: Path, data: object, *more: str, **environment: str) -> tuple[int, str]:
+def test_ray_writes_what_processes_here_write(store: ObjectStore, corpus: Path, whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
+    cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    environment = {"HOME": str(tmp_path), "XDG_CACHE_HOME": cache}  # Ray keeps a token of its own there
+    done = store.run("gpt2wds-shard", *arguments(corpus, store.url("ray")), "--executor", "ray", **environment)
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("sharding files: ") for line in done.stderr.splitlines()), done.stderr
+    assert store.tree("ray") == tree(whole)
+
+
+def trained(
+    store: ObjectStore, run: Path, data: object, *more: str, ranks: int = 1, **environment: str
+) -> tuple[int, str]:
     config = run.with_suffix(".toml")
     config.write_text(CONFIG)
     settings = [f"run.dir={run}", f"data.path={data}", "train.max_steps=2", "eval.every_steps=1", *more]
-    done = store.run("gpt2wds-train", config, *settings, OMP_NUM_THREADS="1", **environment)
-    return done.returncode, done.stderr
+    codes, _, said = forked("train", *[[config, *settings]] * ranks, **store.environment, **environment)
+    assert len(set(codes)) == 1
+    return codes[0], said
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_training_from_a_store_is_training_from_here(
-    store: ObjectStore, whole: Path, remote: str, tmp_path: Path, workers: int
-) -> None:
-    runs = []
-    for name, data in (("far", remote), ("near", whole)):
-        code, said = trained(store, tmp_path / name, data, f"data.num_workers={workers}")
+@pytest.fixture(scope="module")
+def near(store: ObjectStore, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
+    """log.txt of so many ranks that train from the local copy."""
+
+    @cache
+    def log(ranks: int) -> str:
+        run = tmp_path_factory.mktemp("near") / "run"
+        code, said = trained(store, run, whole, ranks=ranks)
         assert code == 0, said
-        runs.append((tmp_path / name / "log.txt").read_text())
-    assert runs[0] == runs[1] and len(runs[0].splitlines()) > 2
+        return (run / "log.txt").read_text()
+
+    return log
+
+
+@pytest.mark.parametrize(("prefix", "ranks", "workers"), [("", 1, 0), ("", 1, 2), ("", 2, 1), ("simplecache::", 2, 1)])
+def test_training_from_a_store_is_training_from_here(
+    store: ObjectStore, near: Callable[[int], str], remote: str, tmp_path: Path, prefix: str, ranks: int, workers: int
+) -> None:
+    environment = {"FSSPEC_SIMPLECACHE_CACHE_STORAGE": str(tmp_path / "cache")}
+    settings = f"data.num_workers={workers}"
+    code, said = trained(store, tmp_path / "run", f"{prefix}{remote}", settings, ranks=ranks, **environment)
+    assert code == 0, said
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log == near(ranks) and len(log.splitlines()) > 2
+    assert (tmp_path / "cache").exists() == bool(prefix)
+
+
+def test_examples_from_a_store_are_those_from_here(store: ObjectStore, choices: Dataset) -> None:
+    for name, data in tree(Path(choices.path)).items():
+        store.put(f"choices/{name}", data)
+    with store.found():
+        far = load_questions(Dataset(store.url("choices")), "lm-eval", 1024)
+    here = load_questions(choices, "lm-eval", 1024)
+    assert far.labels.tolist() == here.labels.tolist()
+    assert all((a.tokens == b.tokens).all() for a, b in zip(far.rows, here.rows, strict=True))
 
 
 def test_a_shard_that_vanishes_in_mid_run_is_one_line(store: ObjectStore, whole: Path, tmp_path: Path) -> None:
@@ -198,7 +265,7 @@ class Faults:
 
 
 def test_a_store_that_is_away_for_a_while_is_asked_again(store: ObjectStore, corpus: Path, whole: Path) -> None:
-    faults = Faults(12, Fault(503, "ServiceUnavailable"), "train-00002.tar.zst")
+    faults = Faults(4, Fault(503, "ServiceUnavailable"), "train-00002.tar.zst")
     with FaultyProxy(store, faults) as proxy:
         arguments_ = arguments(corpus, store.url("busy"))
         done = store.run("gpt2wds-shard", *arguments_, AWS_ENDPOINT_URL=proxy.endpoint)
@@ -254,21 +321,15 @@ READING = [
 def test_faults_while_training_reads(
     store: ObjectStore,
     remote: str,
-    monkeypatch: pytest.MonkeyPatch,
     fault: Fault,
     passes: bool,
     said: str,
     workers: int,
 ) -> None:
     """In mid-run, for the first so many shards' requests, or for all: the same tokens, or one line."""
-    for name, value in store.environment.items():
-        monkeypatch.setenv(name, value)
     for count in (3, None) if passes else (None,):
         faults = Faults(0, fault, ".tar.zst")
-        with FaultyProxy(store, faults) as proxy:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-            fsspec.get_filesystem_class("s3").clear_instance_cache()
-            clients.forget()
+        with FaultyProxy(store, faults) as proxy, store.found(proxy.endpoint):
             dataset = Dataset(remote)
             wanted = list(itertools.islice(StepBatches(dataset, **SHAPE), 3))
             faults.left = count
@@ -280,4 +341,3 @@ def test_faults_while_training_reads(
                 with pytest.raises(Error) as raised:
                     next(iter(batches))
                 assert said in str(raised.value) and "\n" not in str(raised.value)
-    clients.forget()

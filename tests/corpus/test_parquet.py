@@ -1,6 +1,8 @@
 """Parquet: runs joined are the whole file, and what is no document is counted with its reason."""
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import check_runs, count, opened, read_all
+from reading import check_runs, count, opened, read_all, read_run
 
 from gpt2wds.corpus.documents import Skipped
 from gpt2wds.corpus.readers import BY_SUFFIX
@@ -44,7 +46,15 @@ def test_parquet_runs_across_row_groups_and_batches(tmp_path):
     for row_group in (700, 2500):  # batches of 1,000 rows
         pq.write_table(pa.table({"text": texts}), path, row_group_size=row_group)
         for first, wanted in ((0, 1), (699, 2), (700, 700), (650, 2000), (2300, 400), (4999, 1), (0, 5000), (4999, 0)):
-            assert list(opened(PARQUET, path).read(first, wanted)) == texts[first : first + wanted]
+            assert read_run(opened(PARQUET, path), first, wanted) == texts[first : first + wanted]
+
+
+def test_parquet_gives_bytes_in_bounded_batches(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"é{n:0100000d}" for n in range(50)]}), path)
+    batches = list(opened(PARQUET, path).batches(3, 40))
+    assert [text for batch in batches for text in batch] == [f"é{n:0100000d}".encode() for n in range(3, 43)]
+    assert max(map(len, batches)) <= 11
 
 
 def test_parquet_takes_text_of_any_string_type(tmp_path):
@@ -135,7 +145,7 @@ def far_read(path: Path) -> tuple[list, list, list]:
     location = Ranges(path)
     size = PARQUET.measure(location, "text")
     planned, location.asked = location.asked, []
-    return list(PARQUET.open(location, size, "text").read(0, None)), planned, location.asked
+    return read_run(PARQUET.open(location, size, "text")), planned, location.asked
 
 
 def test_a_struct_before_the_text_does_not_fetch_other_columns(tmp_path):
@@ -193,3 +203,16 @@ def test_a_page_with_a_wrong_checksum_names_file_and_row_groups(tmp_path):
     path.write_bytes(data)
     with pytest.raises(Error, match=r"a\.parquet: row groups 0 to 2 cannot be read \(.*\); the file is damaged"):
         read_all(PARQUET, path)
+
+
+def test_documents_are_read_without_pyarrow_compute(tmp_path):
+    """Its import takes longer than to read 10 MB."""
+    pq.write_table(pa.table({"text": ["one", "two"], "data": [b"one", b"two"]}), tmp_path / "a.parquet")
+    program = (
+        "import sys; from pathlib import Path; from gpt2wds.corpus.documents import Size;"
+        "from gpt2wds.corpus.readers import BY_SUFFIX; from gpt2wds.locations import local_file;"
+        "read = lambda column: BY_SUFFIX['.parquet'].open(local_file(Path(sys.argv[1])), Size(2, 6), column);"
+        "assert [[*read(c).batches(0, 2)] for c in ('text', 'data')] == [[[b'one', b'two']]] * 2;"
+        "sys.exit('pyarrow.compute' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.parquet")], check=True)

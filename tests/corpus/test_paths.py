@@ -99,12 +99,13 @@ def test_urls_are_patterns_but_for_what_they_ask(monkeypatch: pytest.MonkeyPatch
         expanded("nosuch://x/*.jsonl")
 
 
-@pytest.mark.parametrize("pattern", ["", "**/*.txt"])
-def test_what_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
-    (tmp_path / "a.txt").touch()
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "b.txt").touch()
-    asked = str(tmp_path / pattern)
+@pytest.mark.parametrize("pattern", ["", "**/*.txt", "*/*.txt", "*/b.txt", "dee[p]/b*.txt"])
+def test_what_cannot_be_listed_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    for name in ("deep", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "b.txt").touch()
     listed = os.scandir
 
     def denied(path: str) -> object:  # to root nothing is
@@ -117,7 +118,13 @@ def test_what_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pyt
         pytest.raises(Error, match=r"cannot list '.*deep' \(Permission denied\); make it"),
     ):
         patch.setattr(os, "scandir", denied)
-        expanded(asked)
+        expanded(str(tmp_path / pattern))
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.txt"])
+def test_what_is_no_file_is_not_passed_over(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "a.txt").touch()
+    asked = str(tmp_path / pattern)
     (tmp_path / "c.txt").symlink_to(tmp_path / "nowhere")
     with pytest.raises(Error, match=r"got '.*c\.txt', which is a broken link"):
         expanded(asked)
@@ -127,10 +134,26 @@ def test_what_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pyt
         expanded(asked)
 
 
-def test_a_link_to_a_directory_above_is_walked_once(tmp_path: Path) -> None:
+def test_a_link_to_a_directory_above_is_walked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").touch()
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert expanded(str(tmp_path)) == [str(tmp_path / "a.txt")]
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b.txt").touch()
+    (tmp_path / "deep" / "up").symlink_to("..")
+    names = ["a.txt", "deep/b.txt"]
+    assert sorted(expanded(str(tmp_path))) == [str(tmp_path / name) for name in names]
+    (tmp_path / "twin").symlink_to("deep")
+    for base in (f"{tmp_path}/", f"{tmp_path}/deep/../", ""):
+        monkeypatch.chdir(tmp_path)
+        assert sorted(expanded(f"{base}**/*.txt")) == [f"{base}{name}" for name in names]
+
+
+def test_a_link_that_leads_in_a_circle_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").symlink_to("two.txt")
+    (tmp_path / "two.txt").symlink_to("one.txt")
+    for path in ("one.txt", "*.txt", "**/*.txt", ""):
+        with pytest.raises(Error, match=r"got '.*(one|two)\.txt', which is a link that leads in a circle"):
+            expanded(f"{tmp_path}/{path}")
 
 
 def test_a_name_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:

@@ -202,11 +202,32 @@ def say_of_other_rows(out: Path) -> None:
     edit(out / "receipts" / "train-00001.json", change, sign=True)
 
 
+def say_of_another_file(out: Path) -> None:
+    edit(
+        out / "receipts" / "train-00001.json",
+        lambda record: record["shard"].update(file="train-00000.tar.zst"),
+        sign=True,
+    )
+
+
+def say_of_no_rows(out: Path) -> None:
+    edit(out / "receipts" / "train-00001.json", lambda record: record["shard"].update(spans=[]), sign=True)
+
+
 def drop_the_check(out: Path) -> None:
     edit(out / "receipts" / "train-00001.json", lambda record: record.pop("check"))
 
 
-HARMS = [copy_over, copy_over_and_rename, drop_a_document, say_of_another_plan, say_of_other_rows, drop_the_check]
+HARMS = [
+    copy_over,
+    copy_over_and_rename,
+    drop_a_document,
+    say_of_another_plan,
+    say_of_other_rows,
+    say_of_another_file,
+    say_of_no_rows,
+    drop_the_check,
+]
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)

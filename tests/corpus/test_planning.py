@@ -10,7 +10,7 @@ from gpt2wds.commands import shard
 from gpt2wds.corpus import receipts
 from gpt2wds.corpus.corpora import Files
 from gpt2wds.corpus.cutting import Cut
-from gpt2wds.corpus.plan import DIGESTS
+from gpt2wds.corpus.plan import HASHES
 from gpt2wds.corpus.planning import begin
 from gpt2wds.folder import Folder
 from gpt2wds.strict_json import checked
@@ -62,4 +62,4 @@ def test_a_finished_plan_has_no_file_read_that_the_command_does_not_mean(tmp_pat
 def test_the_command_may_trust_times(tmp_path: Path, source: Path) -> None:
     options = ["--val-docs", "0", "--workers", "1", "--out", str(tmp_path / "out"), "--trust-times"]
     shard.main(["files", str(source), *options], standalone_mode=False)
-    assert DIGESTS not in (tmp_path / "out" / "plan.json").read_text()
+    assert HASHES not in (tmp_path / "out" / "plan.json").read_text()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from making import plan_files, shard_files, shard_small, texts, tree, write_jsonl
@@ -16,9 +17,11 @@ from reading import WRITE
 
 from gpt2wds.corpus import receipts as receipts_module
 from gpt2wds.corpus import sharding
+from gpt2wds.corpus.corpora import Files
 from gpt2wds.corpus.executors import Processes
 from gpt2wds.corpus.plan import Task, read_plan
-from gpt2wds.corpus.sharding import run_missing
+from gpt2wds.corpus.ray_executor import OnRay
+from gpt2wds.corpus.sharding import make_dataset, run_missing
 from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.errors import Error
 from gpt2wds.files import temporary_name
@@ -206,6 +209,15 @@ def test_tasks_that_begin_in_one_compressed_file_go_to_one_process_in_order(tmp_
     assert sharding.chains(plan, [empty]) == [[empty]]
 
 
+def test_a_single_task_of_validation_starts_no_process_of_its_own() -> None:
+    tasks = [Task("val", 0, ()), Task("train", 0, ()), Task("train", 1, ())]
+    plan = SimpleNamespace(sources=())
+    assert sharding.chains(plan, tasks) == [tasks[:2], tasks[2:]]
+    assert sharding.chains(plan, tasks[:1]) == [tasks[:1]]
+    more = [Task("val", 1, ()), *tasks]
+    assert sharding.chains(plan, more) == [[task] for task in more]
+
+
 def test_half_shards_of_killed_processes_go_before_the_dataset_is_finished(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     plan = plan_files(out, source, val_docs=2, docs_per_shard=4)
@@ -217,3 +229,24 @@ def test_half_shards_of_killed_processes_go_before_the_dataset_is_finished(sourc
         left.with_name(left.name.replace(f".{os.getpid()}.", f".{ended.pid}.")).write_text("half")
     run_missing(Folder(out), plan, Processes(1), task_slice=(0, 2))
     assert [path for path in out.rglob("*.tmp")] == []
+
+
+def test_arguments_that_cannot_be_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    out, asked = tmp_path / "out", Files((str(write_jsonl(tmp_path / "a.jsonl", texts(4))),))
+    for arguments, said in (
+        ((out, "a.jsonl"), "request: expected what to make the dataset of, Files.*, got 'a.jsonl'"),
+        ((out, Files), "request: expected .*, got <class"),
+        ((out, asked, 5), "cut: expected a Cut, such as .*, got 5"),
+        ((out, asked, None, 0), "workers: expected a whole number, 1 or more, got 0"),
+        ((out, asked, None, -1), "workers: expected a whole number, 1 or more, got -1"),
+        ((None, asked), "expected a directory or a URL, got None"),
+    ):
+        with pytest.raises(Error, match=f"^{said}"):
+            make_dataset(*arguments)
+    with pytest.raises(Error, match="^executor: expected OnRay.* or None, got 'ray'"):
+        make_dataset(out, asked, executor="ray")
+    with pytest.raises(Error, match="^at_once: expected a whole number, 1 or more, got 0"):
+        OnRay(at_once=0)
+    with pytest.raises(Error, match="^address: expected a text, got 6379"):
+        OnRay(6379)
+    assert not out.exists()

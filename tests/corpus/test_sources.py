@@ -4,10 +4,12 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import fsspec
 import pyarrow as pa
@@ -15,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from making import CHOICES
+from reading import read_run
 
 from gpt2wds.corpus.corpora import Files
 from gpt2wds.corpus.cutting import Cut
+from gpt2wds.corpus.documents import Size
 from gpt2wds.corpus.plan import Plan, Span, Task
 from gpt2wds.corpus.readers import BY_SUFFIX
 from gpt2wds.corpus.sharding import make_plan
@@ -25,7 +29,7 @@ from gpt2wds.corpus.sources import EXAMPLES, WHOLE, Source
 from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.errors import Error
 from gpt2wds.folder import Folder
-from gpt2wds.locations import local_file
+from gpt2wds.locations import LocalFile, local_file
 
 COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
@@ -63,7 +67,7 @@ def source(path: Path, reader: str) -> Source:
 def read(source: Source, span: Span) -> list[str]:
     opened = source.open()
     try:
-        return list(opened.read(span.first, span.count))
+        return read_run(opened, span.first, span.count)
     finally:
         opened.close()
 
@@ -141,3 +145,37 @@ def run(plan: Plan, out: Folder) -> None:
     runner = TaskRunner(Folder(out), plan, None)
     for task in plan.tasks:
         runner(task, lambda documents, tokens: None)
+
+
+@pytest.mark.parametrize("reader", [name for name in BY_SUFFIX if name != ".parquet"] + [WHOLE])
+def test_a_disk_that_fails_is_told_with_its_file_and_is_no_damage(tmp_path: Path, reader: str) -> None:
+    path = tmp_path / f"a{reader}"
+    path.symlink_to("/proc/self/mem")  # whose first bytes are EIO
+    location = LocalFile(str(path), 1000)
+    failing = replace(Source(path.name, reader, location), size=Size(1, 1000))
+    said = re.escape(f"Input/output error: {str(path)!r}")
+    if reader != WHOLE:  # which is not read to be measured
+        with pytest.raises(OSError, match=said):
+            failing.format.measure(location, "text")
+    with pytest.raises(OSError, match=said):
+        read(failing, Span(0, 0, 10))
+
+
+def test_parquet_that_may_not_be_read_is_not_called_damaged() -> None:
+    with TemporaryDirectory() as name:  # pytest's folders are their owner's alone
+        path = Path(name, "a.parquet")
+        Path(name).chmod(0o755)
+        write(path, ".parquet", [1, 2])
+        planned = source(path, ".parquet")
+        path.chmod(0)
+        is_root = os.geteuid() == 0  # who may read everything
+        if is_root:
+            os.seteuid(65_534)
+        try:
+            with pytest.raises(PermissionError, match=re.escape(str(path))):
+                planned.format.measure(planned.location, "text")
+            with pytest.raises(PermissionError, match=re.escape(str(path))):
+                read(planned, Span(0, 0, 2))
+        finally:
+            if is_root:
+                os.seteuid(0)

@@ -5,6 +5,8 @@ import os
 import random
 import re
 import shutil
+import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,12 +14,16 @@ import pytest
 from making import plan_files, shard_files, shard_small, texts, texts_of, tree, write_jsonl
 from reading import WRITE
 
+from gpt2wds.corpus.corpora import Files
+from gpt2wds.corpus.cutting import Cut
+from gpt2wds.corpus.sharding import make_plan
 from gpt2wds.corpus.writing import COPY_OF_VALIDATION, TaskRunner
 from gpt2wds.dataset import shards
 from gpt2wds.dataset.verify import verify_shard
-from gpt2wds.errors import Error
+from gpt2wds.errors import EngineError, Error
+from gpt2wds.fast_tokenizer import prove
 from gpt2wds.folder import Folder
-from gpt2wds.tokenizer import load_tokenizer
+from gpt2wds.tokenizer import Tokenizer, load_tokenizer
 
 
 def test_a_shard_of_another_zstd_is_adopted_as_it_is(small, source, tmp_path, monkeypatch):
@@ -163,7 +169,7 @@ def test_a_source_that_changed_since_the_plan_is_refused(tmp_path, kind):
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", texts(6, "a"))
     plan = plan_files(tmp_path / "out", path, val_docs=0)
-    reading = TaskRunner(Folder(tmp_path / "out"), plan, None).documents(plan.tasks[0])
+    reading = TaskRunner(Folder(tmp_path / "out"), plan, None).batches(plan.tasks[0])
     next(reading)
     write_jsonl(path, texts(7, "a"))
     with pytest.raises(ValueError, match="the file changed"):
@@ -172,7 +178,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyError, AttributeError])
 @pytest.mark.parametrize(
-    "place", ["gpt2wds.corpus.json_lines.as_document", "gpt2wds.tokenizer.Tokenizer.encode_document"]
+    "place", ["gpt2wds.corpus.json_lines.as_document", "gpt2wds.tokenizer.Tokenizer.encode_documents"]
 )
 def test_a_bug_is_a_traceback_and_no_document_is_skipped(source, tmp_path, monkeypatch, place, error):
     plan = plan_files(tmp_path / "out", source, val_docs=0)
@@ -185,3 +191,63 @@ def test_a_bug_is_a_traceback_and_no_document_is_skipped(source, tmp_path, monke
         TaskRunner(Folder(tmp_path / "out"), plan, None)(plan.tasks[0], lambda documents, tokens: None)
     assert not isinstance(caught.value, Error)
     assert not list((tmp_path / "out").rglob("train-*"))
+
+
+def odd_texts(count):
+    """Some are skipped: copies of validation, no text, empty, not UTF-8, too long."""
+    chance = random.Random(5)
+    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(1, 9))) for _ in range(2000)]
+    made = [" ".join(chance.choices(words, k=chance.randint(1, 900))).encode() for _ in range(count)]
+    for place, odd in {4: made[0], 90: None, 300: b"", 301: b"\xff bad", 700: b"x" * 70_000, 999: made[1]}.items():
+        made[place] = odd
+    return made
+
+
+def run_with(cores, path, out, differing):
+    """What a training task made, or said, with so many cores."""
+    plan = make_plan(Folder(out), Files((str(path),), max_document_bytes=60_000), Cut(val_docs=3))
+    before = threading.active_count()
+    try:
+        TaskRunner(Folder(out), plan, differing)(plan.tasks[1], lambda *_: None, lambda: cores)
+    except Error as error:
+        return str(error)
+    finally:
+        assert threading.active_count() == before
+    return {made.relative_to(out): made.read_bytes() for made in out.rglob("train-*")}
+
+
+def test_threads_change_no_byte(tmp_path):
+    """Of the shard and its receipt, which has the reasons and ordinals of skipped documents."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.array(odd_texts(1200), pa.binary())}), path, row_group_size=100)
+    differing = prove(load_tokenizer())
+    alone, together = (run_with(cores, path, tmp_path / str(cores), differing) for cores in (1, 3))
+    assert len(alone) == 2 and together == alone
+    skipped = json.loads(together[Path("receipts/train-00000.json")])["shard"]["skipped"]
+    assert sum(map(len, skipped.values())) == 6
+
+
+@pytest.mark.parametrize("damage", ["pages", "engine"])
+def test_with_threads_an_error_is_the_same_and_leaves_nothing(tmp_path, monkeypatch, damage):
+    path, documents = tmp_path / "a.parquet", odd_texts(1200)
+    pq.write_table(
+        pa.table({"text": documents}), path, row_group_size=100, write_page_checksum=True, compression="none"
+    )
+    if damage == "pages":
+        data = path.read_bytes()
+        place = data.index(documents[800])
+        path.write_bytes(data[:place] + b"~" + data[place + 1 :])
+    else:
+        encode = Tokenizer.encode_document
+
+        def disagrees(self, text):
+            if text == documents[800].decode():
+                raise EngineError("it disagrees")
+            return encode(self, text)
+
+        monkeypatch.setattr(Tokenizer, "encode_document", disagrees)
+    alone, together = (run_with(cores, path, tmp_path / str(cores), None) for cores in (1, 3))
+    assert together == alone
+    said = {"pages": "row groups 0 to 11 cannot be read", "engine": "train-00000 document 797: it disagrees"}
+    assert said[damage] in alone
+    assert not list(tmp_path.rglob("*train-*"))

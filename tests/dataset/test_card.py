@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 
 from gpt2wds.dataset.card import card
 from gpt2wds.dataset.directory import Dataset
+from gpt2wds.dataset.manifest import SPLITS
 
 
 def front_matter(text: str) -> dict[str, object]:
@@ -52,6 +54,27 @@ def test_it_says_what_the_dataset_is(plays: Dataset) -> None:
     assert "gpt2wds-train CONFIG data.path=hf://datasets/me/mine" in text
     assert "hf download me/mine --repo-type dataset --local-dir data" in text
     assert "train-{00000..00002}.tar.zst" in text
+
+
+def test_what_is_made_of_files_is_called_as_its_place(small: Path) -> None:
+    text = card(Dataset(small), "hf://datasets/me/my-words/")
+    assert front_matter(text)["pretty_name"] == "my-words, GPT-2 tokens" and "\n# my-words, GPT-2 tokens\n" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("a.txt", "`a.txt`"), ("a`b", "``a`b``"), ("`a``b`", "``` `a``b` ```"), ("a\n# b\x1b", "`a\\n# b\\x1b`")],
+)
+def test_names_are_shown_as_they_are_and_end_no_line(plays: Dataset, name: str, written: str) -> None:
+    renamed = Dataset(plays.path)
+    shards = {
+        split: tuple(replace(entry, spans=[replace(entry.spans[0], source=name)]) for entry in plays.shards(split))
+        for split in SPLITS
+    }
+    renamed.manifest = replace(plays.manifest, shards=shards)
+    text = card(renamed, "s3://bucket/a\x1bb")
+    assert f"  * {written}\n" in text
+    assert "\x1b" not in text and "verify s3://bucket/a\\x1bb " in text
 
 
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="needs the command zstd")

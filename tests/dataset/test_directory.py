@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import fsspec
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import webdataset
 import zstandard
+from damaging import all_tokens, change_entry, flipped, refused, verify, write_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,32 +23,10 @@ from gpt2wds.dataset import shards
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.manifest import dataset_id
 from gpt2wds.dataset.validation import validation_sequences
-from gpt2wds.dataset.verify import verify_dataset, verify_shard
+from gpt2wds.dataset.verify import verify_shard
 from gpt2wds.errors import Error
-from gpt2wds.strict_json import checked
 
 needs_zstd = pytest.mark.skipif(shutil.which("zstd") is None, reason="needs the command zstd")
-
-
-def all_tokens(dataset: Dataset, split: str) -> np.ndarray:
-    """All of a split's tokens, without the overlaps."""
-    return np.concatenate([t for s in range(len(dataset.shards(split))) for t in dataset.iterate_tokens(split, s)])
-
-
-def verify(dataset: Dataset) -> list[str]:
-    every = [(split, number) for split in ("train", "val") for number in range(len(dataset.shards(split)))]
-    return verify_dataset(dataset) + [problem for place in every for problem in verify_shard(dataset, *place)]
-
-
-@pytest.fixture
-def copy(plays, tmp_path) -> Path:
-    return shutil.copytree(plays.path, tmp_path / "copy")
-
-
-@pytest.fixture(scope="module")
-def scratch(plays, tmp_path_factory) -> Path:
-    """A copy for many small damages, each undone by the one who did it."""
-    return shutil.copytree(plays.path, tmp_path_factory.mktemp("scratch") / "copy")
 
 
 # Other people's tools
@@ -150,15 +128,6 @@ def test_unknown_members_keys_and_columns_are_ignored(plays, copy):
 # A directory that is no dataset
 
 
-def refused(path: Path) -> str:
-    """The error of opening `path`, which is a single line that names the directory."""
-    with pytest.raises(ValueError) as caught:
-        Dataset(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_a_missing_directory_is_refused(tmp_path):
     assert "got none; make one with gpt2wds-shard" in refused(tmp_path / "nowhere")
     assert "got none; make one with gpt2wds-shard" in refused(tmp_path)
@@ -231,121 +200,7 @@ def test_every_flipped_bit_of_an_index_is_found(plays, scratch, data):
         assert problems or (dataset.blocks["val"] == plays.blocks["val"]).all()
 
 
-# Damaged shards
-
-
-class flipped:
-    """A file with one bit turned over, for the length of a with statement."""
-
-    def __init__(self, path: Path, bit: int):
-        self._path, self._bit = path, bit
-
-    def __enter__(self) -> None:
-        self._good = self._path.read_bytes()
-        bad = bytearray(self._good)
-        bad[self._bit // 8] ^= 1 << self._bit % 8
-        self._path.write_bytes(bad)
-
-    def __exit__(self, *_) -> None:
-        self._path.write_bytes(self._good)
-
-
-def block_of(dataset: Dataset, split: str, byte: int) -> int | None:
-    """The block whose frame a byte of the first shard belongs to."""
-    for block, row in enumerate(dataset.blocks[split]):
-        if row["offset"] <= byte < row["offset"] + row["length"]:
-            return block
-    return None
-
-
-@settings(deadline=None, max_examples=150)
-@given(st.data())
-def test_a_flipped_bit_anywhere_in_a_shard_is_found(plays, scratch, data):
-    path = scratch / "val-00000.tar.zst"
-    size = path.stat().st_size
-    bit = data.draw(st.integers(0, 8 * size - 1) | st.integers(8 * size - 8 * 60, 8 * size - 1))
-    dataset = Dataset(scratch)
-    with flipped(path, bit):
-        problems = verify_shard(dataset, "val", 0)
-        assert problems
-        assert all(problem.startswith("val-00000.tar.zst") for problem in problems)
-        try:
-            found = all_tokens(dataset, "val")
-        except ValueError as error:
-            assert f"{path} block {block_of(plays, 'val', bit // 8)}: " in str(error)
-        else:
-            # Tar's end, the seek table and a few bits of zstd's headers are no tokens.
-            np.testing.assert_array_equal(found, all_tokens(plays, "val"))
-
-
-def test_damage_names_shard_and_block(copy):
-    dataset = Dataset(copy)
-    path = copy / "train-00001.tar.zst"
-    first = int(np.searchsorted(dataset.blocks["train"]["shard"], 1))
-    row = dataset.blocks["train"][first + 3]
-    with flipped(path, 8 * int(row["offset"] + row["length"] // 2)):
-        with pytest.raises(ValueError, match=r"train-00001\.tar\.zst block 3: .*; delete the file and run"):
-            dataset.read_tokens("train", first + 3)
-        assert len(dataset.read_tokens("train", first + 2)) == 65_537
-        assert any(problem.startswith("train-00001.tar.zst block 3: ") for problem in verify(dataset))
-
-
-@pytest.mark.parametrize("lost", [1, 100, 10_000, 10**9])
-def test_a_truncated_shard_is_found(copy, lost):
-    path = copy / "val-00000.tar.zst"
-    data = path.read_bytes()
-    path.write_bytes(data[:-lost])
-    dataset = Dataset(copy)
-    problems = verify_shard(dataset, "val", 0)
-    assert any(f"expected {len(data)} bytes, got {max(0, len(data) - lost)}" in problem for problem in problems)
-    if lost >= 10_000:
-        with pytest.raises(
-            ValueError, match=r"val-00000\.tar\.zst block \d: expected \d+ bytes at \d+, got \d+: the file is tr"
-        ):
-            all_tokens(dataset, "val")
-
-
-def test_a_missing_shard_is_found(copy):
-    (copy / "val-00000.tar.zst").unlink()
-    dataset = Dataset(copy)
-    (problem,) = verify_shard(dataset, "val", 0)
-    assert problem.startswith("val-00000.tar.zst: the file is missing")
-    with pytest.raises(ValueError, match=r"val-00000\.tar\.zst block 0: the file is missing"):
-        dataset.read_tokens("val", 0)
-
-
-def test_a_shard_in_anothers_place_is_found(copy):
-    shutil.copy(copy / "train-00000.tar.zst", copy / "train-00001.tar.zst")
-    assert verify_shard(Dataset(copy), "train", 1)
-
-
-def write_manifest(copy: Path, manifest: dict[str, object]) -> None:
-    """A manifest of other content whose hashes fit, as someone's who means harm would."""
-    hashes = {split: sha256((copy / f"{split}.blocks.npy").read_bytes()).hexdigest() for split in ("train", "val")}
-    (copy / "manifest.json").write_text(json.dumps(checked({**manifest, "blocks_sha256": hashes})))
-
-
-def change_entry(copy: Path, **fields: object) -> None:
-    """Write other things about the validation shard into the manifest."""
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["shards"]["val"][0] |= fields
-    write_manifest(copy, manifest)
-
-
-def test_a_wrong_size_or_hash_in_the_manifest_is_found(copy, plays):
-    for field, value in (
-        ("bytes", plays.shards("val")[0].bytes + 1),
-        ("sha256", "0" * 64),
-        ("tokens_sha256", "0" * 64),
-    ):
-        shutil.copy(f"{plays.path}/manifest.json", copy)
-        change_entry(copy, **{field: value})
-        if field == "tokens_sha256":
-            assert "for its shards, got" in refused(copy)
-            continue
-        problem, receipt = verify_shard(Dataset(copy), "val", 0)
-        assert problem.startswith("val-00000.tar.zst: ")
-        assert receipt.startswith("receipts/val-00000.json: it tells of another shard than manifest.json")
+# Damaged manifests and indices
 
 
 def test_the_dataset_id_follows_from_the_shards(copy):
@@ -376,102 +231,6 @@ def test_every_member_of_the_manifest_is_held_to_its_hash(copy, change):
     change(manifest)
     (copy / "manifest.json").write_text(json.dumps(manifest, indent=1))
     assert "manifest.json is damaged: it is not as it was written: its check does not fit" in refused(copy)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda m: m["corpus"].update(revision="main"), "plan.json: 'corpus': expected "),
-        (lambda m: m["tokenizer"].update(tiktoken="0.1"), "plan.json: 'tokenizer': expected "),
-        (lambda m: m["parameters"].update(docs_per_shard=13), "plan.json: 'parameters': expected "),
-        (lambda m: m["versions"].update(zstd="1.0"), "plan.json: 'versions': expected "),
-        (lambda m: m["shards"]["val"][0].update(text_bytes=1), "receipts/val-00000.json: it tells of another shard"),
-        (lambda m: m["shards"]["val"][0].update(skipped={"a": [0]}), "receipts/val-00000.json: it tells of another"),
-        (lambda m: m["shards"]["val"][0]["spans"][0].update(count=9), "receipts/val-00000.json: it tells of another"),
-    ],
-)
-def test_a_manifest_without_hashes_is_held_to_plan_and_receipts(copy, change, said):
-    manifest = json.loads((older(copy) / "manifest.json").read_text())
-    change(manifest)
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    (problem,) = verify(Dataset(copy))
-    assert problem.startswith(said)
-
-
-@pytest.mark.parametrize("name", ["plan.json", "receipts/val-00000.json"])
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"7", b"\xff", b"[" * 100_000, b'{"shard": 1, "request": 1}'])
-def test_a_damaged_plan_or_receipt_is_found_and_hinders_no_reader(copy, name, content):
-    (copy / name).write_bytes(content)
-    dataset = Dataset(copy)
-    (problem,) = verify(dataset)
-    assert problem.startswith(f"{name}: ") and "\n" not in problem
-    assert len(dataset.read_tokens("val", 0)) == 65_537
-
-
-@pytest.mark.parametrize("name", ["plan.json", "receipts/val-00000.json"])
-def test_every_member_of_a_plan_and_a_receipt_is_held_to_its_check(copy, name):
-    record = json.loads((copy / name).read_text())
-    (copy / name).write_text(json.dumps(record, indent=3))  # the same in other words
-    assert verify(Dataset(copy)) == []
-    (copy / name).write_text(json.dumps(record | {"new": 1}))
-    (problem,) = verify(Dataset(copy))
-    assert problem.startswith(f"{name}: it is not as it was written: its check does not fit; ")
-    (copy / name).write_text(json.dumps(record).replace('"check"', '"chfck"'))
-    if name == "plan.json":  # the receipts know it by its check
-        assert verify(Dataset(copy))[0].startswith("plan.json: it is not the plan of receipts/train-00000.json; ")
-    else:
-        assert verify(Dataset(copy))[0].startswith(f"{name}: 'check': expected a check, got none; ")
-
-
-def test_a_directory_without_plan_and_receipts_is_all_right(copy):
-    (copy / "plan.json").unlink()
-    shutil.rmtree(copy / "receipts")
-    assert verify(Dataset(copy)) == []
-
-
-def older(copy: Path) -> Path:
-    """The dataset as it was before manifests had hashes of indices and of themselves."""
-    manifest = json.loads((copy / "manifest.json").read_text())
-    del manifest["blocks_sha256"], manifest["check"]
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    return copy
-
-
-def test_a_check_that_was_lost_is_missed(copy):
-    text = (copy / "manifest.json").read_text()
-    (copy / "manifest.json").write_text(text.replace('"check"', '"chfck"'))
-    assert "manifest.json is damaged: 'check': expected a check, got none" in refused(copy)
-    (copy / "manifest.json").write_text(json.dumps(json.loads(text), indent=7))  # the same in other words
-    assert verify(Dataset(copy)) == []
-
-
-def test_datasets_of_before_are_read_as_they_were(plays, copy):
-    dataset = Dataset(older(copy))
-    assert (dataset.id, verify(dataset)) == (plays.id, [])
-    np.testing.assert_array_equal(all_tokens(dataset, "val"), all_tokens(plays, "val"))
-
-
-@pytest.mark.parametrize("is_older", [False, True])
-@pytest.mark.parametrize("column", ["offset", "length", "checksum", "documents"])
-def test_a_damaged_index_is_blamed_and_not_the_sound_shard(copy, column, is_older):
-    rows = np.load(copy / "val.blocks.npy")
-    rows[column] ^= np.array([1, 1], dtype=rows[column].dtype)  # sums of documents stay
-    if column == "documents":
-        rows[column] = np.load(copy / "val.blocks.npy")[column][::-1]
-    np.save(copy / "val.blocks.npy", rows)
-    if not is_older:
-        assert "val.blocks.npy: its SHA-256 is not the manifest's; delete the file" in refused(copy)
-        return
-    problems = verify(dataset := Dataset(older(copy)))
-    assert problems
-    if column == "documents":
-        assert any("block 0: expected" in problem and "documents, got" in problem for problem in problems)
-        return
-    with pytest.raises(
-        Error, match=r"/val\.blocks\.npy row 0, of val-00000\.tar\.zst block 0: [^\n]*; delete the file"
-    ):
-        dataset.read_tokens("val", 0)
-    assert all(problem.startswith(("val.blocks.npy row", "receipts/")) for problem in problems)
 
 
 @pytest.mark.parametrize("field", ["documents", "tokens"])
@@ -582,17 +341,29 @@ def test_a_directory_without_permission_is_no_damage(copy):
     assert "cannot read manifest.json (Permission denied); look at the disk" in message
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "val.blocks.npy", "val-00000.tar.zst"])
-def test_what_a_disk_says_is_no_damage(copy, name):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("manifest.json", "Is a directory"),
+        ("val.blocks.npy", "Is a directory"),
+        ("val-00000.tar.zst", "Is a directory"),
+        ("manifest.json", "Input/output error"),
+        ("val-00000.tar.zst", "Input/output error"),
+    ],
+)
+def test_what_a_disk_says_is_no_damage(copy, name, says):
     (copy / name).unlink()
-    (copy / name).mkdir()  # EISDIR, which stands for EIO and its like
+    if says == "Is a directory":
+        (copy / name).mkdir()
+    else:
+        (copy / name).symlink_to("/proc/self/mem")  # whose first bytes are EIO
     with pytest.raises(Error) as caught:
         Dataset(copy).read_tokens("val", 0)
     message = str(caught.value)
-    assert name in message and "Is a directory" in message and "look at the disk" in message
+    assert name in message and says in message and "look at the disk" in message
     assert "delete" not in message and "\n" not in message
     if name.startswith("val-"):
-        assert any("Is a directory" in problem for problem in verify_shard(Dataset(copy), "val", 0))
+        assert any(says in problem for problem in verify_shard(Dataset(copy), "val", 0))
 
 
 @pytest.mark.parametrize(
@@ -778,3 +549,11 @@ def test_members_of_an_example_that_are_not_known_are_ignored(choices, tmp_path)
     dataset = broken_examples(choices, tmp_path, lambda found: found | {f"{KEY}.picture.png": b"png"})
     for known, found in zip(choices.examples("val"), dataset.examples("val"), strict=True):
         assert {k: v for k, v in known.items() if k != "prompts"} == {k: v for k, v in found.items() if k != "prompts"}
+
+
+def test_what_is_no_directory_or_split(plays: Dataset) -> None:
+    for path in (None, 5, b"data"):
+        with pytest.raises(Error, match="^expected a directory or a URL, got "):
+            Dataset(path)
+    with pytest.raises(Error, match="^split: expected train or val, got 'test'"):
+        plays.total("test", "tokens")

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,26 +79,56 @@ def test_a_step_of_all_sequences_reads_each_block_once(small: Dataset) -> None:
     assert sorted(step.tolist()) == sorted(every)
 
 
-def test_blocks_are_read_as_they_are_needed(small: Dataset) -> None:
+@pytest.mark.parametrize("slots", [3, 40])
+def test_blocks_are_read_as_they_are_needed(small: Dataset, slots: int) -> None:
+    """A first step asks for a block per sequence at most, not for all blocks of all its windows."""
     dataset = Counting(small.path)
-    next(iter(EpochSequences(dataset, 4, 3, SEED, range(3), Position())))
-    assert len(dataset.reads) <= 3 * 8
+    steps = iter(EpochSequences(dataset, 4, slots, SEED, range(slots), Position()))
+    for taken in range(1, 4):
+        next(steps)
+        assert len(dataset.reads) <= taken * slots
 
 
-def test_blocks_of_a_url_are_read_many_at_once(plays: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def far(plays: Dataset) -> "Counting":
+    """The plays at a URL."""
     fsspec.filesystem("memory").put(f"{plays.path}/", "/far-epoch/", recursive=True)
-    far = Counting("memory://far-epoch")
-    together = threading.Barrier(8)
+    return Counting("memory://far-epoch")
+
+
+def test_blocks_of_a_url_are_read_many_at_once(
+    plays: Dataset, far: "Counting", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, first = threading.Barrier(8), iter(range(8))
     read = far.read_frame
 
     def read_frame(split: str, block: int) -> bytes:
-        if len(far.reads) < 8:
-            together.wait(5)  # breaks unless eight are asked for at the same time
+        if next(first, None) is not None:
+            together.wait(60)  # breaks unless eight are asked for at the same time
         return read(split, block)
 
     monkeypatch.setattr(far, "read_frame", read_frame)
-    monkeypatch.setattr(epoch, "AHEAD", 8)
+    monkeypatch.setattr(epoch, "AT_ONCE", 8)
     np.testing.assert_array_equal(whole(far, 4096, 16), whole(plays, 4096, 16))
+
+
+@pytest.mark.parametrize(("at_once", "slots", "held"), [(2, 9, 9), (5, 3, 5)])
+def test_a_url_is_read_ahead_by_a_block_for_each_slot(
+    plays: Dataset, far: "Counting", monkeypatch: pytest.MonkeyPatch, at_once: int, slots: int, held: int
+) -> None:
+    """Whatever the time a trainer takes: so much is in memory, and no more."""
+    monkeypatch.setattr(epoch, "AT_ONCE", at_once)
+    near = Counting(plays.path)
+    steps = [iter(EpochSequences(data, 1024, slots, SEED, range(slots), Position())) for data in (far, near)]
+    for _ in range(3):
+        for source in steps:
+            next(source)
+        ahead = min(len(near.reads) + held - 1, len(plays.blocks["train"]))
+        deadline = time.monotonic() + 60
+        while len(far.reads) < ahead and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert len(far.reads) == ahead
 
 
 def test_it_is_a_webdataset_pipeline(plays: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,13 +17,13 @@ import fsspec
 import numpy as np
 import pytest
 import zstandard
+from fsspec.implementations.memory import MemoryFileSystem
 from making import shard_files
 from test_order import reference_order, reference_steps
 from torch.utils.data import DataLoader, IterableDataset
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.loader import StepBatches
-from gpt2wds.dataset.validation import validation_sequences
 from gpt2wds.errors import Error
 
 SEQ_LEN = 4096  # 418 sequences in the plays' 28 blocks: 26 steps of 16
@@ -269,6 +271,39 @@ def test_a_dataset_at_a_url_gives_the_same_steps(plays: Dataset, num_workers: in
     np.testing.assert_array_equal(np.stack(got), np.stack(first_steps(plays, 5, **options)))
 
 
+@pytest.mark.parametrize("end", ["closed", "forgotten"])
+def test_an_iterator_that_is_left_reads_no_more(
+    plays: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, end: str
+) -> None:
+    """Neither go its threads on nor do they ask again, when the store is gone by then."""
+    far = at_a_url(plays)
+
+    def readers() -> int:
+        return sum(thread.name == "gpt2wds-ahead" for thread in threading.enumerate())
+
+    is_gone, cat_file = threading.Event(), MemoryFileSystem.cat_file
+
+    def slow(*arguments: Any, **options: Any) -> bytes:
+        time.sleep(0.05)
+        if is_gone.is_set():
+            raise ConnectionResetError("gone")
+        return cat_file(*arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", slow)
+    steps = iter(load(far, sequences_per_step=2))
+    next(steps)
+    assert readers() > 0
+    if end == "closed":
+        steps.close()
+    else:
+        del steps
+    is_gone.set()
+    deadline = time.monotonic() + 30
+    while readers() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert readers() == 0 and time.monotonic() < deadline - 25 and not caplog.records
+
+
 def test_what_is_left_out_is_counted(plays: Dataset) -> None:
     tokens = [len(t) for t in tokens_of_shards(plays, "train")]
     for seq_len in (128, 1024, 65_536):
@@ -313,7 +348,9 @@ def test_damage_is_named_and_never_passed_over(plays: Dataset, tmp_path: Path, n
 
 def test_a_corpus_shorter_than_a_step(small: Dataset) -> None:
     count = load(small, seq_len=16, sequences_per_step=1).sequences
-    message = rf"one step of {count + 1} sequences .* got {count} seq.* at most {count}, that is {count * 16} tokens$"
+    message = (
+        rf"one step of {count + 1:,} sequences .* got {count:,} seq.* at most {count:,}, that is {count * 16:,} tokens$"
+    )
     assert load(small, seq_len=16, sequences_per_step=count).steps_per_epoch == 1
     with pytest.raises(ValueError, match=message):
         load(small, seq_len=16, sequences_per_step=count + 1)
@@ -336,59 +373,15 @@ def test_arguments_that_cannot_be(plays: Dataset, choices: Dataset) -> None:
     for rank, world_size in ((3, 3), (-1, 2), (0, 0)):
         with pytest.raises(Error, match=f"^rank: expected 0 to world_size - 1 = {world_size - 1}, got {rank}"):
             load(plays, rank=rank, world_size=world_size)
+    with pytest.raises(Error, match="^num_workers: expected 0 or more, got -1"):
+        load(plays, num_workers=-1)
     with pytest.raises(ValueError, match="expected tokens to train on, got multiple-choice"):
         load(choices)
-
-
-def validation(dataset: Dataset, world_size: int, max_tokens: int, seq_len: int = 512) -> list[np.ndarray]:
-    rows = []
-    for rank in range(world_size):
-        options = {"batch_sequences": 7, "rank": rank, "world_size": world_size}
-        batches = list(validation_sequences(dataset, seq_len=seq_len, max_tokens=max_tokens, **options))
-        assert all(len(batch) == 7 for batch in batches[:-1])
-        assert all(1 <= len(batch) <= 7 for batch in batches)
-        rows += [row for batch in batches for row in batch]
-    return rows
-
-
-def test_validation_is_the_same_set_in_storage_order_for_any_world(plays: Dataset) -> None:
-    stored = [sequence for block in sequences_of_blocks(plays, "val", 512) for sequence in block]
-    assert len(stored) > 150
-    for world_size in range(1, 17):
-        np.testing.assert_array_equal(validation(plays, world_size, 10**9), stored)
-        np.testing.assert_array_equal(validation(plays, world_size, 20 * 512), stored[:20])
-    # More ranks than sequences: some have none.
-    np.testing.assert_array_equal(validation(plays, 16, 5 * 512), stored[:5])
-
-
-def test_validation_honours_its_limit(plays: Dataset) -> None:
-    assert len(validation(plays, 1, 3 * 512)) == 3
-    assert len(validation(plays, 1, 4 * 512 - 1)) == 3
-    with pytest.raises(ValueError, match=r"more than seq_len = 512 tokens, .* max_tokens = 511 are used"):
-        validation(plays, 1, 511)
-
-
-def test_ranks_share_out_the_batches_of_one(plays: Dataset) -> None:
-    options = {"seq_len": 512, "max_tokens": 40 * 512, "batch_sequences": 7}
-    alone = list(validation_sequences(plays, **options))
-    assert [len(batch) for batch in alone] == [7, 7, 7, 7, 7, 5]
-    for world_size in (2, 3, 4, 9):
-        ranks = [list(validation_sequences(plays, **options, rank=r, world_size=world_size)) for r in range(world_size)]
-        together = [batch for rank in ranks for batch in rank]
-        assert len(together) == len(alone)
-        assert all(np.array_equal(one, many) for one, many in zip(alone, together, strict=True))
-        assert max(map(len, ranks)) <= -(-6 // world_size)
-
-
-def test_examples_are_no_text_to_validate_on(choices: Dataset) -> None:
-    with pytest.raises(ValueError, match="expected tokens, got multiple-choice"):
-        next(validation_sequences(choices, seq_len=8, max_tokens=100, batch_sequences=1))
-
-
-def test_validation_of_another_split(plays: Dataset) -> None:
-    batch = next(validation_sequences(plays, seq_len=100, max_tokens=10**6, batch_sequences=3, split="train"))
-    tokens = tokens_of_shards(plays, "train")[0]
-    np.testing.assert_array_equal(batch, [tokens[0:101], tokens[100:201], tokens[200:301]])
+    for name in ("seq_len", "sequences_per_step", "seed", "rank", "world_size", "num_workers"):
+        for value in (None, 1.5, "1", True):
+            with pytest.raises(Error, match=f"^{name}: expected a whole number, got {value!r}"):
+                load(plays, **{name: value})
+    assert type(load(plays, seed=np.int64(3)).state_dict()["seed"]) is int, "a state is JSON"
 
 
 def test_a_program_that_holds_its_iterator_to_the_end_ends_at_once(plays: Dataset) -> None:

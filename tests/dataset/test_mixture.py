@@ -185,9 +185,31 @@ def test_the_state_of_another_mixture_is_refused(three: list[Dataset], mixture: 
     assert json.loads(json.dumps(batches.state_dict())) == before
 
 
+def test_datasets_that_different_steps_took_where_they_are_are_refused(three: list[Dataset], mixture: Mixture) -> None:
+    ramped = state_after(load(mixture), 9)  # of the second dataset more than an epoch
+    ramped = state_after(load(mixture, ramped, sequences_per_step=11), 4)
+    assert ramped["steps"] == [[7, 9], [11, 4]]
+    for state in (state_after(load(mixture), 3), state_after(load(mixture), 30), ramped):
+        assert load(mixture, state).state_dict() == state
+        for i in range(3):
+            for others in (state_after(load(mixture), 4), state_after(load(mixture), 29)):
+                mixed = [record if j != i else others["datasets"][i] for j, record in enumerate(state["datasets"])]
+                with pytest.raises(
+                    Error, match=f"^state: dataset {three[i].path}: expected epoch .*; give the state as"
+                ):
+                    load(mixture, state | {"datasets": mixed})
+    assert "steps" not in state_after(load(three[0]), 1)
+    for steps in (7, [7], [[7, -1]], [[7, 3.0]], [[10**12, 3]]):
+        with pytest.raises(Error, match="^state: 'steps': expected"):
+            load(mixture, state | {"steps": steps})
+    # Older ones say only where each dataset is.
+    older = {name: value for name, value in state.items() if name != "steps"}
+    assert "steps" not in state_after(load(mixture, older), 2)
+
+
 def test_weights_that_are_none(three: list[Dataset]) -> None:
     a, b, _ = three
-    for weight in (0, -1, math.inf, math.nan, True, "3", None):
+    for weight in (0, -1, math.inf, math.nan, 10**400, True, "3", None):
         with pytest.raises(Error, match=rf"^dataset {b.path}: weight: expected a number above 0 and finite, got "):
             load([(a, 1), (b, weight)])
     for data in ([a, b], [("a", 1)], "a", None, {a: 1}, [(a, 1, 2)]):
@@ -210,8 +232,17 @@ def test_a_weight_too_small_for_a_slot_says_what_would_do(three: list[Dataset]) 
     assert 0 not in divide(7, [5, 1.34, 3]) and 0 not in divide(81, [5, 0.1, 3])
     with pytest.raises(Error, match="got 1, which gives it none; steps of 3 sequences, that is 24 tokens, are enough"):
         load([(a, 1), (b, 1), (c, 1)], sequences_per_step=2)
-    with pytest.raises(Error, match="a weight of 8.34E-321, or steps of"):  # no number of ours is too small to be said
+    with pytest.raises(Error, match="none; a weight of 8.34E-321 is enough$"):  # none of ours is too small to be said
         load([(a, 5e-320), (b, 5e-324)])
+
+
+def test_no_step_of_a_billion_sequences_is_advised(three: list[Dataset]) -> None:
+    a, b, c = three
+    with pytest.raises(Error, match="got 1e-09, which gives it none; a weight of 0.167 is enough$"):
+        load([(a, 1), (b, 1e-9)])
+    assert divide(7, [1, 0.167]) == [6, 1]
+    with pytest.raises(Error, match="none; give it a weight nearer to the others', and steps of 3 sequences or more$"):
+        load([(a, 1), (b, 1), (c, 1e-9)], sequences_per_step=2)
 
 
 def test_data_that_are_none_for_a_mixture(three: list[Dataset], choices: Dataset) -> None:

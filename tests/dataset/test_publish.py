@@ -23,9 +23,9 @@ def there(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
 
 
 def push(dataset: Dataset, there: Folder) -> list[str]:
-    place = Directory(there)
-    stages = to_send(dataset, place, str(there))
-    send(place, stages)
+    target = Directory(there)
+    stages = to_send(dataset, target, str(there))
+    send(target, stages)
     return [piece.name for stage in stages for piece in stage.pieces]
 
 

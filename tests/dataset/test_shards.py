@@ -30,7 +30,7 @@ def make_documents(lengths: list[int]) -> list[np.ndarray]:
 
 def write(documents: list[np.ndarray]) -> tuple[bytes, shards.ShardSummary]:
     file = io.BytesIO()
-    summary = shards.write_token_shard(file, "train-00000", documents)
+    summary = shards.write_token_shard(file, "train-00000", documents, EOT)
     return file.getvalue(), summary
 
 
@@ -76,6 +76,16 @@ def test_blocks_hold_the_documents_and_overlap_by_one(lengths, block_tokens):
 def test_blocks_of_real_size(total):
     check_shard(make_documents([total]))
     check_shard(make_documents([total // 3, total - total // 3]))
+
+
+def test_documents_may_come_one_by_one_or_end_to_end():
+    documents = make_documents([3, 70_000, 2, 2, 70_000, 5, 1])
+    one_by_one = write(documents)
+    for cut in (1, 4, 7):
+        pieces = [np.concatenate(documents[at : at + cut]) for at in range(0, len(documents), cut)]
+        data, summary = write(pieces)
+        assert data == one_by_one[0] and summary.documents == len(documents)
+        assert summary.rows.tolist() == one_by_one[1].rows.tolist()
 
 
 def test_one_document_may_span_blocks_and_a_block_many_documents():

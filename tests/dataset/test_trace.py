@@ -17,6 +17,7 @@ from making import shard_files
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.loader import StepBatches
 from gpt2wds.dataset.manifest import Manifest, ShardEntry
+from gpt2wds.dataset.mixture import portions
 from gpt2wds.dataset.origins import Origins
 from gpt2wds.dataset.trace import Reading, Trace, TracedSequence
 from gpt2wds.errors import Error
@@ -144,9 +145,19 @@ def test_a_step_is_what_the_loader_gives_and_its_documents_are_the_sources(
         assert read == held.get(key, [])
 
 
+def in_sequences(tokens: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens,) of a shard: which are an input of a sequence, and which a target, by the definition of a block."""
+    inputs, targets = np.zeros(tokens, dtype=bool), np.zeros(tokens, dtype=bool)
+    for block in range(0, tokens, 65_536):
+        for first in range(block, min(block + 65_536, tokens - 1) - seq_len + 1, seq_len):
+            inputs[first : first + seq_len] = targets[first + 1 : first + seq_len + 1] = True
+    return inputs, targets
+
+
 def test_each_epoch_reads_or_leaves_out_every_token_of_a_document(corpus: Corpus) -> None:
     # 1000 does not divide 65,536, and 37 sequences a step do not divide the epoch.
-    trace, left_out = Trace(corpus.dataset, seq_len=1000, sequences_per_step=37, seed=1), 0
+    trace, left_out, unread = Trace(corpus.dataset, seq_len=1000, sequences_per_step=37, seed=1), 0, 0
+    shards = {entry.name: in_sequences(entry.tokens, 1000) for entry in corpus.dataset.shards("train")}
     for key in corpus.texts:
         place = trace.find(*key)
         if place.split == "val":
@@ -160,8 +171,14 @@ def test_each_epoch_reads_or_leaves_out_every_token_of_a_document(corpus: Corpus
                 inside += min(first + 1000, document.end) - max(first, document.start)
                 left_out += reading.step is None
                 assert (reading.slot is None) == (reading.step is None)
-            assert inside + trace.unread_tokens(document) == document.end - document.start
+            inputs, targets = shards[document.shard]
+            assert inside == inputs[document.start : document.end].sum()
+        assert trace.unread_tokens(document) == (~targets[max(1, document.start) : document.end]).sum()
+        unread += trace.unread_tokens(document)
     assert left_out and trace.sequences % 37
+    # What a run says before it begins.
+    (portion,) = portions(corpus.dataset, sequences_per_step=37, seq_len=1000)
+    assert unread == portion.trailing_tokens > 0
 
 
 def test_documents_that_were_not_trained_on_say_why(corpus: Corpus) -> None:
@@ -238,7 +255,7 @@ def test_what_is_asked_for_wrongly_is_named(corpus: Corpus, choices: Dataset) ->
         origins.find("c.parket", 1)
     with pytest.raises(Error, match="expected tokens, got multiple-choice"):
         Trace(choices, seq_len=8, sequences_per_step=1, seed=0)
-    with pytest.raises(Error, match="expected at least one step of 1000000 sequences"):
+    with pytest.raises(Error, match="expected at least one step of 1,000,000 sequences, got"):
         Trace(corpus.dataset, seq_len=8, sequences_per_step=1_000_000, seed=0)
 
 

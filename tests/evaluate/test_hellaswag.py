@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from making import CHOICES, shard_choices, shared_file
+from runs import forked
 from torch.nn import functional as F
 
 from gpt2wds.commands import eval as eval_command
 from gpt2wds.commands import shard as shard_command
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.distributed import World
+from gpt2wds.errors import Error
 from gpt2wds.evaluate import hellaswag, inference
 from gpt2wds.evaluate.hellaswag import ending_log_probabilities, mcnemar, per_example, scores
 from gpt2wds.evaluate.questions import NORMS, Questions, load_questions
@@ -65,14 +65,6 @@ def failure(*arguments: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """1,000 real examples."""
-    source = shared_file(REAL)
-    out = tmp_path_factory.mktemp("real") / "data"
-    return shard_choices(out, source)
-
-
-@pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("model"), opinionated())
 
@@ -98,13 +90,19 @@ def lesson(model: GPT2, example: dict[str, Any]) -> tuple[list[float], list[floa
     return sums, means
 
 
-def assert_as_the_lesson(dataset: Dataset, source: Path, count: int, n_positions: int = 1024) -> None:
-    model = opinionated(n_positions)
+def records_of(dataset: Dataset, n_positions: int = 1024) -> list[dict[str, Any]]:
     questions = load_questions(dataset, "completion", n_positions)
-    log_p = ending_log_probabilities(model, questions, ALONE, "float32")
-    records = per_example(questions, log_p)
-    examples = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:count]]
-    assert len(records) == len(examples) == count
+    return per_example(questions, ending_log_probabilities(opinionated(n_positions), questions, ALONE, "float32"))
+
+
+def examples_of(source: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+
+
+def assert_as_the_lesson(
+    records: list[dict[str, Any]], examples: list[dict[str, Any]], n_positions: int = 1024
+) -> None:
+    model = opinionated(n_positions)
     for example, record in zip(examples, records, strict=True):
         sums, means = lesson(model, example)
         assert record["log_probabilities"] == pytest.approx([-value for value in sums], rel=1e-5, abs=1e-4)
@@ -119,12 +117,7 @@ def assert_as_the_lesson(dataset: Dataset, source: Path, count: int, n_positions
 
 
 def test_completion_mode_is_the_lessons_on_the_sample(tmp_path: Path) -> None:
-    assert_as_the_lesson(shard_choices(tmp_path / "data", limit=12), SAMPLE, 12)
-
-
-@pytest.mark.slow
-def test_completion_mode_is_the_lessons_on_real_examples(real: Dataset) -> None:
-    assert_as_the_lesson(real, shared_file(REAL), 1000)
+    assert_as_the_lesson(records_of(shard_choices(tmp_path / "data", limit=12)), examples_of(SAMPLE)[:12])
 
 
 # --- scores
@@ -209,28 +202,15 @@ def test_batches_keep_to_their_budget(
     assert shapes == [(len(batch), max(batch)) for batch in lengths]
 
 
-def run_ranks(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """gpt2wds-eval hellaswag as a user starts it, the programs found beside this Python."""
-    here = Path(sys.executable).parent
-    launcher = [str(here / "torchrun"), "--standalone", f"--nproc-per-node={ranks}", "--no-python"] if ranks > 1 else []
-    result = subprocess.run(
-        [*launcher, str(here / "gpt2wds-eval"), "hellaswag", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    return result
-
-
 @pytest.mark.slow
 def test_any_number_of_ranks_scores_as_one(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
     outputs, records = [], []
     for ranks in (1, 2, 3):
         file = tmp_path / f"{ranks}.jsonl"
-        run = run_ranks(ranks, model_path, "--data", choices.path, "--device", "cpu", "--json", "--per-example", file)
-        outputs.append(run.stdout)
+        line = ["hellaswag", model_path, "--data", choices.path, "--device", "cpu", "--json", "--per-example", file]
+        codes, said, problems = forked("eval", *[line] * ranks)
+        assert codes == [0] * ranks, problems
+        outputs.append(said)
         records.append(file.read_text())
     assert outputs[0] == outputs[1] == outputs[2]
     assert outputs[0].count("\n") == 1  # one object, from rank 0 alone
@@ -300,6 +280,22 @@ def test_a_record_for_each_example(choices: Dataset, model_path: Path, tmp_path:
     assert "--per-example" in failure(model_path, "--data", choices.path, "--per-example", tmp_path / "no" / "file")
 
 
+def test_a_full_disk_leaves_no_half_of_the_records(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+    """A limit on a file's size stands for it."""
+    file = tmp_path / "each.jsonl"
+    file.write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        line = ["hellaswag", model_path, "--data", choices.path, "--device", "cpu", "--per-example", file]
+        result = CliRunner().invoke(eval_command.main, list(map(str, line)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1].startswith(f"error: {file}: File too large; allow larger files")
+    assert file.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["each.jsonl"]
+
+
 def test_a_limit(choices: Dataset, model_path: Path) -> None:
     assert json.loads(command(model_path, "--data", choices.path, "--json", "--limit", 5))["examples"] == 5
 
@@ -309,10 +305,13 @@ def test_a_thousand_real_examples_through_the_commands(model_path: Path, tmp_pat
     out = tmp_path / "data"
     made = CliRunner().invoke(shard_command.main, ["hellaswag", "--source", str(shared_file(REAL)), "--out", str(out)])
     assert made.exit_code == 0, made.output
-    result = json.loads(command(model_path, "--data", out, "--json"))
+    file = tmp_path / "each.jsonl"
+    result = json.loads(command(model_path, "--data", out, "--json", "--per-example", file))
     # A part of HellaSwag goes by its file's name: published scores are of the whole.
     assert (result["name"], result["examples"], result["truncated"]) == ("hellaswag_val_1000", 1000, 0)
     assert 0.2 < result["acc_norm_tokens"] < 0.3  # a model that knows nothing
+    # The lesson's way is slow: a quarter of them, from all over, for the first are short.
+    assert_as_the_lesson(examples_of(file)[::4], examples_of(shared_file(REAL))[::4])
 
 
 # --- what does not fit
@@ -327,7 +326,7 @@ def test_long_prompts_lose_tokens_on_the_left_and_are_counted(choices: Dataset, 
     assert 0 < count < 4 * 36
     assert load_questions(choices, "completion", 40).truncated == count
     assert load_questions(choices, "completion", 1024).truncated == 0
-    assert_as_the_lesson(choices, SAMPLE, 36, n_positions=40)
+    assert_as_the_lesson(records_of(choices, 40), examples_of(SAMPLE), 40)
     path = saved(tmp_path, opinionated(40))
     assert json.loads(command(path, "--data", choices.path, "--json"))["truncated"] == count
     assert command(path, "--data", choices.path).splitlines()[-1].startswith(f"  {count} endings had a context longer")
@@ -465,3 +464,23 @@ def test_a_model_against_itself(choices: Dataset, model_path: Path) -> None:
     result = json.loads(command(model_path, model_path, "--data", choices.path, "--json"))
     for pair in result["comparison"].values():
         assert pair == {"difference": 0, "difference_stderr": 0, "only_first_right": 0, "only_second_right": 0, "p": 1}
+
+
+def test_arguments_that_cannot_be(choices: Dataset) -> None:
+    questions, model = load_questions(choices, "lm-eval", 256), GPT2(GPT2Config(1, 1, 8, 256))
+    for name, call in {
+        "dataset": lambda: load_questions(choices.path, "lm-eval", 256),
+        "n_positions": lambda: load_questions(choices, "lm-eval", 0),
+        "limit": lambda: load_questions(choices, "lm-eval", 256, 0),
+        "model": lambda: hellaswag.score("runs/gpt2", questions),
+        "questions": lambda: hellaswag.score(model, choices),
+        "dtype": lambda: hellaswag.score(model, questions, dtype="float16"),
+    }.items():
+        with pytest.raises(Error, match=f"^{name}: expected "):
+            call()
+    sums = np.zeros((len(questions.labels), 4))
+    for wrong in (None, sums[1:], sums[:, :3], np.full_like(sums, np.nan)):
+        with pytest.raises(Error, match="^sums: expected "):
+            scores(questions, wrong)
+    with pytest.raises(Error, match="^questions: expected "):
+        scores(choices, sums)

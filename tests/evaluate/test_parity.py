@@ -28,7 +28,7 @@ pytest.importorskip("lm_eval", reason="needs EleutherAI's lm-eval: pip install l
 REAL = SHARED_DATA / "hellaswag_val_1000.jsonl"
 SOURCE = REAL if REAL.exists() else CHOICES
 # Enough to be sure in CI; GPT2WDS_PARITY_EXAMPLES=1000 takes all of them.
-EXAMPLES = int(os.environ.get("GPT2WDS_PARITY_EXAMPLES", 150))
+EXAMPLES = int(os.environ.get("GPT2WDS_PARITY_EXAMPLES", 60))
 
 
 def run(command: click.Command, *arguments: object) -> str:

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from runs import in_process
+from making import shard_files, write_jsonl
+from runs import forked, in_process
 from torch.nn import functional as F
 
 from gpt2wds.commands import eval as eval_command
@@ -253,20 +251,12 @@ def test_validation_loss_does_not_depend_on_the_batch(plays: Dataset) -> None:
 
 @pytest.mark.slow
 def test_validation_loss_does_not_depend_on_the_ranks(run_dir: Path, plays: Dataset) -> None:
-    here = Path(sys.executable).parent
     found = []
     for ranks in (1, 2, 3):
-        launcher = [here / "torchrun", "--standalone", f"--nproc-per-node={ranks}", "--no-python"] if ranks > 1 else []
-        arguments = ["loss", run_dir, "--data", plays.path, "--device", "cpu", "--json"]
-        result = subprocess.run(
-            [*map(str, launcher), str(here / "gpt2wds-eval"), *map(str, arguments)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert result.returncode == 0, result.stderr
-        found.append(json.loads(result.stdout))
+        line = ["loss", run_dir, "--data", plays.path, "--device", "cpu", "--json", "--limit", 26_000]
+        codes, said, problems = forked("eval", *[line] * ranks)
+        assert codes == [0] * ranks, problems
+        found.append(json.loads(said))
     losses = [one.pop("loss") for one in found]
     # The same float32 numbers in each batch; only float64 sums of whole batches come in another order.
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-12)
@@ -292,16 +282,18 @@ def command(*arguments: object) -> str:
     return result.stdout
 
 
-@pytest.mark.slow
-def test_the_loss_command(run_dir: Path, plays: Dataset) -> None:
-    output = command("loss", run_dir, "--data", plays.path, "--json")
+def test_the_loss_command(run_dir: Path, tmp_path: Path) -> None:
+    stories = [f"Story {n}: " + " ".join(f"word{i * n % 97}" for i in range(200 + n)) for n in range(6)]
+    source = write_jsonl(tmp_path / "stories.jsonl", stories)
+    data = shard_files(tmp_path / "data", source, val_docs=4, docs_per_shard=2)
+    output = command("loss", run_dir, "--data", data.path, "--json")
     result = json.loads(output)
     assert output == json.dumps(result) + "\n"
-    assert (result["model"], result["split"], result["corpus"]) == (str(run_dir), "val", plays.corpus)
+    assert (result["model"], result["split"], result["corpus"]) == (str(run_dir), "val", data.corpus)
     assert 10 < result["loss"] < 12
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
     # Of the text that was scored: all but the first token, and but what fills no sequence of 32 at the end.
-    text = plays.read_tokens("val", 0), plays.read_tokens("val", 1)
+    text = data.read_tokens("val", 0), data.read_tokens("val", 1)
     scored = [block[1 : (len(block) - 1) // 32 * 32 + 1] for block in text]
     assert result["tokens"] == sum(map(len, scored))
     pieces = [load_tokenizer().encoding.decode_bytes(block[block != END_OF_TEXT].tolist()) for block in scored]
@@ -309,7 +301,7 @@ def test_the_loss_command(run_dir: Path, plays: Dataset) -> None:
     assert result["bits_per_byte"] == pytest.approx(
         result["loss"] * result["tokens"] / math.log(2) / result["text_bytes"], rel=1e-12
     )
-    line = command("loss", run_dir, "--data", plays.path)
+    line = command("loss", run_dir, "--data", data.path)
     assert line.count("\n") == 1
     assert f"loss {result['loss']:.4f} nats per token" in line and f"{result['bits_per_byte']:.4f} bits" in line
 

@@ -111,6 +111,27 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(corpus: Path, whole: dict[st
     assert tree(out) == whole
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_one_big_task_that_threads_work_on_stops_like_any(corpus: Path, tmp_path: Path, how: signal.Signals):
+    def one_task(out: Path, workers: int) -> list[str]:
+        return list(map(str, [COMMAND, "files", corpus / "a.jsonl", "--out", out, "--workers", workers]))
+
+    out = tmp_path / "out"
+    process = subprocess.Popen(one_task(out, 3), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not any(path.stat().st_size for path in out.glob(".train-00000*")):
+        time.sleep(0.001)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=30)
+    assert not (out / "train-00000.tar.zst").exists()
+    if how == signal.SIGINT:
+        assert process.returncode == 130 and "Traceback" not in said
+        assert not list(out.glob(".train*"))
+    subprocess.run(one_task(out, 3), check=True, capture_output=True)
+    subprocess.run(one_task(tmp_path / "alone", 1), check=True, capture_output=True)
+    assert tree(out) == tree(tmp_path / "alone")
+
+
 def test_nothing_is_left_behind_in_shared_memory_or_temporary_folders(corpus: Path, tmp_path: Path):
     def everything() -> set[Path]:
         # tiktoken keeps its vocabulary in a folder of its own, once and for all.

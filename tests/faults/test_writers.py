@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from writers import FAULTS, FULL, Stop, Stopper, Writer, can_mount, only_whole, sharding_writers, small_disk, tree
+from small import tree
+from writers import FAULTS, FULL, Stop, Stopper, Writer, can_mount, only_whole, sharding_writers, small_disk
 
 TORTURE = Path(__file__).parents[2] / "tools" / "torture.py"
 

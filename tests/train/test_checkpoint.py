@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -201,9 +202,50 @@ def test_all_damaged(tmp_path: Path) -> None:
     for damage, path in zip(DAMAGES, save(tmp_path, 1, 2, 3), strict=True):
         damage(path / "model.safetensors")
     warnings: list[str] = []
-    with pytest.raises(ValueError, match="expected a sound checkpoint, all 3 are damaged; restore one, or remove"):
+    with pytest.raises(ValueError, match="expected a sound checkpoint, all 3 are damaged; restore one, or choose"):
         newest_sound_checkpoint(tmp_path, warnings.append)
     assert len(warnings) == 3
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root may read everything."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+def test_what_may_not_be_read_is_not_damaged() -> None:
+    """A fall-back would train up to it again, and put another in its place; no checkpoint would begin from nothing."""
+    with TemporaryDirectory() as name:  # pytest's folders are their owner's alone
+        folder = Path(name)
+        folder.chmod(0o755)
+        _, newest = save(folder, 1, 2)
+        (newest / "state.json").chmod(0)
+        with (
+            unprivileged(),
+            pytest.raises(Error, match=r"step-0000002: expected to read it .*; make it readable"),
+        ):
+            newest_sound_checkpoint(folder, pytest.fail)
+        folder.chmod(0o311)
+        with unprivileged(), pytest.raises(PermissionError, match=re.escape(name)):
+            newest_sound_checkpoint(folder, pytest.fail)
+        folder.chmod(0o755)
+
+
+def test_one_that_the_disk_does_not_give_falls_back(tmp_path: Path) -> None:
+    """What cannot be read is lost; unlike what is not allowed."""
+    older, newest = save(tmp_path, 1, 2)
+    (newest / "state.json").unlink()
+    (newest / "state.json").symlink_to("/proc/self/mem")  # whose first bytes are EIO
+    warnings: list[str] = []
+    assert newest_sound_checkpoint(tmp_path, warnings.append) == older
+    assert "Input/output error" in warnings[0] and len(warnings) == 1
 
 
 def test_a_damaged_newer_one_pushes_no_sound_one_out(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from runs import finish, in_process, rows, start, steps_of
+from runs import in_process, rows, steps_of, trained
 
 from gpt2wds.commands.eval import main as evaluation
 from gpt2wds.dataset.directory import Dataset
@@ -88,7 +88,7 @@ def test_weights_stand_still_where_nothing_is_trained_on(skipping: Path) -> None
 
 @pytest.mark.slow
 def test_three_ranks_leave_out_the_same(skipping: Path, plays: Dataset, tmp_path: Path) -> None:
-    finish(start(tmp_path / "run", plays, SKIP, ranks=3))
+    trained(tmp_path / "run", plays, SKIP, ranks=3)
     np.testing.assert_allclose(rows(tmp_path / "run")[:, 1], rows(skipping)[:, 1], rtol=1e-4)
 
 

@@ -92,6 +92,13 @@ def test_a_number_that_another_process_has_now_is_no_life(tmp_path: Path) -> Non
         Lock(tmp_path).take()
 
 
+def test_who_ended_and_was_not_waited_for_is_dead(tmp_path: Path) -> None:
+    with writer(tmp_path) as other:
+        other.process.kill()
+        os.waitid(os.P_PID, other.process.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+        Lock(tmp_path).take()
+
+
 def test_a_copy_of_a_directory_in_use_is_free(tmp_path: Path) -> None:
     with writer(tmp_path / "run"):
         shutil.copytree(tmp_path / "run", tmp_path / "copy")
@@ -118,6 +125,17 @@ def test_of_another_host_it_counts_whether_the_file_is_touched(
         mine.take()
         assert [path.name for path in tmp_path.iterdir()] == ["lock-2"]
     assert said and "process" in said[0] and "waiting to see whether it still lives" in said[0]
+
+
+def test_what_another_host_gives_back_while_it_is_watched_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 20.0)
+    Lock(tmp_path).take()
+    change(tmp_path, kernel="another", host="far")
+    monkeypatch.setattr("time.sleep", lambda _: (tmp_path / "lock-1").unlink())
+    Lock(tmp_path, lambda _: None).take()
+    assert [path.name for path in tmp_path.iterdir()] == ["lock-2"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', "[" * 100_000, "\x00"])

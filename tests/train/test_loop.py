@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from making import shard_choices
-from runs import PROGRAMS, arguments, children, finish, in_process, program, rows, start, steps_of, wait_for
+from runs import PROGRAMS, arguments, children, finish, in_process, program, rows, start, steps_of, trained, wait_for
 
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.train.checkpoint import list_checkpoints
@@ -81,7 +81,7 @@ def test_killed_at_any_moment_it_gives_the_same_log(plays: Dataset, whole: Path,
                 time.sleep(seconds)
                 process.kill()
         kills += process.wait() == -signal.SIGKILL
-    history.append(finish(start(run, plays)))
+    history.append(trained(run, plays))
     assert (run / "log.txt").read_text() == (whole / "log.txt").read_text(), "".join(history)
     assert [row["step"] for row in RunDirectory(run).read_metrics()] == list(range(13)), "".join(history)
     assert kills >= 1, "".join(history)
@@ -112,7 +112,7 @@ MOMENTS: list[list[Any]] = [
     ["gpt2wds.train.rundir", "_without_nan", 2],
     # in the evaluation
     ["gpt2wds.commands.measuring", "score", 1],
-    ["gpt2wds.commands.measuring", "generate", 1],
+    ["gpt2wds.commands.measuring", "next_tokens", 1],
     ["gpt2wds.evaluate.text", "choose_token", 3],
     # while resuming, and while old checkpoints are removed
     ["pathlib", "Path.replace", 3],
@@ -230,15 +230,33 @@ def test_a_loader_process_that_was_killed_is_one_line(plays: Dataset, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_rank_that_was_killed_is_one_line_of_the_others(plays: Dataset, tmp_path: Path) -> None:
-    process = start(tmp_path / "run", plays, "train.max_steps=100000", "eval.every_steps=100000", ranks=2)
-    wait_for(process, "step 4: saved")
-    ranks = children(process)
-    environments = {pid: Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in ranks}
-    os.kill(next(pid for pid, values in environments.items() if b"RANK=1" in values), signal.SIGKILL)
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(["gpt2wds.distributed", "World.gather", 1], id="starting"),
+        pytest.param(["gpt2wds.train.signals", "Signals.agree", 2], id="agreeing"),
+        pytest.param(["torch", "Tensor.backward", 3], id="backward"),
+        pytest.param(["gpt2wds.train.loop", "Trainer._save", 1], id="saving"),
+        pytest.param(["gpt2wds.commands.measuring", "validation_loss", 2], id="evaluating"),
+    ],
+)
+def test_a_rank_that_was_killed_is_one_line_of_the_others(plays: Dataset, tmp_path: Path, moment: list[Any]) -> None:
+    """Also of one that torchrun's SIGTERM finds on its way out."""
+    launcher = [str(PROGRAMS / "torchrun"), "--standalone", "--nproc-per-node=2", "--no-python"]
+    killed = [sys.executable, str(Path(__file__).parents[1] / "faults" / "rank_killed.py"), *map(str, moment)]
+    process = program([*launcher, *killed, *arguments(tmp_path / "run", plays, "train.max_steps=100000")])
     said = finish(process, 1)
-    assert "error: a rank is gone, see what it said last (" in said
+    assert said.count("error: a rank is gone, see what it said last (") == 1, said
     assert "[rank0]" not in said  # no traceback of ours
+
+
+def test_on_a_cpu_malloc_keeps_the_pages_of_a_step(
+    plays: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = list[bool]()
+    monkeypatch.setattr("gpt2wds.commands.train.keep_pages", lambda: kept.append(True))
+    assert in_process(tmp_path / "run", plays, "train.max_steps=1", "train.warmup_steps=0")[0] == 0
+    assert kept == [True]
 
 
 def test_without_a_compiler_it_says_so_and_runs(

@@ -2,13 +2,15 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2wds.model import GPT2, GPT2Config
-from gpt2wds.train.optim import OPTIMIZERS, Optimizers, learning_rate_factor, make_optimizers
+from gpt2wds.train.optim import OPTIMIZERS, Optimizers, learning_rate_factor, make_optimizers, orthogonalized
 
 SMALL = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=300)
 
@@ -53,6 +55,54 @@ def test_muon_has_the_matrices_inside_the_blocks() -> None:
             assert (kind, rate, decay) == ("AdamW", 1e-2, 0.1), name
         else:
             assert (kind, rate, decay) == ("Muon", 0.02, 0.1), name
+
+
+def test_muon_on_a_cpu_is_torchs_but_for_rounding() -> None:
+    """torch's works in bfloat16, of eight bits."""
+    ours, theirs = GPT2(SMALL), GPT2(SMALL)
+    theirs.load_state_dict(ours.state_dict())
+    optimizers, reference = optimizers_of(ours, "muon"), optimizers_of(theirs, "muon")
+    hidden = reference.all[1].param_groups[0]["params"]
+    reference = Optimizers([reference.all[0], torch.optim.Muon(hidden, lr=0.02, weight_decay=0.1)])
+    start = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}
+    train(ours, optimizers, range(3))
+    train(theirs, reference, range(3))
+    state, wanted = optimizers.state(ours), reference.state(theirs)
+    assert state.keys() == wanted.keys()
+    for key in filter(lambda key: key.endswith("momentum_buffer"), wanted):
+        assert (state[key] - wanted[key]).norm() < 0.1 * wanted[key].norm(), key
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if name.startswith("h.") and one.dim() == 2:
+            assert (one - other).norm() < 0.1 * (one - start[name]).norm(), name
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (96, 32), (32, 128)])
+def test_a_matrix_is_made_orthogonal(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = left.T @ orthogonalized(matrix) @ right.T
+    assert (found - found.diag().diag()).abs().max() < 1e-4
+    well_conditioned = found.diag()[values > 0.05 * values[0]]
+    assert well_conditioned.min() > 0.6 and well_conditioned.max() < 1.3
+
+
+def test_on_a_cpu_muon_computes_in_float32() -> None:
+    """bfloat16 is emulated on most."""
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            seen.update(tensor.dtype for tensor in (*args, result) if isinstance(tensor, torch.Tensor))
+            return result
+
+    model = GPT2(SMALL)
+    optimizers = optimizers_of(model, "muon")
+    ids = torch.randint(300, (2, 65), generator=torch.Generator().manual_seed(1))
+    model(ids[:, :-1], ids[:, 1:], torch.ones(2)).backward()
+    with Watch():
+        optimizers.all[1].step()
+    assert seen == {torch.float32}
 
 
 def test_adamw_has_gpt2s_constants() -> None:

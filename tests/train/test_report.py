@@ -4,6 +4,7 @@ import html
 import itertools
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from gpt2wds import files
 from gpt2wds.errors import Error
 from gpt2wds.train.curves import Run, pictures
 from gpt2wds.train.report import write_report
@@ -84,6 +86,28 @@ def page(path: Path, **options: Any) -> str:
     return write_report(make_run(path, **options)).read_text(encoding="utf-8")
 
 
+def plain_run(path: Path, steps: int = 40, **facts: Any) -> Path:
+    """A run whose only picture is that of its losses: to draw them all takes four times as long."""
+    kept = ("step", "tokens", "train_loss", "val_loss")
+    rows = [json.loads(line) for line in RunDirectory(make_run(path, steps, **facts)).metrics.open()]
+    rows = [{name: row[name] for name in kept if name in row} for row in rows]
+    RunDirectory(path).metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a run that has all there is, under its own name everywhere."""
+    return page(tmp_path_factory.mktemp("usual") / "run")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same with every text that others write being one that would do harm."""
+    facts = {"corpus": HOSTILE, "device": HOSTILE, "choice": CHOICE | {"name": HOSTILE}}
+    return page(tmp_path_factory.mktemp("hostile") / "run", text=HOSTILE, **facts)
+
+
 class Reader(HTMLParser):
     """Tags must close in order; collects attributes, ids and the text of table cells."""
 
@@ -118,9 +142,8 @@ class Reader(HTMLParser):
             self.cells[-1] += data
 
 
-def test_one_well_formed_page_that_asks_for_nothing(tmp_path: Path) -> None:
-    text = page(tmp_path / "run", text=HOSTILE)
-    read = Reader(text)
+def test_one_well_formed_page_that_asks_for_nothing(hostile: str) -> None:
+    text, read = hostile, Reader(hostile)
     assert not read.tags & {"link", "img", "image", "iframe", "object", "embed", "base", "foreignobject"}
     for tag, name, value in read.attributes:
         assert not name.startswith("on")
@@ -137,20 +160,18 @@ def test_one_well_formed_page_that_asks_for_nothing(tmp_path: Path) -> None:
     assert ("meta", "name", "viewport") in read.attributes
 
 
-def test_texts_are_escaped(tmp_path: Path) -> None:
-    text = page(tmp_path / "run", text=HOSTILE, corpus=HOSTILE, device=HOSTILE, choice=CHOICE | {"name": HOSTILE})
-    assert "\x00" not in text and "\x1b" not in text
+def test_texts_are_escaped(hostile: str) -> None:
+    assert "\x00" not in hostile and "\x1b" not in hostile
     shown = html.escape(HOSTILE.replace("\x00", "\ufffd").replace("\x1b", "\ufffd"))
     # title and h1, device, the set in the table, over its picture and as label of its three drawings, the sample
-    assert text.count(shown) == 9
-    assert "dir = &quot;&lt;here&gt;&quot;" in text
-    assert text.count("</pre>") == 2
+    assert hostile.count(shown) == 9
+    assert "dir = &quot;&lt;here&gt;&quot;" in hostile
+    assert hostile.count("</pre>") == 2
 
 
-def test_summary(tmp_path: Path) -> None:
-    text = page(tmp_path / "run")
-    rows = Reader(text).rows
-    assert "<title>GPT-2 on fineweb-edu sample-10BT, 124,439,808 parameters</title>" in text
+def test_summary(usual: str) -> None:
+    rows = Reader(usual).rows
+    assert "<title>GPT-2 on fineweb-edu sample-10BT, 124,439,808 parameters</title>" in usual
     assert rows["last step"] == "40 of 40"
     assert rows["training loss, last"] == "4.1099"
     assert rows["validation loss, best"] == "4.0000 at step 30"
@@ -173,16 +194,15 @@ def test_samples_are_the_last_ones(tmp_path: Path) -> None:
     assert "at 0:" not in text
 
 
-def test_five_pictures_in_every_view_and_the_lines_that_always_hold(tmp_path: Path) -> None:
-    text = page(tmp_path / "run")
+def test_five_pictures_in_every_view_and_the_lines_that_always_hold(usual: str) -> None:
     choice = "Accuracy: HellaSwag, 10,042 examples, completion mode"
     drawn: dict[str, list[str]] = {}
-    for views, label in re.findall(r'<svg class="([^"]*)"[^>]*aria-label="([^"]*)"', text):
+    for views, label in re.findall(r'<svg class="([^"]*)"[^>]*aria-label="([^"]*)"', usual):
         drawn.setdefault(label, []).extend(views.split())
     assert list(drawn) == ["Loss", choice, "Learning rate", "Gradient norm", "Tokens per second"]
     assert all(sorted(views) == sorted(VIEWS) for views in drawn.values())  # each view shows each picture once
-    assert {"uniform guess", "10.82", "unigram entropy", "7.25", "chance", "0.25"} <= set(labels(text))
-    assert "#0000" not in text  # every colour is the page's
+    assert {"uniform guess", "10.82", "unigram entropy", "7.25", "chance", "0.25"} <= set(labels(usual))
+    assert "#0000" not in usual  # every colour is the page's
 
 
 @pytest.mark.parametrize(
@@ -234,22 +254,32 @@ def test_results_of_another_set_are_not_drawn_with_the_last(tmp_path: Path) -> N
 
 
 def test_an_unfinished_run_says_so_and_how_the_page_is_renewed(tmp_path: Path) -> None:
-    unfinished, finished = page(tmp_path / "a", steps=39), page(tmp_path / "b", steps=40)
-    unknown = page(tmp_path / "c", steps=39, max_steps=None)
+    runs = plain_run(tmp_path / "a", 39), plain_run(tmp_path / "b", 40), plain_run(tmp_path / "c", 39, max_steps=None)
+    unfinished, finished, unknown = (write_report(run).read_text() for run in runs)
     assert "Unfinished: step 39 of 40, 97.5%. The command that made this page renews it." in unfinished
     for text in (finished, unknown):
         assert "refresh" not in text and "Unfinished" not in text
 
 
-def test_same_run_same_bytes(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "run")
-    first, second = write_report(path), write_report(path, out=tmp_path / "new" / "page.html")
-    assert (first, second) == (path / "report.html", tmp_path / "new" / "page.html")
-    assert first.read_bytes() == second.read_bytes()
-    third = tmp_path / "third.html"
-    program = f"from gpt2wds.train.report import write_report; write_report({str(path)!r}, out={str(third)!r})"
-    subprocess.run([sys.executable, "-c", program], check=True)
-    assert first.read_bytes() == third.read_bytes()
+def test_same_run_same_bytes(usual: str, tmp_path: Path) -> None:
+    """Also in another process, and wherever the page goes."""
+    path, out = make_run(tmp_path / "run"), tmp_path / "new" / "page.html"
+    program = f"from gpt2wds.train.report import write_report; print(write_report({str(path)!r}, out={str(out)!r}))"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == f"{out}\n"
+    assert out.read_text(encoding="utf-8") == usual
+    assert write_report(plain_run(tmp_path / "plain")) == tmp_path / "plain" / "report.html"
+
+
+def test_what_a_report_that_was_killed_left_goes_with_the_next(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    run = plain_run(tmp_path / "run", steps=1)
+    stray = files.temporary_name(run / "report.html")
+    stray = stray.with_name(stray.name.replace(f".{os.getpid()}.", f".{ended.pid}."))
+    stray.write_text("half")
+    write_report(run)
+    assert not list(run.glob(".*")) and (run / "report.html").exists()
 
 
 def test_a_long_run_keeps_its_peaks_and_stays_small(tmp_path: Path) -> None:
@@ -351,9 +381,8 @@ def test_chromium_shows_it_without_overflow(tmp_path: Path, width: int, several:
 
 
 @needs_chromium
-def test_values_under_the_pointer_in_every_view(tmp_path: Path) -> None:
+def test_values_under_the_pointer_in_every_view(usual: str, tmp_path: Path) -> None:
     """The pointer goes to where the curve of validation has its step 20."""
-    text = page(tmp_path / "run")
     script = """JSON.stringify(VIEWS.map(view => {
       document.getElementById(view).checked = true;
       const plots = document.querySelector(".plots"), box = plots.querySelector(".values");
@@ -371,16 +400,16 @@ def test_values_under_the_pointer_in_every_view(tmp_path: Path) -> None:
       send("pointerleave");
       return [svg.getAttribute("class"), [...states, box.hidden], rows];
     }))""".replace("VIEWS", json.dumps(VIEWS))
-    title, _ = in_chromium(tmp_path, text, script, 1400)
-    drawn = curves(text, "Loss")
+    title, _ = in_chromium(tmp_path, usual, script, 1400)
+    drawn = curves(usual, "Loss")
     rows = [[name, f"{y[x.index(20)]:.6g}", "step 20"] for name, (x, y) in drawn.items()]
     assert [row[0] for row in rows] == ["training", "training, smoothed", "validation"]
     assert json.loads(title) == [[view, [True, False, True, True], rows] for view in VIEWS]
 
 
 @needs_chromium
-def test_a_script_that_is_not_the_pages_own_does_not_run(tmp_path: Path) -> None:
-    text = page(tmp_path / "run").replace("</h1>", '</h1><script>document.title = "bad"</script>', 1)
+def test_a_script_that_is_not_the_pages_own_does_not_run(usual: str, tmp_path: Path) -> None:
+    text = usual.replace("</h1>", '</h1><script>document.title = "bad"</script>', 1)
     (tmp_path / "page.html").write_text(text)
     command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     url = (tmp_path / "page.html").as_uri()
@@ -391,7 +420,7 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(tmp_path: Path) -> None
 
 def test_losses_that_are_not_numbers_are_told(tmp_path: Path) -> None:
     """Not the last good ones alone, as if they were the last."""
-    path = make_run(tmp_path / "run", steps=20)
+    path = plain_run(tmp_path / "run", steps=20)
     assert Reader(write_report(path).read_text()).rows["training loss, last"] == f"{4 + 6 * math.exp(-2):.4f}"
     for step in (21, 22, 23):
         RunDirectory(path).append({"step": step, "tokens": step, "train_loss": math.nan})
@@ -403,14 +432,17 @@ def test_losses_that_are_not_numbers_are_told(tmp_path: Path) -> None:
 
 
 def test_size_of_the_split_and_origin(tmp_path: Path) -> None:
-    rows = Reader(page(tmp_path / "a")).rows
+    def table(name: str, **facts: Any) -> dict[str, str]:
+        return Reader(write_report(plain_run(tmp_path / name, **facts)).read_text()).rows
+
+    rows = table("a")
     assert rows["validation text, tokens used"] == "10,485,760 of the split's 12,345,678"
     assert "begun from" not in rows
-    rows = Reader(page(tmp_path / "b", val_split_tokens=None, origin="runs/other")).rows
+    rows = table("b", val_split_tokens=None, origin="runs/other")
     assert rows["validation text, tokens used"] == "10,485,760"
     assert rows["begun from"] == "runs/other"
     origin = {"path": "runs/other", "step": 12, "sha256": "cd" * 32}
-    rows = Reader(page(tmp_path / "c", origin=origin)).rows
+    rows = table("c", origin=origin)
     assert rows["begun from"] == f"runs/other, step 12, SHA-256 of its weights {'cd' * 32}"
 
 
@@ -455,7 +487,7 @@ def test_several_runs_in_the_same_pictures(tmp_path: Path) -> None:
 
 
 def test_runs_by_tokens(tmp_path: Path) -> None:
-    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", steps=20)
+    a, b = plain_run(tmp_path / "a"), plain_run(tmp_path / "b", steps=20)
     text = write_report(a, b, out=tmp_path / "both.html", by="tokens").read_text()
     assert curves(text, "Validation loss")["b"][0] == [0, 10240, 20480]
     assert "tokens trained on" in labels(text) and "step" not in labels(text)
@@ -471,7 +503,7 @@ def test_runs_by_tokens(tmp_path: Path) -> None:
     "change", [{"val_tokens": 4096}, {"dataset_id": "cd" * 32}, {"seq_len": 512}, {"document_masking": True}]
 )
 def test_runs_of_other_validation_text_are_not_compared_in_silence(tmp_path: Path, change: dict[str, Any]) -> None:
-    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", **change)
+    a, b = plain_run(tmp_path / "a"), plain_run(tmp_path / "b", **change)
     text = write_report(a, b, out=tmp_path / "both.html").read_text()
     word = {"val_tokens": "validation tokens", "dataset_id": "dataset", "seq_len": "sequence length"}
     (changed,) = change
@@ -487,8 +519,45 @@ def test_accuracies_of_other_sets_are_pictures_of_their_own(tmp_path: Path) -> N
     assert list(curves(text, "Accuracy: HellaSwag, 10,042 examples, lm-eval")) == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("datasets", "title"),
+    [
+        ([("files", "data/code"), ("files", "data/prose/")], "code + prose"),
+        ([("files", "one/data"), ("files", "two/data")], "one/data + two/data"),
+        ([("files", "data/code"), ("web", "data/web"), ("files", "s3://bucket/web")], "code + web + web"),
+        ([("files", "data/code"), ("fineweb-edu", "data/web")], "code + fineweb-edu"),
+    ],
+)
+def test_datasets_of_one_corpus_are_told_apart_in_the_title(
+    tmp_path: Path, datasets: list[tuple[str, str]], title: str
+) -> None:
+    one = {"weight": 1, "sequences_per_step": 1, "steps_per_epoch": 9, "train_tokens": 9}
+    facts = {
+        "corpus": " + ".join(corpus for corpus, _ in datasets),
+        "datasets": [{"corpus": corpus, "path": path} | one for corpus, path in datasets],
+    }
+    assert f"<h1>GPT-2 on {title}</h1>" in write_report(plain_run(tmp_path / "run", steps=1, **facts)).read_text()
+
+
+@pytest.mark.parametrize(
+    ("corpus", "path", "title"),
+    [
+        ("files", '"data/mine/"', "mine"),
+        ("files", '"s3://bucket/texts/mine"', "mine"),
+        ("files", '[{path = "data/mine", weight = 1}]', "mine"),
+        ("files", '"."', "files"),
+        ("files", "{", "files"),
+        ("owner/name", '"hf://datasets/me/copy"', "owner/name"),
+    ],
+)
+def test_a_dataset_of_files_is_known_by_its_directory(tmp_path: Path, corpus: str, path: str, title: str) -> None:
+    run = make_run(tmp_path / "run", steps=1, corpus=corpus)
+    (run / "config.toml").write_text(f"[data]\npath = {path}\n")
+    assert f"<h1>GPT-2 on {title}</h1>" in write_report(run).read_text(encoding="utf-8")
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [make_run(tmp_path / name / "run", steps=10) for name in ("a<b>", "c")]
+    runs = [plain_run(tmp_path / name / "run", steps=10) for name in ("a<b>", "c")]
     monkeypatch.chdir(tmp_path)
     assert write_report(*runs) == Path("report.html")
     text = Path("report.html").read_text()

@@ -35,6 +35,13 @@ def test_off_the_main_rank_nothing_is_said_or_written(tmp_path: Path, capsys: py
     assert (tmp_path / "True" / "log.txt").read_text().endswith("0 nan nan nan\n")
 
 
+def test_no_name_speaks_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(tmp_path)
+    run.claim("")
+    run.say("data: a\x1b[2J\nb: files")
+    assert capsys.readouterr().out == run.printed.read_text() == "data: a\\x1b[2J\\nb: files\n"
+
+
 @pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
 @pytest.mark.parametrize("damage", [b"\xff\n", b"x\n", b"\n", b"[]\n", b'{"step": "1"}\n', b"[" * 100_000 + b"\n"])
 def test_a_damaged_row_is_named_and_nothing_is_lost(tmp_path: Path, name: str, damage: bytes) -> None:

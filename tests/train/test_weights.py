@@ -213,3 +213,8 @@ def test_a_padded_vocabulary_is_gpt2s(tmp_path: Path) -> None:
     again = save_checkpoint(tmp_path, State(2), found, {}, keep=2)
     config = json.loads((again / "config.json").read_text())
     assert (config["vocab_size"], config["eos_token_id"]) == (50257, 50256)
+
+
+def test_what_is_no_path_is_one_line() -> None:
+    with pytest.raises(Error, match="^model: expected a path or a URL, got None$"):
+        load_weights(None)

@@ -7,23 +7,23 @@ import pytest
 from making import flip
 from writable_hub import WritableHub
 
-from gpt2wds.dataset import hub_place
+from gpt2wds.dataset import hub_target
 from gpt2wds.dataset.directory import Dataset
-from gpt2wds.dataset.hub_place import HubPlace
+from gpt2wds.dataset.hub_target import HubTarget
 from gpt2wds.dataset.publish import send, to_send
 from gpt2wds.errors import Error
 
 
 def push(dataset: Dataset, hub: WritableHub) -> list[int]:
     """The sizes of what was sent."""
-    place, sizes = HubPlace(hub.mine), list[int]()
-    send(place, to_send(dataset, place, hub.mine), sizes.append)
+    target, sizes = HubTarget(hub.mine), list[int]()
+    send(target, to_send(dataset, target, hub.mine), sizes.append)
     return sizes
 
 
 def test_a_push_that_broke_off_goes_on(plays: Dataset, hub: WritableHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_place, "FILES_PER_COMMIT", 2)
-    monkeypatch.setattr(hub_place, "FILES_AT_ONCE", 1)
+    monkeypatch.setattr(hub_target, "FILES_PER_COMMIT", 2)
+    monkeypatch.setattr(hub_target, "FILES_AT_ONCE", 1)
     hub.refused = {plays.shards("train")[2].sha256}
     with pytest.raises(Error, match=r"train-00002.tar.zst did not arrive \(.*403.*check your credentials"):
         push(plays, hub)
@@ -61,11 +61,11 @@ def test_a_card_that_was_edited_there_stays(plays: Dataset, hub: WritableHub) ->
 
 
 def test_what_another_writes_in_between_is_not_overwritten(plays: Dataset, hub: WritableHub) -> None:
-    place = HubPlace(hub.mine)
-    stages = to_send(plays, place, hub.mine)
+    target = HubTarget(hub.mine)
+    stages = to_send(plays, target, hub.mine)
     hub.head = "0" * 40
-    with pytest.raises(Error, match=r"the commit did not arrive \(.*412"):
-        send(place, stages)
+    with pytest.raises(Error, match=r"another writer's commit came first; push again"):
+        send(target, stages)
     assert hub.commits == []
 
 

@@ -20,8 +20,7 @@ from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from damages import corpus
-from writers import tree
+from small import corpus, tree
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

@@ -4,51 +4,53 @@ The dataset is of random words, made in the store through the proxy as `gpt2wds-
 are the time to the first step, the share of the time that a trainer which takes so many tokens a second waits for the
 next steps, and the requests and bytes of what was read. Needs moto (pip install 'moto[server]') and the extra s3.
 
+Server and proxy are one process, this one reads. moto copies a whole object to answer a range of it, so the proxy keeps
+the objects that it has passed on, and cuts ranges from them itself.
+
     python tools/bench_remote.py                                      # 512 sequences of 1,024, 1 million tokens/s
     python tools/bench_remote.py --megabytes 40 --sequences 64 --steps 4 --delay 20
 """
 
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from copy import copy
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 
 import click
+import numpy as np
 
 from gpt2wds import Cut, Dataset, Files, StepBatches, make_dataset
+from gpt2wds.dataset.epoch import EpochSequences
+from gpt2wds.dataset.order import Position
+from gpt2wds.folder import Folder
 
-SERVER = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
 URL = "s3://bench/data"
+Answer = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body
 
 
 class Proxy(ThreadingHTTPServer):
     """Passes requests on to a port of this machine, each after `delay` seconds, and counts them and their bytes."""
 
     daemon_threads = True
+    request_queue_size = 1024  # or connections that are opened together wait for TCP to try again
 
     def __init__(self, port: int, delay: float):
         super().__init__(("127.0.0.1", 0), Handler)
         self.behind, self.delay = port, delay
         self.requests = self.sent = 0
         self.lock = threading.Lock()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def count(self, sent: int) -> None:
-        with self.lock:
-            self.requests, self.sent = self.requests + 1, self.sent + sent
+        self.objects: dict[str, Answer] = {}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -67,24 +69,86 @@ class Handler(BaseHTTPRequestHandler):
     def pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         time.sleep(self.server.delay)
-        self._behind.request(self.command, self.path, body, dict(self.headers))
-        answer = self._behind.getresponse()
-        data = answer.read()
-        self.send_response_only(answer.status)
-        for name, value in answer.getheaders():
-            if name.lower() not in ("transfer-encoding", "connection"):
-                self.send_header(name, value)
-        if answer.getheader("Content-Length") is None:
-            self.send_header("Content-Length", str(len(data)))
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        status, headers, data = self._range(int(wanted[1]), int(wanted[2])) if wanted else self._ask(body)
+        self.send_response_only(status)
+        for name, value in headers:
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
-        self.server.count(len(data))
+        with self.server.lock:
+            self.server.requests, self.server.sent = self.server.requests + 1, self.server.sent + len(data)
+
+    def _ask(self, body: bytes = b"") -> Answer:
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "range"}
+        self._behind.request(self.command, self.path, body, headers)
+        answer = self._behind.getresponse()
+        data = answer.read()
+        kept = [(n, v) for n, v in answer.getheaders() if n.lower() not in ("transfer-encoding", "connection")]
+        if answer.getheader("Content-Length") is None:
+            kept.append(("Content-Length", str(len(data))))
+        return answer.status, kept, data
+
+    def _range(self, first: int, last: int) -> Answer:
+        with self.server.lock:
+            if self.path not in self.server.objects:
+                self.server.objects[self.path] = self._ask()
+        status, headers, data = self.server.objects[self.path]
+        if status != 200:
+            return status, headers, data
+        part, size = data[first : last + 1], len(data)
+        whole = ("content-length", "x-amz-checksum")  # headers that speak of the whole object
+        kept = [(name, value) for name, value in headers if not name.lower().startswith(whole)]
+        length = [
+            ("Content-Length", str(len(part))),
+            ("Content-Range", f"bytes {first}-{first + len(part) - 1}/{size}"),
+        ]
+        return 206, [*kept, *length], part
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = pass_on
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
+
+
+def serve(delay: float) -> None:
+    """moto and the proxy. Prints the port, then for each line of standard input the counts since the last."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    proxy = Proxy(server.get_host_and_port()[1], delay)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    print(proxy.server_address[1], flush=True)
+    for _ in sys.stdin:
+        print(proxy.requests, proxy.sent, flush=True)
+        proxy.requests = proxy.sent = 0
+
+
+@contextmanager
+def server(delay: float) -> Iterator[Callable[[], tuple[int, int]]]:
+    """moto and the proxy in a process of their own, where clients find them. Gives what tells the requests and bytes
+    since it was last asked.
+    """
+    command = [sys.executable, __file__, "--serve", "--delay", str(delay)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        told, asked = process.stdout, process.stdin
+        os.environ |= {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{int(told.readline())}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+        def counts() -> tuple[int, int]:
+            print("counts", file=asked, flush=True)
+            requests, sent = map(int, told.readline().split())
+            return requests, sent
+
+        yield counts
 
 
 def write_text(path: Path, megabytes: int) -> None:
@@ -98,23 +162,49 @@ def write_text(path: Path, megabytes: int) -> None:
 
 def read_steps(dataset: Dataset, sequences: int, seq_len: int, steps: int, tokens_per_second: float) -> None:
     """Take steps at the pace of a trainer; print how long they were waited for."""
-    started = time.perf_counter()
+    started, own = time.perf_counter(), time.process_time()
     batches = StepBatches(dataset, seq_len=seq_len, sequences_per_step=sequences, seed=1)
-    source = iter(batches)
-    next(source)
-    begin = time.perf_counter()
-    print(f"first step of {sequences} sequences of {seq_len:,}: {begin - started:.1f} s")
-    steps = min(steps, batches.steps_per_epoch)
-    pace, waited = sequences * seq_len / tokens_per_second, 0.0
-    for _ in range(steps - 1):
-        time.sleep(pace)
-        asked = time.perf_counter()
+    with closing(iter(batches)) as source:  # before the server is
         next(source)
-        waited += time.perf_counter() - asked
+        begin, own = time.perf_counter(), time.process_time() - own
+        first = f"{begin - started:.1f} s, {own:.1f} s of processor time"
+        print(f"first step of {sequences} sequences of {seq_len:,}: {first}", flush=True)
+        steps = min(steps, batches.steps_per_epoch)
+        pace, waited, used = sequences * seq_len / tokens_per_second, [0.0], time.process_time()
+        for _ in range(steps - 1):
+            time.sleep(pace)
+            asked = time.perf_counter()
+            next(source)
+            waited.append(time.perf_counter() - asked)
     if steps > 1:
-        share = waited / (time.perf_counter() - begin)
+        share, early = sum(waited) / (time.perf_counter() - begin), sum(waited[:50])
         print(f"{steps - 1} steps at {tokens_per_second:,.0f} tokens/s: {share:.1%} of the time waited for data")
-    print(f"read {steps} of {batches.steps_per_epoch} steps, {len(dataset.blocks['train']):,} blocks in the epoch")
+        print(
+            f"that is {sum(waited):.1f} s, {early:.1f} of them in the first 50; {time.process_time() - used:.1f} s used"
+        )
+    blocks, count = len(dataset.blocks["train"]), batches.steps_per_epoch
+    print(
+        f"the epoch's {count} steps read {reads(dataset, sequences, seq_len, count):,} times one of {blocks:,} blocks,"
+    )
+    print(f"the first {steps} {reads(dataset, sequences, seq_len, steps):,} times; at most {sequences} are read ahead")
+
+
+def reads(dataset: Dataset, sequences: int, seq_len: int, steps: int) -> int:
+    """How often the first steps of an epoch need a block that they do not hold: the reader itself says, of which each
+    read is answered at once."""
+    counting, zeros, count = copy(dataset), np.zeros(1 << 17, dtype=np.uint16), 0
+    counting.folder = Folder(tempfile.gettempdir())  # from here nothing is read ahead
+
+    def read_tokens(split: str, block: int) -> np.ndarray:
+        nonlocal count
+        count += 1
+        return zeros
+
+    counting.read_tokens = read_tokens  # type: ignore[method-assign]
+    epoch = EpochSequences(counting, seq_len, sequences, 1, range(sequences), Position())
+    for _ in islice(epoch, steps):
+        pass
+    return count
 
 
 @click.command()
@@ -124,32 +214,31 @@ def read_steps(dataset: Dataset, sequences: int, seq_len: int, steps: int, token
 @click.option("--seq-len", default=1024)
 @click.option("--steps", default=40, help="Steps to take, at most an epoch.")
 @click.option("--tokens-per-second", default=1e6, help="What the trainer takes.")
-def main(delay: float, megabytes: int, sequences: int, seq_len: int, steps: int, tokens_per_second: float) -> None:
+@click.option("--serve", "serve_only", is_flag=True, hidden=True)
+def main(
+    delay: float,
+    megabytes: int,
+    sequences: int,
+    seq_len: int,
+    steps: int,
+    tokens_per_second: float,
+    serve_only: bool,
+) -> None:
+    if serve_only:
+        serve(delay / 1000)
+        return
     import boto3
 
-    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-    behind = subprocess.Popen([sys.executable, "-c", SERVER], stdin=pipe, stdout=pipe, stderr=nothing)
-    try:
-        assert behind.stdout is not None
-        proxy = Proxy(int(behind.stdout.readline()), delay / 1000)
-        os.environ |= {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_address[1]}",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+    with server(delay) as counts:
         boto3.client("s3").create_bucket(Bucket="bench")
         with tempfile.TemporaryDirectory() as folder:
             write_text(Path(folder, "text.jsonl"), megabytes)
             dataset = make_dataset(URL, Files((f"{folder}/text.jsonl",)), Cut(val_docs=0, bytes_per_shard=100_000_000))
-        print(f"made: {proxy.requests:,} requests")
-        proxy.requests = proxy.sent = 0
+        print(f"made: {counts()[0]:,} requests")
         read_steps(dataset, sequences, seq_len, steps, tokens_per_second)
+        requests, sent = counts()
         size = dataset.total("train", "bytes")
-        print(f"{proxy.requests:,} requests, {proxy.sent:,} bytes; the shards have {size:,} bytes")
-    finally:
-        behind.kill()
-        behind.wait()
+        print(f"{requests:,} requests, {sent:,} bytes; the shards have {size:,} bytes")
 
 
 if __name__ == "__main__":

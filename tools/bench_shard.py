@@ -13,6 +13,7 @@ the same run of a document for each worker took. Peak memory is the tree's: the 
     python tools/bench_shard.py --rounds 5 --megabytes 500
     python tools/bench_shard.py fineweb/*.parquet                 # files with a column `text`
     python tools/bench_shard.py --stages                          # where gpt2wds spends its time
+    python tools/bench_shard.py --one-file --megabytes 168        # all text in one file: --workers against one
 """
 
 import cProfile
@@ -71,11 +72,11 @@ def plays_text(megabytes: int) -> list[str]:
 TEXTS = {"varied": varied_text.documents, "plays": plays_text}
 
 
-def make_parquet(folder: Path, texts: list[str]) -> list[Path]:
-    """Four files of them, with another column beside."""
+def make_parquet(folder: Path, texts: list[str], files: int = 4) -> list[Path]:
+    """So many files of them, with another column beside."""
     paths = []
-    for number in range(min(4, len(texts))):
-        part = texts[number::4]
+    for number in range(min(files, len(texts))):
+        part = texts[number::files]
         urls = [f"https://example.org/{i}" for i in range(len(part))]
         paths.append(folder / f"{number}.parquet")
         pq.write_table(pa.table({"text": part, "url": urls}), paths[-1], row_group_size=1000)
@@ -93,7 +94,7 @@ def _begin() -> None:
     _encoder = load_tokenizer().encoding
 
 
-def _encode(row: dict[str, Any]) -> np.ndarray:
+def _encode(row: dict[str, str]) -> np.ndarray:
     tokens = [END_OF_TEXT]
     tokens.extend(_encoder.encode_ordinary(row["text"]))
     array = np.array(tokens)
@@ -170,6 +171,12 @@ def ours(paths: list[str], out: Path, workers: int) -> None:
     subprocess.run(list(map(str, [command, "files", *paths, *options])), check=True, stdout=subprocess.DEVNULL)
 
 
+def one_file(paths: list[Path], out: Path, workers: int) -> list[str]:
+    """gpt2wds with its own defaults: up to 450 MB of text are one task, and a few documents are held out."""
+    command = Path(sys.executable).with_name("gpt2wds-shard")
+    return list(map(str, [command, "files", *paths, "--out", out / "data", "--workers", workers]))
+
+
 RUNS = {"classic": classic, "datatrove": datatrove, "gpt2wds": ours}
 
 
@@ -178,14 +185,17 @@ class Measured:
 
     def __init__(self, name: str, paths: list[Path], workers: int):
         with tempfile.TemporaryDirectory() as folder:
-            start, environment = (
-                time.perf_counter(),
-                {**os.environ, "HF_HOME": folder, "TOKENIZERS_PARALLELISM": "false"},
-            )
-            command = [sys.executable, __file__, "--only", name, "--into", folder, "--workers", str(workers)]
+            start = time.perf_counter()
+            environment = {**os.environ, "HF_HOME": folder, "TOKENIZERS_PARALLELISM": "false"}
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled in each run, modules would count as work
+            if name == "one-file":  # the command itself: what this module imports would count as its start
+                command = one_file(paths, Path(folder), workers)
+            else:
+                options = ["--only", name, "--into", folder, "--workers", str(workers)]
+                command = [sys.executable, __file__, *options, *map(str, paths)]
             log = Path(folder) / "log"
             with log.open("wb") as file:
-                process = subprocess.Popen([*command, *map(str, paths)], env=environment, stderr=file)
+                process = subprocess.Popen(command, env=environment, stderr=file, stdout=subprocess.DEVNULL)
                 tree = _Watched(process.pid)
                 if process.wait():
                     raise click.ClickException(f"{name} failed:\n{log.read_text()[-2000:]}")
@@ -195,7 +205,7 @@ class Measured:
 
 
 def _written(name: str, folder: Path) -> tuple[int, float]:
-    if name == "gpt2wds":
+    if name in ("gpt2wds", "one-file"):
         dataset = Dataset(folder / "data")
         tokens = dataset.total("train", "tokens")
         return tokens, dataset.total("train", "bytes") / tokens
@@ -232,6 +242,12 @@ class _Watched:
             self._ticks |= {pid: ticks for pid in pids if (ticks := _ticks(pid))}
 
 
+def _busy_seconds() -> float:
+    """Processor time that all of this machine has used."""
+    user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+
+
 def _ticks(pid: int) -> int:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -254,6 +270,41 @@ def _memory(pid: int) -> int:
     except OSError:
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def compare_one_file(path: Path, folder: Path, rounds: int, workers: int) -> None:
+    """One file by so many workers against one, in alternating rounds, beside its first rows for what a start costs."""
+    start = folder / "start.parquet"
+    pq.write_table(pa.table(next(pq.ParquetFile(path).iter_batches(200)).to_pydict()), start)
+    counts = (1, workers)
+    starts: dict[int, list[Measured]] = {count: [] for count in counts}
+    runs: dict[int, list[Measured]] = {count: [] for count in counts}
+    for number in range(rounds):
+        for count in counts:
+            starts[count].append(Measured("one-file", [start], count))
+            busy = _busy_seconds()
+            runs[count].append(run := Measured("one-file", [path], count))
+            others = (_busy_seconds() - busy - run.cpu_seconds) / run.seconds
+            print(
+                f"round {number}, workers {count}: {run.seconds:6.2f} s, {run.cpu_seconds:6.2f} s of processor time, "
+                f"peak {run.peak_bytes / 1e6:,.0f} MB; others used {others:.1f} cores, load {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
+
+    def median(measured: list[Measured], what: str) -> float:
+        return statistics.median(getattr(run, what) for run in measured)
+
+    print(f"{runs[1][0].tokens:,} tokens, {os.cpu_count()} cores, medians of {rounds} alternating rounds")
+    print(f"{'workers':>7}{'s':>8}{'start s':>9}{'processor s':>13}{'start':>7}{'peak MB':>9}")
+    for count in counts:
+        figures = [median(runs[count], "seconds"), median(starts[count], "seconds")]
+        figures += [median(runs[count], "cpu_seconds"), median(starts[count], "cpu_seconds")]
+        peak = max(run.peak_bytes for run in runs[count]) / 1e6
+        print("{:7}{:8.2f}{:9.2f}{:13.2f}{:7.2f}{:9,.0f}".format(count, *figures, peak))
+    for name, what in (("wall", "seconds"), ("processor", "cpu_seconds")):
+        one, many = (median(runs[count], what) for count in counts)
+        net_one, net_many = (median(runs[count], what) - median(starts[count], what) for count in counts)
+        print(f"{name}: {one / many:.2f} times, net of start {net_one / net_many:.2f} times")
 
 
 def stages(paths: list[Path]) -> None:
@@ -307,6 +358,7 @@ STAGES = {
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
 @click.option("--peer", "peers", type=click.Choice(["classic", "datatrove"]), multiple=True, help="Both if not given.")
+@click.option("--one-file", is_flag=True, help="All text in one file: gpt2wds with --workers against one.")
 @click.option("--stages", "show_stages", is_flag=True, help="Only profile gpt2wds.")
 @click.option("--only", type=click.Choice(list(RUNS)), hidden=True, help="Run one in this process.")
 @click.option("--into", type=click.Path(path_type=Path), hidden=True)
@@ -317,6 +369,7 @@ def main(
     rounds: int,
     workers: int,
     peers: tuple[str, ...],
+    one_file: bool,
     show_stages: bool,
     only: str | None,
     into: Path | None,
@@ -325,20 +378,26 @@ def main(
         RUNS[only](list(map(str, paths)), into, workers)
         return
     with tempfile.TemporaryDirectory() as folder:
-        files = list(paths) or make_parquet(Path(folder), TEXTS[text](megabytes))
+        files = list(paths) or make_parquet(Path(folder), TEXTS[text](megabytes), 1 if one_file else 4)
         Path(folder, "start").mkdir()
         single = make_parquet(Path(folder, "start"), ["A document, so that there is something to do."] * workers)
         if show_stages:
             stages(files)
+            return
+        if one_file:
+            compare_one_file(files[0], Path(folder), rounds, workers)
             return
         names = [name for name in RUNS if not peers or name in (*peers, "gpt2wds")]
         if "datatrove" in names and not importlib.util.find_spec("datatrove"):
             names.remove("datatrove")
             print("datatrove: not installed, left out (pip install datatrove)")
         runs: dict[str, list[Measured]] = {name: [] for name in names}
-        starts = {name: Measured(name, single, workers).cpu_seconds for name in names}
+        starts: dict[str, list[float]] = {name: [] for name in names}
+        for name in names:  # the first start of all compiles modules and proves the engine, and is not counted
+            Measured(name, single, workers)
         for _ in range(rounds):
             for name in names:
+                starts[name].append(Measured(name, single, workers).cpu_seconds)
                 runs[name].append(Measured(name, files, workers))
     print(f"{workers} workers, {os.cpu_count()} cores, median of {rounds} alternating runs")
     print(
@@ -346,7 +405,7 @@ def main(
         f"{'net/core':>14}{'ratio net':>11}"
     )
     net = {
-        name: statistics.median(r.tokens / max(0.01, r.cpu_seconds - starts[name]) for r in measured)
+        name: statistics.median(r.tokens / (r.cpu_seconds - statistics.median(starts[name])) for r in measured)
         for name, measured in runs.items()
     }
     per_core = {name: statistics.median(r.tokens / r.cpu_seconds for r in measured) for name, measured in runs.items()}

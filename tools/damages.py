@@ -15,7 +15,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +23,9 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+from small import corpus, files_of
 
-from gpt2wds import Cut, Dataset, Error, Files, MultipleChoice, StepBatches, load_weights, make_dataset
+from gpt2wds import Cut, Dataset, Error, MultipleChoice, StepBatches, load_weights, make_dataset
 from gpt2wds.dataset.manifest import SPLITS
 from gpt2wds.dataset.verify import verify_dataset, verify_shard
 from gpt2wds.model import GPT2, GPT2Config
@@ -113,11 +113,7 @@ def read_newest(path: Path) -> dict[str, str]:
 
 def read_weights(path: Path) -> dict[str, str]:
     """As one who scores a checkpoint."""
-    model = load_weights(path / "step-0000002")
-    return {
-        "config": str(model.config),
-        "weights": hash_of(*(p.detach().numpy().tobytes() for p in model.parameters())),
-    }
+    return _weights(path / "step-0000002")
 
 
 def _contents(dataset: Dataset) -> dict[str, str]:
@@ -153,24 +149,11 @@ def hash_of(*pieces: str | bytes | np.ndarray) -> str:
 # Sound directories
 
 
-def corpus(folder: Path, documents: int, words: int) -> Path:
-    """Two files of JSON lines of random words, one compressed."""
-    folder.mkdir()
-    chance = random.Random(3)
-    vocabulary = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(3000)]
-    for name in ("a.jsonl", "b.jsonl"):
-        texts = [" ".join(chance.choices(vocabulary, k=words)) for _ in range(documents)]
-        (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    subprocess.run(["gzip", folder / "b.jsonl"], check=True)
-    return folder
-
-
 def make_targets(folder: Path) -> list[Target]:
     """One of each kind: a dataset, one as before there were hashes of manifests, examples, checkpoints."""
     texts = corpus(folder / "corpus", 100, 400)
-    files = Files((str(texts / "a.jsonl"), str(texts / "b.jsonl.gz")))
     dataset = folder / "dataset"
-    make_dataset(dataset, files, Cut(val_docs=20, docs_per_shard=100), workers=1)
+    make_dataset(dataset, files_of(texts), Cut(val_docs=20, docs_per_shard=100), workers=1)
     older = shutil.copytree(dataset, folder / "older")
     manifest = json.loads((older / "manifest.json").read_text())
     del manifest["blocks_sha256"], manifest["check"]

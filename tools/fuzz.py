@@ -4,13 +4,15 @@ A reader may return or raise Error (OSError, ValueError where that is its promis
 are kept, one file of each place in the code, under FOLDER/findings/READER, the growing corpus under FOLDER/corpus.
 tests/faults/test_fuzz.py reads again what was found once. atheris is not among our dependencies: pip install atheris.
 Left out: parquet, for pyarrow 26.0.1 ends the whole process at some footers (std::terminate), and no caller can prevent
-it; and bz2 and xz, whose few bytes that stand for many megabytes are read as what they stand for, and take their time.
+it; and text in bzip2 and xz, of which few bytes may stand for many megabytes that are walked, and take their time.
 
     python tools/fuzz.py FOLDER --seconds 3600
 """
 
+import bz2
 import io
 import json
+import lzma
 import os
 import shutil
 import sys
@@ -130,7 +132,7 @@ class Files:
             try:
                 run = source.cut(0, 3, 1000)
                 if run is not None:
-                    list(source.read(0, run.end))
+                    list(source.batches(0, run.end))
             finally:
                 source.close()
 
@@ -145,7 +147,7 @@ class Files:
 def readers(folder: Path) -> dict[str, Reader]:
     """All readers by name; `folder` is for the files that some of them need."""
     files = Files(folder)
-    suffixes = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
+    suffixes = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz", ".jsonl.bz2", ".txt")
     return {
         "members": read_tar,
         "npy": read_npy,
@@ -187,7 +189,7 @@ def _place(trace: TracebackType | None) -> str:
 
 def seeds(folder: Path) -> dict[str, list[bytes]]:
     """Sound files of each kind to begin with; `folder` is for the dataset that they are of."""
-    from damages import corpus
+    from small import corpus
 
     from gpt2wds import Cut, MultipleChoice, make_dataset
     from gpt2wds import Files as Texts
@@ -223,6 +225,8 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
         "documents.jsonl.gz": [(texts / "b.jsonl.gz").read_bytes()],
         "documents.txt": [lines],
         "documents.jsonl.zst": [zstandard.compress(lines)],
+        "documents.jsonl.xz": [lzma.compress(lines)],
+        "documents.jsonl.bz2": [bz2.compress(lines)],
     }
 
 

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from damages import corpus, read_dataset
+from damages import read_dataset
+from small import SMALL_RUN, corpus, files_of
 
-from gpt2wds import Cut, Dataset, Error, Files, StepBatches, make_dataset
+from gpt2wds import Cut, Dataset, Error, StepBatches, make_dataset
 
 BIN = Path(sys.executable).parent
 
@@ -66,44 +67,31 @@ def small_dataset() -> Iterator[Path]:
 
 
 def make_small(folder: Path) -> Path:
-    """Two validation and two training shards of random words."""
-    texts = corpus(folder / "texts", 60, 400)
-    files = Files((str(texts / "a.jsonl"), str(texts / "b.jsonl.gz")))
-    make_dataset(folder / "dataset", files, Cut(val_docs=20, docs_per_shard=60), workers=1)
+    """Two validation and two training shards of random words, or what is missing of them."""
+    texts = folder / "texts"
+    if not texts.exists():
+        corpus(texts, 60, 400)
+    make_dataset(folder / "dataset", files_of(texts), Cut(val_docs=20, docs_per_shard=60), workers=1)
     return folder / "dataset"
 
 
 # A long run
 
+# One update of eight tokens after the other.
 LONG = """
-[run]
-device = "cpu"
-[data]
-seq_len = 8
-[model]
-n_layer = 1
-n_head = 1
-n_embd = 8
-[train]
-tokens_per_step = 8
-micro_batch_sequences = 1
-learning_rate = 1e-3
-min_learning_rate = 1e-4
-warmup_steps = 10
-dtype = "float32"
-compile = false
-[eval]
-val_tokens = 512
-sample_prompts = []
+data.seq_len=8 eval.val_tokens=512 eval.sample_prompts=[]
+train.tokens_per_step=8 train.micro_batch_sequences=1
+train.learning_rate=1e-3 train.min_learning_rate=1e-4 train.warmup_steps=10
 """
 
 
 def long_run(folder: Path, steps: int) -> tuple[list[tuple[int, Use]], str]:
     """A run of a tiny model, looked at about forty times: (step, use) of each look; what is wrong in the end."""
     run = folder / "run"
-    (folder / "long.toml").write_text(LONG)
+    (folder / "long.toml").write_text(SMALL_RUN)
     every = max(1, steps // 50)
     command = [BIN / "gpt2wds-train", folder / "long.toml", f"run.dir={run}", f"data.path={make_small(folder)}",
+               *LONG.split(),
                f"train.max_steps={steps}", f"eval.every_steps={every}", f"checkpoint.every_steps={every}"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (folder / "said").open("w") as said:
@@ -173,8 +161,6 @@ def readers_and_remover(folder: Path, seconds: float, readers: int, seed: int) -
     """Outcomes of all readers, and how often something was removed and made again."""
     dataset = make_small(folder)
     sound = read_dataset(dataset)
-    texts = folder / "texts"
-    files = Files((str(texts / "a.jsonl"), str(texts / "b.jsonl.gz")))
     context = get_context("fork")
     stop, told = context.Event(), context.Queue()
     arguments = (str(dataset), sound, stop, told)
@@ -192,7 +178,7 @@ def readers_and_remover(folder: Path, seconds: float, readers: int, seed: int) -
         # A shard without its receipt is made again, so is a receipt without its shard; then all that sums them up.
         for name in ("manifest.json", "train.blocks.npy", "val.blocks.npy"):
             (dataset / name).unlink(missing_ok=True)
-        make_dataset(dataset, files, Cut(val_docs=20, docs_per_shard=60), workers=1)
+        make_small(folder)
         removed += len(gone)
     stop.set()
     for _ in processes:

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any
 
 import click
 import numpy as np
@@ -46,11 +46,11 @@ class Rung:
 
 
 def rungs() -> Iterator[Rung]:
-    off: dict[str, Any] = {"compiled": False, "fused_attention": False, "padded": False, "fused_adamw": False}
-    yield Rung("float32", tf32=False, dtype="float32", **off)
-    yield Rung("TF32", dtype="float32", **off)
-    yield Rung("bfloat16", **off)
-    yield Rung("compiled", **{**off, "compiled": True})
+    plain = partial(Rung, compiled=False, fused_attention=False, padded=False, fused_adamw=False)
+    yield plain("float32", tf32=False, dtype="float32")
+    yield plain("TF32", dtype="float32")
+    yield plain("bfloat16")
+    yield plain("compiled", compiled=True)
     yield Rung("fused attention", padded=False, fused_adamw=False)
     yield Rung("padded vocabulary", fused_adamw=False)
     yield Rung("fused AdamW")

@@ -18,6 +18,7 @@ Long runs, short starts and readers of data that come and go are in load.py; hos
 import os
 import random
 import resource
+import secrets
 import shutil
 import signal
 import subprocess
@@ -26,16 +27,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
 import click
-import numpy as np
 from bad_servers import BadServers
-from damages import DAMAGES, OUTCOMES, Torturer, corpus, hash_of, make_targets
+from damages import DAMAGES, OUTCOMES, Torturer, make_targets
 from load import last_step
-from writers import FAULTS, SMALL_RUN, Stopper, can_mount, pages_left, sharding_writers, small_disk, training_writers
+from small import SMALL_RUN, corpus, tree
+from writers import FAULTS, Stopper, can_mount, pages_left, sharding_writers, small_disk, training_writers
 
 from gpt2wds import Cut, Files, make_dataset
 
@@ -124,38 +125,47 @@ class Ranks:
 
     def trial(self) -> str:
         shutil.rmtree(self._folder / "ranks-killed", ignore_errors=True)
+        mark = f"TORTURED={secrets.token_hex(8)}"
+        environment = self._environment() | dict([mark.split("=")])
         process = subprocess.Popen(
-            self._command("ranks-killed"),
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=self._environment(),
+            self._command("ranks-killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        step, log = self._chance.randint(-1, 55), self._folder / "ranks-killed" / "log.txt"
-        time.sleep(self._chance.uniform(0, 2))
-        while process.poll() is None and step >= 0 and last_step(log) < step:
-            time.sleep(0.01)
+        self._wait(process, mark)
         if process.poll() is None:
-            victim = self._chance.choice([process.pid, *_children(process.pid)])
-            self._kills["launcher" if victim == process.pid else "rank"] += 1
-            os.kill(victim, signal.SIGKILL)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return "a minute after a kill it had not ended"
-        end = time.monotonic() + 60
-        while _group_lives(process.pid) and time.monotonic() < end:
+            ranks = [pid for pid in _marked(mark) if pid != process.pid]
+            is_launcher = not ranks or self._chance.random() < 0.5
+            self._kills["launcher" if is_launcher else "rank"] += 1
+            os.kill(process.pid if is_launcher else self._chance.choice(ranks), signal.SIGKILL)
+        end = time.monotonic() + 90  # half a minute is torchrun's own grace, and ours
+        while (left := _marked(mark)) and time.monotonic() < end:
+            process.poll()  # a process that ended is there until it was asked for
             time.sleep(0.1)
-        if _group_lives(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-            return "a minute after a kill a process of it still lived"
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+        if left:
+            return f"90 seconds after a kill {len(left)} of its processes still lived"
         done = subprocess.run(self._command("ranks-killed"), capture_output=True, text=True, env=self._environment())
         if done.returncode:
             return f"given again: exit code {done.returncode}: {done.stderr[-3000:]}"
-        one, other = (np.loadtxt(self._folder / name / "log.txt") for name in ("ranks-whole", "ranks-killed"))
-        same = one.shape == other.shape and np.allclose(one, other, rtol=1e-6, atol=0, equal_nan=True)
-        return "" if same else f"log.txt differs, it has {len(other)} of {len(one)} rows"
+        last = "checkpoints/step-0000060"
+        names = ("log.txt", f"{last}/model.safetensors", f"{last}/optimizer.safetensors")
+        whole, killed = self._folder / "ranks-whole", self._folder / "ranks-killed"
+        different = [name for name in names if (whole / name).read_bytes() != (killed / name).read_bytes()]
+        return f"{', '.join(different)}: not as if nothing had happened" if different else ""
+
+    def _wait(self, process: subprocess.Popen[bytes], mark: str) -> None:
+        """Until a moment at which to kill: while it starts, just when its ranks have begun, or at a step."""
+        kind, log = self._chance.choice(["start", "ranks", "step", "step"]), self._folder / "ranks-killed" / "log.txt"
+        moment = time.monotonic() + self._chance.uniform(0, 6) if kind == "start" else 0.0
+        step = self._chance.randint(-1, 55)
+        while process.poll() is None and (
+            time.monotonic() < moment
+            or (kind == "ranks" and len(_marked(mark)) < 4)
+            or (kind == "step" and last_step(log) < step)
+        ):
+            time.sleep(0.01)
+        time.sleep(self._chance.uniform(0, 0.5))
 
     def told(self) -> list[str]:
         return [f"kills of three ranks: {self._kills['launcher']:,} of the launcher, {self._kills['rank']:,} of a rank"]
@@ -171,19 +181,14 @@ class Ranks:
         return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def _children(process: int) -> list[int]:
-    try:
-        return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
-    except OSError:
-        return []
-
-
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def _marked(mark: str) -> list[int]:
+    """The processes that have this in their environment: ranks are in sessions of their own, orphans have no parent."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
 
 
 class Kills:
@@ -196,7 +201,7 @@ class Kills:
         start = time.monotonic()
         subprocess.run(self._command(folder / "whole", 1), check=True, capture_output=True)
         self._seconds = time.monotonic() - start
-        self._whole = _hashes(folder / "whole")
+        self._whole = tree(folder / "whole")
 
     def trial(self) -> str:
         """Make one dataset with up to eight kills; "" if it is byte for byte the one that was made in one go."""
@@ -223,7 +228,7 @@ class Kills:
         self.directories += 1
         if done.returncode:
             return f"exit code {done.returncode}: {done.stderr}"
-        found = _hashes(out)
+        found = tree(out)
         return "".join(
             f"{name} differs; " for name in {*found, *self._whole} if found.get(name) != self._whole.get(name)
         )
@@ -235,12 +240,6 @@ class Kills:
         paths = [self._corpus / "a.jsonl", self._corpus / "b.jsonl.gz"]
         options = ["--val-docs", 200, "--docs-per-shard", 500, "--workers", workers, "--out", out]
         return list(map(str, [Path(sys.executable).with_name("gpt2wds-shard"), "files", *paths, *options]))
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """Of all that is there: strays would be seen, too."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): hash_of(path.read_bytes()) for path in files}
 
 
 ATTACKS = ("damages", "kills", "ranks", "writers", "servers")

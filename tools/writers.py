@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from damages import corpus
+from small import SMALL_RUN, corpus, tree
 
 KILLED, FULL, READ_ONLY = "killed", "full", "read-only"
 FAULTS = (KILLED, FULL, READ_ONLY)
@@ -248,11 +248,6 @@ def _wrong_words(status: int, said: str, disk: Path) -> list[str]:
 # The writers
 
 
-def tree(folder: Path) -> Content:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def only_whole(out: Path, whole: Content) -> list[str]:
     """Files under their own names are as they will be, or absent; a temporary one is seen by nobody."""
     found = tree(out)
@@ -319,33 +314,6 @@ def _in_child(run: Callable[[], None]) -> None:
         raise AssertionError("it failed where nothing happens")
 
 
-SMALL_RUN = """
-[run]
-device = "cpu"
-[data]
-seq_len = 32
-[model]
-n_layer = 1
-n_head = 1
-n_embd = 8
-[train]
-tokens_per_step = 128
-micro_batch_sequences = 4
-max_steps = 4
-warmup_steps = 2
-dtype = "float32"
-compile = false
-[eval]
-every_steps = 2
-val_tokens = 256
-sample_prompts = ["Hi"]
-sample_tokens = 2
-[checkpoint]
-every_steps = 1
-keep = 2
-"""
-
-
 def training_writers(folder: Path) -> list[Writer]:
     """Those of gpt2wds-train and of the report, which take torch. The dataset is the one of `sharding_writers`."""
     import torch
@@ -374,7 +342,7 @@ def training_writers(folder: Path) -> list[Writer]:
         Writer(
             "report",
             lambda out: _click(evaluate, "report", finished, "--out", out / "report.html"),
-            lambda out: {name: digest for name, digest in tree(out).items() if not name.endswith(".tmp")},
+            tree,
             lambda out, whole: [
                 f"half of {name} is visible"
                 for name, digest in tree(out).items()

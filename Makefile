@@ -8,8 +8,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OVERRIDES ?=
-# A file's tests stay together, for what they share.
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+# Whoever has run all its tests takes half of what another has left, so no core waits for a long file at the end.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
+# Quick tests wait for a fifth of their time, for servers and processes: one more of them than there are cores.
+ONE_MORE = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 .PHONY: demo test test-all lint clean-demo
 .DELETE_ON_ERROR:
@@ -29,7 +31,7 @@ demo: $(VENV)/demo-is-installed
 	@$(BIN)/gpt2wds-eval report demo/run
 
 test: $(VENV)/dev-is-installed
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -n $(ONE_MORE) -m "not slow"
 
 test-all: $(VENV)/dev-is-installed
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)

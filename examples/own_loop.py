@@ -38,25 +38,25 @@ model = Model().to(device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 try:
     batches = StepBatches(Dataset(args.data), seq_len=64, sequences_per_step=8, seed=1337, rank=rank, world_size=ranks)
+    parts, saved = {"model": model, "optimizer": optimizer, "batches": batches}, {"step": 0}
+    if os.path.exists(args.checkpoint):
+        saved = torch.load(args.checkpoint, map_location=device, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    for step, sequences in zip(range(saved["step"] + 1, args.steps + 1), batches, strict=False):
+        tokens = torch.from_numpy(sequences.astype("int64")).to(device)  # (8 / ranks, 65)
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum") / (8 * 64)
+        optimizer.zero_grad()
+        loss.backward()
+        for value in [loss.detach(), *(p.grad for p in model.parameters())] if ranks > 1 else []:
+            dist.all_reduce(value)  # each rank's is its share of the step's mean: they add up
+        optimizer.step()
+        if rank == 0:
+            print(f"step {step}: loss {loss.item():.6f}", flush=True)
+            saved = {"step": step} | {name: part.state_dict() for name, part in parts.items()}
+            torch.save(saved, f"{args.checkpoint}.new")
+            os.replace(f"{args.checkpoint}.new", args.checkpoint)
 except Error as error:  # what the user can mend is one line
     raise SystemExit(f"error: {error}") from None
-parts, done = {"model": model, "optimizer": optimizer, "batches": batches}, 0
-if os.path.exists(args.checkpoint):
-    saved = torch.load(args.checkpoint, map_location=device, weights_only=True)
-    done = saved["step"]
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-for step, sequences in zip(range(done + 1, args.steps + 1), batches, strict=False):  # (8 / ranks, 65) uint16
-    tokens = torch.from_numpy(sequences.astype("int64")).to(device)
-    loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum") / (8 * 64)
-    optimizer.zero_grad()
-    loss.backward()
-    for value in [loss.detach(), *(p.grad for p in model.parameters())] if ranks > 1 else []:
-        dist.all_reduce(value)  # each rank's is its share of the step's mean: they add up
-    optimizer.step()
-    if rank == 0:
-        print(f"step {step}: loss {loss.item():.6f}", flush=True)
-        torch.save({"step": step} | {name: part.state_dict() for name, part in parts.items()}, f"{args.checkpoint}.new")
-        os.replace(f"{args.checkpoint}.new", args.checkpoint)
 if ranks > 1:
     dist.destroy_process_group()

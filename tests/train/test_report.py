@@ -95,6 +95,13 @@ def plain_run(path: Path, steps: int = 40, **facts: Any) -> Path:
     return path
 
 
+def bare_run(path: Path, steps: int = 40, **facts: Any) -> Path:
+    """A run of which there is nothing to draw, for what its page says in words."""
+    run = plain_run(path, steps, **facts)
+    RunDirectory(run).metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(steps + 1)))
+    return run
+
+
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of a run that has all there is, under its own name everywhere."""
@@ -254,7 +261,7 @@ def test_results_of_another_set_are_not_drawn_with_the_last(tmp_path: Path) -> N
 
 
 def test_an_unfinished_run_says_so_and_how_the_page_is_renewed(tmp_path: Path) -> None:
-    runs = plain_run(tmp_path / "a", 39), plain_run(tmp_path / "b", 40), plain_run(tmp_path / "c", 39, max_steps=None)
+    runs = bare_run(tmp_path / "a", 39), bare_run(tmp_path / "b", 40), bare_run(tmp_path / "c", 39, max_steps=None)
     unfinished, finished, unknown = (write_report(run).read_text() for run in runs)
     assert "Unfinished: step 39 of 40, 97.5%. The command that made this page renews it." in unfinished
     for text in (finished, unknown):
@@ -268,13 +275,13 @@ def test_same_run_same_bytes(usual: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout == f"{out}\n"
     assert out.read_text(encoding="utf-8") == usual
-    assert write_report(plain_run(tmp_path / "plain")) == tmp_path / "plain" / "report.html"
+    assert write_report(bare_run(tmp_path / "bare")) == tmp_path / "bare" / "report.html"
 
 
 def test_what_a_report_that_was_killed_left_goes_with_the_next(tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    run = plain_run(tmp_path / "run", steps=1)
+    run = bare_run(tmp_path / "run", steps=1)
     stray = files.temporary_name(run / "report.html")
     stray = stray.with_name(stray.name.replace(f".{os.getpid()}.", f".{ended.pid}."))
     stray.write_text("half")
@@ -433,7 +440,7 @@ def test_losses_that_are_not_numbers_are_told(tmp_path: Path) -> None:
 
 def test_size_of_the_split_and_origin(tmp_path: Path) -> None:
     def table(name: str, **facts: Any) -> dict[str, str]:
-        return Reader(write_report(plain_run(tmp_path / name, **facts)).read_text()).rows
+        return Reader(write_report(bare_run(tmp_path / name, **facts)).read_text()).rows
 
     rows = table("a")
     assert rows["validation text, tokens used"] == "10,485,760 of the split's 12,345,678"
@@ -536,7 +543,7 @@ def test_datasets_of_one_corpus_are_told_apart_in_the_title(
         "corpus": " + ".join(corpus for corpus, _ in datasets),
         "datasets": [{"corpus": corpus, "path": path} | one for corpus, path in datasets],
     }
-    assert f"<h1>GPT-2 on {title}</h1>" in write_report(plain_run(tmp_path / "run", steps=1, **facts)).read_text()
+    assert f"<h1>GPT-2 on {title}</h1>" in write_report(bare_run(tmp_path / "run", steps=1, **facts)).read_text()
 
 
 @pytest.mark.parametrize(
@@ -551,13 +558,13 @@ def test_datasets_of_one_corpus_are_told_apart_in_the_title(
     ],
 )
 def test_a_dataset_of_files_is_known_by_its_directory(tmp_path: Path, corpus: str, path: str, title: str) -> None:
-    run = make_run(tmp_path / "run", steps=1, corpus=corpus)
+    run = bare_run(tmp_path / "run", steps=1, corpus=corpus)
     (run / "config.toml").write_text(f"[data]\npath = {path}\n")
     assert f"<h1>GPT-2 on {title}</h1>" in write_report(run).read_text(encoding="utf-8")
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [plain_run(tmp_path / name / "run", steps=10) for name in ("a<b>", "c")]
+    runs = [bare_run(tmp_path / name / "run", steps=10) for name in ("a<b>", "c")]
     monkeypatch.chdir(tmp_path)
     assert write_report(*runs) == Path("report.html")
     text = Path("report.html").read_text()
@@ -610,6 +617,6 @@ def test_a_directory_of_another_kind_is_named(tmp_path: Path) -> None:
     (weights / "model.safetensors").write_bytes(b"")
     with pytest.raises(Error, match="expected a run directory, got the weights .*; give the directory that"):
         write_report(weights)
-    a, b = make_run(tmp_path / "a", steps=1), rewrite(make_run(tmp_path / "b", steps=1), "no toml")
+    a, b = bare_run(tmp_path / "a", steps=1), rewrite(bare_run(tmp_path / "b", steps=1), "no toml")
     with pytest.raises(Error, match="run b: expected TOML in config.toml, got .*; restore it"):
         write_report(a, b, out=tmp_path / "page.html")

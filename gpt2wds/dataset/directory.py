@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import Error, reason
+from ..errors import Error, counted, reason, whole
 from ..folder import Folder
-from ..tokenizer import END_OF_TEXT, VOCABULARY_SHA256
+from ..tokenizer import END_OF_TEXT
+from ..vocabulary import VOCABULARY_SHA256
 from . import members, prompts, shards
 from .manifest import MULTIPLE_CHOICE, SPLITS, TOKENS, LaterFormat, Manifest, ShardEntry
 
@@ -65,10 +66,12 @@ class Dataset:
 
     def shard_blocks(self, split: str, shard: int) -> range:
         """The blocks of one shard."""
+        _one_of("shard", shard, len(self.shards(split)), split)
         return range(int(self._first_block[split][shard]), int(self._first_block[split][shard + 1]))
 
     def locate(self, split: str, block: int) -> tuple[ShardEntry, int]:
-        """The shard a block is in, and its number there."""
+        """The shard a block is in, and its number there. Raises Error for a block that the split does not have."""
+        _one_of("block", block, self.total(split, "blocks"), split)
         shard = int(self.blocks[split]["shard"][block])
         return self.shards(split)[shard], block - int(self._first_block[split][shard])
 
@@ -229,6 +232,12 @@ class Dataset:
         with _no_damage(where, name), self.folder.open(name) as file:
             is_empty = not file.seek(0, io.SEEK_END)
             return b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _one_of(name: str, number: int, count: int, split: str) -> None:
+    """Refuse what is no number from 0 on, `count` left out: of an array -1 would be the last, and is a mistake here."""
+    if whole(name, number, 0) >= count:
+        raise Error(f"{name}: expected one of the {counted(count, name)} of {split}, from 0 on, got {number}")
 
 
 def expect_dataset(value: object) -> None:

@@ -60,6 +60,8 @@ def score(
     if not isinstance(model, GPT2):
         raise Error(f"model: expected a GPT2, such as load_weights('runs/…') gives, got {repr(model)[:80]}")
     _expect_questions(questions)
+    if not isinstance(world, World | None):
+        raise Error(f"world: expected a World, or None for this process alone, got {repr(world)[:80]}")
     world = world or World(0, 1, next(model.parameters()).device)
     return scores(questions, ending_log_probabilities(model, questions, world, dtype, progress, each))
 

@@ -243,6 +243,8 @@ def test_arguments_that_cannot_be_are_refused_before_anything_is_made(tmp_path: 
     ):
         with pytest.raises(Error, match=f"^{said}"):
             make_dataset(*arguments)
+    with pytest.raises(Error, match="^workers: expected None beside an executor, .* got both; leave one out"):
+        make_dataset(out, asked, workers=2, executor=Processes(2))
     with pytest.raises(Error, match="^executor: expected OnRay.* or None, got 'ray'"):
         make_dataset(out, asked, executor="ray")
     with pytest.raises(Error, match="^at_once: expected a whole number, 1 or more, got 0"):

@@ -168,6 +168,23 @@ def test_no_damage_of_the_manifest_is_an_unexpected_error(scratch, data):
         (scratch / "manifest.json").write_bytes(good)
 
 
+@pytest.mark.parametrize(
+    ("split", "block", "said"),
+    [
+        ("test", 0, "split: expected train or val, got 'test'"),
+        ("train", -1, "block: expected a whole number, 0 or more, got -1"),
+        ("train", 1.0, "block: expected a whole number, 0 or more, got 1.0"),
+        ("val", 10_000, "block: expected one of the [0-9]+ blocks? of val, from 0 on, got 10000"),
+    ],
+)
+def test_a_block_that_is_not_there_is_one_line(plays, split, block, said):
+    for read in (plays.read_tokens, plays.own_tokens, plays.read_frame, plays.read_members, plays.block_key):
+        with pytest.raises(Error, match=f"^{said}$"):
+            read(split, block)
+    with pytest.raises(Error, match=f"^{said.replace('block', 'shard')}$"):
+        plays.shard_blocks(split, block)
+
+
 @pytest.mark.parametrize("kept", [0, 5, 60, 128, -1])
 def test_a_truncated_index_is_refused(copy, kept):
     index = (copy / "val.blocks.npy").read_bytes()

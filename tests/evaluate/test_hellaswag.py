@@ -475,6 +475,7 @@ def test_arguments_that_cannot_be(choices: Dataset) -> None:
         "model": lambda: hellaswag.score("runs/gpt2", questions),
         "questions": lambda: hellaswag.score(model, choices),
         "dtype": lambda: hellaswag.score(model, questions, dtype="float16"),
+        "world": lambda: hellaswag.score(model, questions, world=2),
     }.items():
         with pytest.raises(Error, match=f"^{name}: expected "):
             call()

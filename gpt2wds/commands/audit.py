@@ -9,7 +9,7 @@ from ..corpus.audit import audit, chosen, read_audited_plan
 from ..dataset.directory import Dataset
 from ..dataset.manifest import SPLITS
 from ..dataset.verify import verify_dataset, verify_shard
-from ..errors import Error
+from ..errors import Error, Unanswered
 from .common import ProgressLine, counted, say
 
 PLACES_SHOWN = 20
@@ -27,9 +27,13 @@ def verify_with_sources(dataset: Dataset, count: int, seed: int | None, trusts: 
     findings = audit(dataset, plan, tasks, lambda names: trusts or _asks(dataset, names))
     progress = ProgressLine("made again", len(tasks), " shards")
     for task, finding in zip(tasks, findings, strict=True):
-        damage = verify_shard(dataset, *places[task.shard])
-        if finding.obstacle:
-            say(f"{finding.shard}: cannot be audited: {finding.obstacle}")
+        damage, obstacle = list[str](), finding.obstacle
+        try:
+            damage = verify_shard(dataset, *places[task.shard])
+        except Unanswered as error:
+            obstacle = str(error)
+        if obstacle:
+            say(f"{finding.shard}: cannot be audited: {obstacle}")
             unknown += 1
         elif finding.difference:
             damage.append(f"{finding.shard}: differs: {finding.difference}")

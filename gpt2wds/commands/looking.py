@@ -16,7 +16,7 @@ from ..dataset.export import LLMC, NANOGPT, export_dataset
 from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS
 from ..dataset.prompts import Example
 from ..dataset.verify import verify_dataset, verify_shard
-from ..errors import Error
+from ..errors import Error, NoRanges, Unanswered
 from ..tokenizer import load_tokenizer
 from .audit import verify_with_sources
 from .common import LocalPath, ProgressLine, counted, print_json, say
@@ -137,19 +137,33 @@ def verify_command(directory: str, workers: int | None, count: int | None, seed:
         return
     total = sum(dataset.total(split, "bytes") for split in SPLITS)
     progress = ProgressLine("verifying", total, "B")
-    problems = verify_dataset(dataset)
+    problems, unread, is_away = verify_dataset(dataset), list[str](), False
     every = [(split, number) for split in SPLITS for number in range(len(dataset.shards(split)))]
     # Threads are enough: decompressing and hashing let each other run.
-    with ThreadPoolExecutor(workers or os.cpu_count()) as threads:
-        checks = threads.map(lambda place: verify_shard(dataset, *place), every)
-        for (split, number), found in zip(every, checks, strict=True):
-            problems += found
-            progress.update(dataset.shards(split)[number].bytes)
+    threads = ThreadPoolExecutor(workers or os.cpu_count())
+    checks = [(dataset.shards(s)[n].bytes, threads.submit(verify_shard, dataset, s, n)) for s, n in every]
+    try:
+        for size, check in checks:
+            try:
+                problems += check.result()
+                is_away = False
+            except NoRanges:
+                raise
+            except Unanswered as error:
+                unread.append(str(error).removeprefix(f"{dataset.path}/"))
+                if is_away:  # two in a row: nobody waits for each of ten thousand
+                    break
+                is_away = True
+            progress.update(size)
+    finally:
+        threads.shutdown(cancel_futures=True)
     progress.close()
-    for problem in problems:
+    for problem in problems + unread:
         say(problem)
-    if problems:
-        raise Error(f"{directory}: {counted(len(problems), 'problem')} found, named above")
+    if problems or unread:
+        said = f"{counted(len(problems), 'problem')} found" if problems else ""
+        missed = f"not all was read: its store did not give {counted(len(unread), 'shard')}" if unread else ""
+        raise Error(f"{directory}: {', '.join(filter(None, (said, missed)))}, named above")
     say(f"{directory}: all right, {totals(dataset)}")
 
 

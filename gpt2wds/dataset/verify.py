@@ -1,6 +1,6 @@
 """Every byte of a dataset against its manifest: what is wrong, a line each.
 
-Nothing is raised for damage, so that one call reports all of it. NoRanges is raised, which is said once.
+Nothing is raised for damage, so that one call reports all of it. What its store does not give is not called damaged.
 """
 
 import base64
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Error, NoRanges, Unanswered, counted, reason
+from ..errors import Error, Unanswered, counted, reason
 from ..strict_json import CHECK, Record, load_json, refuse_damage
 from ..tokenizer import END_OF_TEXT
 from . import members
@@ -60,22 +60,27 @@ def _refuse_another_plan(dataset: Dataset, plan: Record) -> None:
 
 
 def verify_shard(dataset: Dataset, split: str, number: int) -> list[str]:
-    """Every byte of one shard against index and manifest: what is wrong, one line each, [] if nothing."""
+    """Every byte of one shard against index and manifest: what is wrong, one line each, [] if nothing.
+
+    Raises Unanswered where its store does not give the shard.
+    """
     entry = dataset.shards(split)[number]
     try:
         size = dataset.folder.size(entry.file)
     except FileNotFoundError:
         return [f"{entry.file}: the file is missing; {REBUILD}"]
-    except (Error, OSError) as error:
-        return [_unread(dataset, entry, error)]
+    except OSError as error:
+        return [f"{entry.file}: {reason(error)}; {LOOK}"]
     problems: list[str] = []
     digest = hashlib.sha256()
     counts = {"tokens": 0, "documents": 0}
     for block in dataset.shard_blocks(split, number):
         try:
             pieces, documents = _contents(dataset, split, block)
-        except NoRanges:
-            raise
+        except Unanswered:
+            if size == entry.bytes:
+                raise
+            break  # damaged it is, whatever the store does
         except Error as error:
             problems.append(str(error).removeprefix(f"{dataset.path}/"))
             continue
@@ -102,20 +107,11 @@ def _verify_file(dataset: Dataset, entry: ShardEntry, size: int) -> list[str]:
         return [f"{entry.file}: expected {entry.bytes} bytes, got {size}; {REPAIR}"]
     try:
         found = dataset.folder.sha256(entry.file, size)
-    except NoRanges:
-        raise
-    except (Error, OSError) as error:
-        return [_unread(dataset, entry, error)]
+    except OSError as error:
+        return [f"{entry.file}: {reason(error)}; {LOOK}"]
     if found != entry.sha256:
         return [f"{entry.file}: expected SHA-256 {entry.sha256}, got {found}; {REPAIR}"]
     return []
-
-
-def _unread(dataset: Dataset, entry: ShardEntry, error: Exception) -> str:
-    """What is said of a shard that cannot be read, by its disk or its store, which says itself what to do."""
-    if isinstance(error, Unanswered):
-        return str(error).removeprefix(f"{dataset.path}/")
-    return f"{entry.file}: {reason(error)}; {LOOK}"
 
 
 def _verify_receipt(dataset: Dataset, split: str, number: int) -> list[str]:

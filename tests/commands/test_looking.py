@@ -11,6 +11,7 @@ import pytest
 from making import flip, shard_files, shard_small, texts, tree, write_jsonl
 from plain_server import PlainServer
 from shard_command import COMMAND, fails, run
+from stores import Fault, FaultyProxy, ObjectStore
 
 from gpt2wds.commands.looking import SOURCES_SHOWN
 from gpt2wds.dataset.directory import Dataset
@@ -182,3 +183,23 @@ def test_a_dataset_on_a_server_without_ranges_is_one_line(plays: Dataset, tmp_pa
         said = fails(command, server.url, *more)
         assert f"ignores byte ranges; take another server, or give simplecache::{server.url}" in said
         assert "truncated" not in said and "delete" not in said
+
+
+def test_shards_that_do_not_arrive_are_not_called_damaged(store: ObjectStore, plays: Dataset) -> None:
+    """Nor is a store that is away asked for all of them: two in a row are enough."""
+    for path in filter(Path.is_file, Path(plays.path).rglob("*")):
+        store.put(f"away/{path.relative_to(plays.path)}", path.read_bytes())
+    url, lost, fault = store.url("away"), "train-00001", Fault(403, "AccessDenied")
+    with FaultyProxy(store, lambda _, path: fault if lost in path else None) as proxy, store.found(proxy.endpoint):
+        code, out, errors = run("verify", url, "--workers", 1)
+        (unread,), last = out.splitlines(), errors.splitlines()[-1]
+        assert code == 1 and last == f"error: {url}: not all was read: its store did not give 1 shard, named above"
+        assert unread.startswith("train-00001.tar.zst") and "check your credentials" in unread
+        audited = run("verify", url, "--source", 4)
+        assert audited[0] == 1 and "train-00001: cannot be audited: " in audited[1]
+        assert f"error: {url}: 1 shard could not be audited, named above" in audited[2]
+        lost, fault = ".tar.zst", Fault(503, "SlowDown")
+        begun = len(proxy.requests)
+        code, out, errors = run("verify", url, "--workers", 1)
+        assert code == 1 and errors.endswith("not all was read: its store did not give 2 shards, named above\n")
+        assert len(out.splitlines()) == 2 and "val-00000" not in str(proxy.requests[begun:])

@@ -74,8 +74,8 @@ def program(command: list[str], **changes: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str], expected: int = 0) -> str:
     """The rest of what it says; it must end as expected."""
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == expected, said
+    said = process.stdout.read()  # communicate() would lose what wait_for has read ahead
+    assert process.wait(timeout=300) == expected, said
     return said
 
 

@@ -84,13 +84,16 @@ def test_no_more_is_read_than_was_asked_for(hub: WritableHub) -> None:
     there = hub.make()
     (there / "a").write_bytes(bytes(range(100)))
     folder = Folder(hub.mine)
-    asked = len(hub.requests)
+
+    def asked() -> int:
+        return sum("agent-harnesses" not in line for line in hub.requests)  # a client's first request of all
+
     assert folder.read("a", 10, 12) == bytes([10, 11])
-    assert hub.ranges == [("a", 10, 2)] and len(hub.requests) == asked + 2  # is it there, and its bytes
+    assert hub.ranges == [("a", 10, 2)] and asked() == 2  # is it there, and its bytes
     assert folder.read("a", 98, 200) == bytes([98, 99]) and folder.read("a", 98) == bytes([98, 99])
     assert folder.read("a", 100, 200) == folder.read("a", 5, 5) == b""
     # Nothing else but how long the file is, where fewer bytes came than were asked for.
-    assert len(hub.requests) == asked + 5 + 2 * 2 and len(hub.ranges) <= 4
+    assert asked() == 5 + 2 * 2 and len(hub.ranges) <= 4
 
 
 @pytest.mark.parametrize("fault", ["whole", "elsewhere", "short", "reset", "503"])

@@ -30,10 +30,11 @@ def load_config(path: Path | None, overrides: list[str], schema: type[Schema]) -
         raise Error(f"configuration {path}: expected TOML ({error})") from None
     except RecursionError:
         raise Error(f"configuration {path}: expected TOML (lists within lists, too many to read)") from None
+    sections = set(values)
     for override in overrides:
         key, separator, text = override.partition("=")
         section, dot, name = key.partition(".")
-        if not separator or not dot:
+        if not (separator and dot and section and name):
             raise Error(f"expected section.key=value, got {override!r}; for example train.max_steps=100")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
@@ -45,7 +46,8 @@ def load_config(path: Path | None, overrides: list[str], schema: type[Schema]) -
     given = {override.partition("=")[0] for override in overrides}
 
     def source(key: str) -> str:
-        return "of the command line" if key.partition("[")[0] in given else str(path or "of defaults")
+        is_given = key.partition("[")[0] in given or ("." not in key and key not in sections)
+        return "of the command line" if is_given else str(path or "of defaults")
 
     return _build(values, schema, source, "")
 

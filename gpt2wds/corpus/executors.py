@@ -11,8 +11,9 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -90,7 +91,8 @@ def run_tasks(
         for _ in range(min(workers, len(todo))):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, runner), daemon=True)
-            process.start()
+            with _held_back(signal.SIGINT):
+                process.start()
             theirs.close()
             processes.append(process)
             busy[ours] = todo.pop(0)
@@ -108,6 +110,18 @@ def run_tasks(
             process.terminate()
         for process in processes:
             process.join()
+
+
+@contextlib.contextmanager
+def _held_back(number: int) -> Iterator[None]:
+    """A signal comes after this, and never to the processes that begin in here: Ctrl-C would find them in Python's own
+    start, which answers with a traceback. The parent decides what it means."""
+    resource_tracker.ensure_running()  # which would let it through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def receive(
@@ -154,7 +168,7 @@ def _killed(task: Any) -> Error:
 
 
 def _work(pipe: Connection, runner: Runner) -> None:
-    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    # It is held back here; what this one starts would inherit that, and not what a handler does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     parent = _Parent(pipe)

@@ -115,8 +115,19 @@ def _folders(directory: str) -> Iterator[tuple[str, list[str]]]:
             below.clear()
             continue
         seen.add((stat.st_dev, stat.st_ino))
+        if folder != directory and _is_dataset(below, names):
+            LOG.warning("%s: left out, for it is a dataset of gpt2wds", shown(folder))
+            below.clear()
+            continue
         below[:] = sorted(name for name in below if not name.startswith("."))  # of two links the first, everywhere
         yield folder, [name for name in names if not name.startswith(".")]
+
+
+def _is_dataset(below: list[str], names: list[str]) -> bool:
+    """Whether a directory of these is one that gpt2wds-shard made, or has begun: its JSON files are no texts."""
+    return ("manifest.json" in names and any(name.endswith(".blocks.npy") for name in names)) or (
+        "plan.json" in names and "receipts" in below
+    )
 
 
 def _is_readable(name: str) -> bool:

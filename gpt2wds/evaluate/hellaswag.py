@@ -48,12 +48,14 @@ def score(
     """Score a model on a set: acc and acc_norm by tokens, characters and bytes, each with its standard error.
 
     world: the ranks that share the work, None for this process alone on the model's device. dtype: of the matrix
-    products, "float32" or "bfloat16". each: how a rank goes through its batches, to the end. Raises Error for a model
-    of another vocabulary, and NotFinite for one whose numbers are none.
+    products, "float32" or "bfloat16". each: how a rank goes through its batches, to the end.
+
+    Raises Error for a model of another vocabulary, or of fewer positions than the questions were made for, and
+    NotFinite for one whose numbers are none.
 
     >>> from gpt2wds import Dataset, load_questions, load_weights, score
-    >>> questions = load_questions(Dataset("data/hellaswag"), "lm-eval", 1024)  # doctest: +SKIP
     >>> model = load_weights("runs/gpt2-124m/checkpoints/step-0019073")  # doctest: +SKIP
+    >>> questions = load_questions(Dataset("data/hellaswag"), "lm-eval", model.config.n_positions)  # doctest: +SKIP
     >>> score(model, questions)["acc_norm_characters"]  # doctest: +SKIP
     0.31...
     """
@@ -79,9 +81,16 @@ def ending_log_probabilities(
     Rows go in order of their length and are padded on the right, which nobody sees; only positions that predict
     something go through the head. Batches are cut before they are dealt out, so the ranks compute what one would, to
     the last digit; `progress` hears of the endings that this rank has done.
-    Raises Error for a model with another vocabulary than GPT-2's, and NotFinite for one whose numbers are none.
+    Raises Error for a model with another vocabulary than GPT-2's or fewer positions than the questions were made for,
+    and NotFinite for one whose numbers are none.
     """
     check_vocabulary(model)
+    longest = max((int(row.positions.max()) + 1 for row in questions.rows), default=0)
+    if longest > model.config.n_positions:
+        raise Error(
+            f"questions: expected at most {model.config.n_positions} positions, the model's, got {longest}; "
+            "make them with load_questions(dataset, mode, model.config.n_positions)"
+        )
     log_p, owners = [torch.zeros(0, device=world.device)], [np.zeros(0, dtype=np.int64)]
     with inference(world.device, dtype):
         for batch in each(batches(questions.rows, world.device)[world.rank :: world.world_size]):

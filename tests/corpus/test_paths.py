@@ -2,10 +2,12 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import fsspec
 import pytest
+from making import shard_small, texts, write_jsonl
 
 from gpt2wds.corpus.paths import expanded
 from gpt2wds.errors import Error
@@ -62,6 +64,18 @@ def test_a_directory_means_the_files_below_it_that_can_be_read(folder: Path, tmp
     assert sorted(expanded(f"{folder}/deep/")) == [f"{folder}/deep/a.txt", f"{folder}/deep/er/b.txt"]
     with pytest.raises(Error, match=r"expected a directory with \.parquet, .*, which has none"):
         expanded(str(tmp_path))
+
+
+def test_datasets_below_a_directory_are_no_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Finished ones, and those in the making."""
+    (tmp_path / "texts").mkdir()
+    write_jsonl(tmp_path / "texts" / "a.jsonl", texts(12))
+    shard_small(tmp_path / "texts" / "done", tmp_path / "texts" / "a.jsonl")
+    shutil.copytree(tmp_path / "texts" / "done", tmp_path / "texts" / "begun")
+    (tmp_path / "texts" / "begun" / "manifest.json").unlink()
+    for pattern in ("texts", "texts/", "texts/**/*.json*"):
+        assert list(map(os.path.normpath, expanded(f"{tmp_path}/{pattern}"))) == [f"{tmp_path}/texts/a.jsonl"]
+    assert f"{tmp_path}/texts/done: left out, for it is a dataset of gpt2wds" in caplog.text
 
 
 def test_the_home_directory_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,25 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(corpus: Path, whole: dict[st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("wait", [0, 0.01, 0.03, 0.1, 0.3])
+def test_ctrl_c_while_workers_start_is_one_line(corpus: Path, tmp_path: Path, wait: float):
+    """They are in Python's own start then, which would answer with a traceback."""
+    process = start(corpus, tmp_path / "out")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not any(
+        b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children.read_text().split()
+    ):
+        time.sleep(0.001)
+    time.sleep(wait)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert [line for line in said.splitlines() if not line.startswith("sharding ")] == [
+        "stopped; the same command goes on from here"
+    ]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_one_big_task_that_threads_work_on_stops_like_any(corpus: Path, tmp_path: Path, how: signal.Signals):
     def one_task(out: Path, workers: int) -> list[str]:

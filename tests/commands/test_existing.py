@@ -84,7 +84,7 @@ def test_columns_hold_one_measure(plays: Dataset, stopped: Path) -> None:
 
 
 def test_scores_are_of_one_set_in_one_mode(plays: Dataset, tmp_path: Path) -> None:
-    one, other = shard_choices(tmp_path / "one", limit=3), shard_choices(tmp_path / "other", limit=4)
+    one, other = shard_choices(tmp_path / "one", limit=1), shard_choices(tmp_path / "other", limit=2)
     run, long = tmp_path / "run", ("data.seq_len=128", "train.micro_batch_sequences=2")
 
     def again(*overrides: str) -> None:

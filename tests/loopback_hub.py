@@ -39,6 +39,7 @@ class LoopbackHub:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else what follows the head waits for the client, 40 milliseconds
 
             def do_GET(self) -> None:
                 hub._answer(self, body=True)
@@ -58,7 +59,7 @@ class LoopbackHub:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "LoopbackHub":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:

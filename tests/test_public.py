@@ -66,10 +66,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_importing_loads_nothing_heavy_before_it_is_used() -> None:
-    assert loaded("import gpt2wds; dir(gpt2wds)") == set()
-    assert loaded("from gpt2wds import Error, Dataset, load_tokenizer") == set()
-    assert not loaded("from gpt2wds import make_dataset, Files, HubDataset, Plays, Cut") & {"torch", "webdataset"}
-    assert {"torch", "webdataset"} <= loaded("from gpt2wds import StepBatches")
+    assert loaded("import gpt2wds; dir(gpt2wds); from gpt2wds import Error, Dataset, load_tokenizer") == set()
+    # Which is noticed: making a dataset needs pyarrow, and no torch.
+    assert loaded("from gpt2wds import make_dataset, Files, HubDataset, Plays, Cut") == {"pyarrow"}
 
 
 def test_errors_are_value_errors() -> None:

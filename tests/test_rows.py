@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from making import shard_choices
 from runs import finished
 
 from gpt2wds.dataset.directory import Dataset
@@ -9,8 +10,13 @@ from gpt2wds.rows import Row, Sample, Scores, number
 from gpt2wds.train.rundir import RunDirectory
 
 
-def test_a_runs_rows_have_no_other_members(plays: Dataset, choices: Dataset, tmp_path: Path) -> None:
-    options = (f"eval.hellaswag={choices.path}", 'eval.sample_prompts=["A"]', "eval.sample_tokens=1")
+def test_a_runs_rows_have_no_other_members(plays: Dataset, tmp_path: Path) -> None:
+    choices = shard_choices(tmp_path / "choices", limit=1)
+    options = (
+        f"eval.hellaswag={choices.path}",
+        'eval.sample_prompts=["A"]',
+        "eval.sample_tokens=1",
+    )
     run = finished(
         tmp_path / "run",
         plays,

@@ -61,7 +61,7 @@ def test_an_answer_that_unfolds_is_not_unfolded() -> None:
         def log_message(self, *_: object) -> None: ...
 
     server = HTTPServer(("127.0.0.1", 0), Packing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/manifest.json"
     assert stores.ask(url, lambda system, path: system.cat_file(path)) == answer
     assert set(asked) == {"identity"}

@@ -82,7 +82,7 @@ def test_a_cut_character_becomes_a_replacement_character():
     assert load_tokenizer().decode(tokens[:1]) == "\ufffd"
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(TEXT), st.data())
 def test_documents_come_back_from_any_pieces(texts, data):
     tokens = np.concatenate([np.empty(0, np.uint16), *(load_tokenizer().encode_document(text) for text in texts)])
@@ -195,7 +195,7 @@ UNITS = [
 RUNS = st.lists(st.tuples(st.sampled_from(UNITS) | st.text(max_size=3), st.integers(1, 400)), min_size=1, max_size=5)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(RUNS, st.sampled_from([60, 100, 300]), st.randoms(use_true_random=False))
 def test_windows_of_a_long_text_give_the_texts_ids(runs, window, chance):
     tokenizer = load_tokenizer()

@@ -313,6 +313,7 @@ def test_less_text_than_one_step(tmp_path: Path) -> None:
     assert followed.exit_code == 0, followed.output
 
 
+@pytest.mark.slow
 def test_a_missing_configuration_through_the_installed_command(tmp_path: Path) -> None:
     """As a shell sees it: exit code 1, nothing on standard output, no traceback."""
     command = [Path(sys.executable).with_name("gpt2wds-train"), tmp_path / "absent.toml"]

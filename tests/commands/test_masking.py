@@ -109,10 +109,10 @@ def test_a_run_keeps_its_way_and_a_new_one_takes_its_own(
         code, said = in_process(run, stories, *SHORT, override)
         assert code == 1 and "expected data.document_masking = " in said
         shutil.rmtree(run)
-    for key in ("model.init_from", "run.fork_from"):
+    for key, steps in (("model.init_from", 2), ("run.fork_from", 5)):
         for source, override in ((masked, "data.document_masking=false"), (plain, MASKED)):
-            finished(run, stories, *SHORT, "train.max_steps=5", override, f"{key}={source}")
-            (newest,) = (run / "checkpoints").glob("*5")
+            finished(run, stories, *SHORT, f"train.max_steps={steps}", override, f"{key}={source}")
+            (newest,) = (run / "checkpoints").glob(f"*{steps}")
             assert load_weights(newest).config.document_masking == (override == MASKED)
             shutil.rmtree(run)
 

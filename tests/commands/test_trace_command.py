@@ -97,7 +97,7 @@ def test_losses_are_those_of_training(traced: tuple[Path, Dataset]) -> None:
     """Update s's loss is of the weights after s - 1 updates: the checkpoint before it."""
     run, _ = traced
     logged = {int(row[0]): row[1] for row in rows(run)}
-    for step in range(2, 13):
+    for step in (2, 7, 12):
         found = ask_json(run, "--step", step, "--loss")
         losses = [record["loss"] for record in found["sequences"]]
         assert found["checkpoint"] == f"step-{step - 1:07d}"
@@ -247,9 +247,12 @@ def test_it_needs_neither_torch_nor_the_sources(traced: tuple[Path, Dataset], tm
     source = Path(dataset.path).with_name("stories.jsonl")
     hidden = source.rename(tmp_path / "hidden.jsonl")
     try:
-        program = "import sys; sys.modules['torch'] = None; from gpt2wds.commands.eval import main; main()"
-        for question in (["--step", "4", "--text"], ["--document", "stories.jsonl:9"]):
-            command = [sys.executable, "-c", program, "trace", str(run), *question]
-            subprocess.run(command, check=True, capture_output=True)
+        program = (
+            "import sys; sys.modules['torch'] = None; from gpt2wds.commands.eval import main\n"
+            "main(['trace', sys.argv[1], '--step', '4', '--text'], standalone_mode=False)\n"
+            "main(['trace', sys.argv[1], '--document', 'stories.jsonl:9'])\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program, str(run)], capture_output=True, text=True)
+        assert done.returncode == 0 and "step 4" in done.stdout and "stories.jsonl document 9" in done.stdout
     finally:
         hidden.rename(source)

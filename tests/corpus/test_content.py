@@ -132,7 +132,9 @@ def test_no_shard_is_made_of_bytes_that_rotted_since_the_plan(tmp_path: Path, ki
     assert len(plan.tasks) == 4
 
 
-@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize(
+    "suffix", [pytest.param(each, marks=[pytest.mark.slow] if each in (".bz2", ".xz") else []) for each in COMPRESS]
+)
 @pytest.mark.parametrize("text", [".jsonl", ".txt"])
 @pytest.mark.parametrize("cut", [CUT, {"val_docs": 0, "bytes_per_shard": 200_000}])
 def test_hashes_made_while_cutting_are_those_of_the_spans(

@@ -79,7 +79,7 @@ CUTS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.data(), CUTS)
 def test_each_document_is_in_exactly_one_task(mixed, data, cut):
     paths = data.draw(st.lists(st.sampled_from(mixed), min_size=1, max_size=5, unique=True))
@@ -92,7 +92,7 @@ def test_each_document_is_in_exactly_one_task(mixed, data, cut):
         assert names == [f"{split}-{n:05d}" for n in range(len(names))]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.data(), CUTS, st.integers(12, 45))
 def test_limit_docs_is_exact_and_includes_validation(mixed, data, cut, limit):
     paths = data.draw(st.lists(st.sampled_from(mixed), min_size=1, max_size=5, unique=True))
@@ -209,7 +209,7 @@ def test_300_small_files_make_one_shard_of_each_split(tmp_path, cut):
 def test_tokens_at_shards_ends_are_few(tmp_path):
     for n in range(300):
         write_jsonl(
-            tmp_path / f"{n:03d}.jsonl", [f"Document {n} {i}. " + "some words of text " * 40 for i in range(100)]
+            tmp_path / f"{n:03d}.jsonl", [f"Document {n} {i}. " + "some words of text " * 10 for i in range(100)]
         )
     dataset = sharding.make_dataset(tmp_path / "out", Files((str(tmp_path / "*.jsonl"),)), workers=1)
     assert (len(dataset.shards("train")), len(dataset.shards("val"))) == (1, 1)
@@ -246,7 +246,7 @@ def test_shares(counts, wanted, given):
     assert shares(counts, wanted) == given
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.data(), st.integers(0, 60))
 def test_val_docs_is_exactly_what_was_asked_for(mixed, data, wanted):
     """Whatever single files have, and however wrong their numbers were estimated."""

@@ -47,7 +47,7 @@ def alone(tasks):
     return [[task] for task in tasks]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(5, marks=pytest.mark.slow)])
 def test_every_task_runs_once_and_all_progress_arrives(tmp_path, workers):
     reports = []
     run_tasks(alone(tasks(7)), partial(note, tmp_path), lambda *r: reports.append(r), workers=workers)
@@ -166,7 +166,7 @@ class Cored:
     needs: int = 0
 
 
-@pytest.mark.parametrize(("workers", "had"), [(2, ["1", "1"]), (5, ["3", "2"])])
+@pytest.mark.parametrize(("workers", "had"), [pytest.param(2, ["1", "1"], marks=pytest.mark.slow), (5, ["3", "2"])])
 def test_tasks_share_the_cores_of_all_workers(tmp_path, workers, had):
     todo = alone([Cored("a", beside=2, needs=int(had[0])), Cored("b", beside=2, needs=int(had[1]))])
     run_tasks(todo, partial(cores_had, tmp_path), lambda *_: None, workers=workers)

@@ -75,7 +75,11 @@ def test_a_model_is_found_by_its_hub_name(hub: LoopbackHub, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["gpt2wds-shard", "hellaswag", "--out", "OUT"], ["gpt2wds-eval", "sample", "no/such"]]
+    "arguments",
+    [
+        ["gpt2wds-shard", "hellaswag", "--out", "OUT"],
+        pytest.param(["gpt2wds-eval", "sample", "no/such"], marks=pytest.mark.slow),
+    ],
 )
 def test_what_the_hub_does_not_have_is_one_line(arguments: list[str], tmp_path: Path):
     with LoopbackHub({}) as empty:

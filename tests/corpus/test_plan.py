@@ -15,6 +15,7 @@ from making import CHOICES, texts_of
 from gpt2wds.corpus import sharding
 from gpt2wds.corpus.corpora import Files, MultipleChoice, Plays
 from gpt2wds.corpus.cutting import Cut
+from gpt2wds.corpus.executors import Processes
 from gpt2wds.corpus.plan import Plan, read_plan
 from gpt2wds.corpus.receipts import Receipt, read_receipt
 from gpt2wds.errors import Error
@@ -288,7 +289,9 @@ def test_halves_planned_before_and_after_a_source_grew_do_not_make_a_dataset(tmp
     texts = {one: documents(48), two: [*documents(7), "another", *documents(48)[7:], "one more"]}
     for number, out in enumerate((one, two)):
         write_lines(source, texts[out])
-        sharding.run_missing(Folder(out), sharding.make_plan(Folder(out), request, CUT), task_slice=(number, 2))
+        sharding.run_missing(
+            Folder(out), sharding.make_plan(Folder(out), request, CUT), Processes(1), task_slice=(number, 2)
+        )
     for path in (*two.glob("*.zst"), *two.glob("receipts/*")):
         shutil.copy(path, one / path.relative_to(two))
     plan = read_plan(Folder(one))

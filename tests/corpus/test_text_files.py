@@ -116,9 +116,11 @@ def test_without_blank_lines_pieces_end_at_a_line_or_a_character(tmp_path, monke
 
 
 @pytest.mark.parametrize("suffix", [".txt.gz", ".txt.zst", ".txt.xz", ".txt.bz2"])
-def test_a_compressed_text_is_cut_as_a_plain_one(tmp_path, suffix):
+def test_a_compressed_text_is_cut_as_a_plain_one(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(text_module, "TEXT_PIECE_BYTES", 4000)
+    monkeypatch.setattr(text_module, "BLANK_LINE_WITHIN", 50_000)
     paragraph = "A line with é.\nAnother one.\n\n"
-    data = (paragraph * 20_000 + "no blank line here\n" * 100_000).encode()
+    data = (paragraph * 1000 + "no blank line here\n" * 6000).encode()
     plain, packed = tmp_path / "a.txt", tmp_path / f"a{suffix}"
     plain.write_bytes(data)
     packed.write_bytes(COMPRESS[suffix.removeprefix(".txt")](data))

@@ -104,7 +104,13 @@ def all_steps(trace: Trace, steps: int) -> dict[int, list[TracedSequence]]:
 
 @pytest.mark.parametrize(
     ("seq_len", "per_step", "seed", "epochs"),
-    [(128, 400, 1337, 3), (1000, 37, 1, 2), (1024, 64, 2**64 - 1, 4), (16_384, 3, 7, 5), (65_536, 1, 0, 9)],
+    [
+        pytest.param(128, 400, 1337, 3, marks=pytest.mark.slow),
+        (1000, 37, 1, 2),
+        (1024, 64, 2**64 - 1, 4),
+        (16_384, 3, 7, 5),
+        (65_536, 1, 0, 9),
+    ],
 )
 def test_a_step_is_what_the_loader_gives_and_its_documents_are_the_sources(
     corpus: Corpus, seq_len: int, per_step: int, seed: int, epochs: int

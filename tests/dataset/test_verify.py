@@ -24,7 +24,7 @@ def block_of(dataset: Dataset, split: str, byte: int) -> int | None:
     return None
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_a_flipped_bit_anywhere_in_a_shard_is_found(plays, scratch, data):
     path = scratch / "val-00000.tar.zst"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ def failure(*arguments: object) -> str:
     assert result.stdout == ""
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     return result.stderr
+
+
+@pytest.fixture(scope="module")
+def few(shared: Callable[..., Path]) -> Dataset:
+    """Twelve examples of the sample, under its name."""
+    return Dataset(shared("few", lambda path: shard_choices(path, limit=12)))
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +175,8 @@ def test_the_standard_error_of_the_whole_set() -> None:
 
 
 @pytest.mark.parametrize("mode", ["completion", "lm-eval"])
-def test_any_batch_size_gives_the_same(choices: Dataset, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
-    model, questions = opinionated(), load_questions(choices, mode, 1024)
+def test_any_batch_size_gives_the_same(few: Dataset, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    model, questions = opinionated(), load_questions(few, mode, 1024)
     expected = ending_log_probabilities(model, questions, ALONE, "float32")
     for batch_tokens, padding, positions in ((1, 0.0, 1024), (100, 0.5, 1024), (777, 0.1, 7), (1 << 20, 1.0, 1 << 20)):
         monkeypatch.setattr(hellaswag, "BATCH_TOKENS_CPU", batch_tokens)
@@ -257,10 +264,10 @@ def test_the_plain_output_names_mode_scores_and_errors(choices: Dataset, model_p
         assert all(" ± " in line for line in rest)
 
 
-def test_the_sample_is_never_called_hellaswag(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+def test_the_sample_is_never_called_hellaswag(few: Dataset, model_path: Path, tmp_path: Path) -> None:
     file = tmp_path / "each.jsonl"
     for flags in ([], ["--json"], ["--mode", "lm-eval"], ["--per-example", file], [model_path]):
-        assert "hellaswag" not in command(model_path, *flags, "--data", choices.path).lower()
+        assert "hellaswag" not in command(model_path, *flags, "--data", few.path).lower()
     assert "hellaswag" not in file.read_text().lower()
 
 
@@ -317,19 +324,19 @@ def test_a_thousand_real_examples_through_the_commands(model_path: Path, tmp_pat
 # --- what does not fit
 
 
-def test_long_prompts_lose_tokens_on_the_left_and_are_counted(choices: Dataset, tmp_path: Path) -> None:
+def test_long_prompts_lose_tokens_on_the_left_and_are_counted(few: Dataset, tmp_path: Path) -> None:
     encode = load_tokenizer().encode
     count = 0
-    for example in map(json.loads, SAMPLE.open(encoding="utf-8")):
+    for example in examples_of(SAMPLE)[:12]:
         context = len(encode(example["ctx"]))
         count += sum(context + len(encode(" " + ending)) > 41 for ending in example["endings"])  # 40 and a last target
-    assert 0 < count < 4 * 36
-    assert load_questions(choices, "completion", 40).truncated == count
-    assert load_questions(choices, "completion", 1024).truncated == 0
-    assert_as_the_lesson(records_of(choices, 40), examples_of(SAMPLE), 40)
+    assert 0 < count < 4 * 12
+    assert load_questions(few, "completion", 40).truncated == count
+    assert load_questions(few, "completion", 1024).truncated == 0
+    assert_as_the_lesson(records_of(few, 40), examples_of(SAMPLE)[:12], 40)
     path = saved(tmp_path, opinionated(40))
-    assert json.loads(command(path, "--data", choices.path, "--json"))["truncated"] == count
-    assert command(path, "--data", choices.path).splitlines()[-1].startswith(f"  {count} endings had a context longer")
+    assert json.loads(command(path, "--data", few.path, "--json"))["truncated"] == count
+    assert command(path, "--data", few.path).splitlines()[-1].startswith(f"  {count} endings had a context longer")
 
 
 def test_an_ending_that_does_not_fit(choices: Dataset, tmp_path: Path) -> None:
@@ -388,18 +395,16 @@ def test_mcnemar_of_large_counts() -> None:
     assert mcnemar(0, 10_042) == 0
 
 
-def test_two_models_on_the_same_examples(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+def test_two_models_on_the_same_examples(few: Dataset, model_path: Path, tmp_path: Path) -> None:
     other, file = saved(tmp_path, opinionated(seed=3)), tmp_path / "each.jsonl"
-    result = json.loads(command(model_path, other, "--data", choices.path, "--json", "--per-example", file))
-    assert result["models"] == [
-        json.loads(command(path, "--data", choices.path, "--json")) for path in (model_path, other)
-    ]
+    result = json.loads(command(model_path, other, "--data", few.path, "--json", "--per-example", file))
+    assert result["models"] == [json.loads(command(path, "--data", few.path, "--json")) for path in (model_path, other)]
     records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [record["model"] for record in records] == [str(model_path)] * 36 + [str(other)] * 36
+    assert [record["model"] for record in records] == [str(model_path)] * 12 + [str(other)] * 12
     assert set(result["comparison"]) == set(SCORES)
     for score, pair in result["comparison"].items():
         right = [record["predicted"][score] == record["label"] for record in records]
-        pairs = list(zip(right[:36], right[36:], strict=True))
+        pairs = list(zip(right[:12], right[12:], strict=True))
         assert (pair["only_first_right"], pair["only_second_right"]) == (
             pairs.count((True, False)),
             pairs.count((False, True)),
@@ -408,27 +413,27 @@ def test_two_models_on_the_same_examples(choices: Dataset, model_path: Path, tmp
         assert pair["difference"] == pytest.approx(second - first)
         assert pair["p"] == mcnemar(pair["only_first_right"], pair["only_second_right"])
     assert any(pair["only_first_right"] != pair["only_second_right"] for pair in result["comparison"].values())
-    lines = command(model_path, other, "--data", choices.path).splitlines()
+    lines = command(model_path, other, "--data", few.path).splitlines()
     assert [line for line in lines if not line.startswith("  ")] == [
-        f"{model_path}, step 1: sample, completion mode, 36 examples, chance 0.25",
-        f"{other}, step 1: sample, completion mode, 36 examples, chance 0.25",
+        f"{model_path}, step 1: sample, completion mode, 12 examples, chance 0.25",
+        f"{other}, step 1: sample, completion mode, 12 examples, chance 0.25",
         f"{other} less {model_path}, with McNemar's exact two-sided p",
     ]
     assert sum(" p = " in line for line in lines) == 4
 
 
-def test_several_datasets_are_one_table(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+def test_several_datasets_are_one_table(few: Dataset, model_path: Path, tmp_path: Path) -> None:
     examples = [json.loads(line) for line in SAMPLE.open()]
     source = tmp_path / "mine.jsonl"
     # Long contexts, which are cut, in the second one only.
-    source.write_text("".join(json.dumps(e | {"ctx": e["ctx"] * 40}) + "\n" for e in examples[::2]))
+    source.write_text("".join(json.dumps(e | {"ctx": e["ctx"] * 40}) + "\n" for e in examples[:8:2]))
     mine, file = shard_choices(tmp_path / "data", source), tmp_path / "each.jsonl"
-    both = ("--data", choices.path, "--data", mine.path)
-    alone = [json.loads(command(model_path, "--data", each.path, "--json")) for each in (choices, mine)]
+    both = ("--data", few.path, "--data", mine.path)
+    alone = [json.loads(command(model_path, "--data", each.path, "--json")) for each in (few, mine)]
     found = json.loads(command(model_path, *both, "--json", "--per-example", file))["datasets"]
-    assert found == [{"data": each.path, **one} for each, one in zip((choices, mine), alone, strict=True)]
+    assert found == [{"data": each.path, **one} for each, one in zip((few, mine), alone, strict=True)]
     records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [record["data"] for record in records] == [choices.path] * 36 + [mine.path] * 18
+    assert [record["data"] for record in records] == [few.path] * 12 + [mine.path] * 4
     first, header, *lines, truncated = command(model_path, *both).splitlines()
     assert first == "completion mode, chance 0.25" and header.split() == ["dataset", "examples", *SCORES, "model"]
     for line, result in zip(lines, alone, strict=True):
@@ -438,14 +443,14 @@ def test_several_datasets_are_one_table(choices: Dataset, model_path: Path, tmp_
     assert truncated.startswith("mine, ") and "cut on the left" in truncated
 
 
-def test_two_models_on_several_datasets(choices: Dataset, model_path: Path, tmp_path: Path) -> None:
+def test_two_models_on_several_datasets(few: Dataset, model_path: Path, tmp_path: Path) -> None:
     source = tmp_path / "mine.jsonl"
-    source.write_text("".join(SAMPLE.read_text().splitlines(keepends=True)[:20]))
+    source.write_text("".join(SAMPLE.read_text().splitlines(keepends=True)[:6]))
     mine, other = shard_choices(tmp_path / "data", source), saved(tmp_path, opinionated(seed=3))
-    both = ("--data", choices.path, "--data", mine.path)
-    alone = [json.loads(command(model_path, other, "--data", each.path, "--json")) for each in (choices, mine)]
+    both = ("--data", few.path, "--data", mine.path)
+    alone = [json.loads(command(model_path, other, "--data", each.path, "--json")) for each in (few, mine)]
     assert json.loads(command(model_path, other, *both, "--json")) == {
-        "datasets": [{"data": each.path, **one} for each, one in zip((choices, mine), alone, strict=True)]
+        "datasets": [{"data": each.path, **one} for each, one in zip((few, mine), alone, strict=True)]
     }
     lines = command(model_path, other, *both).splitlines()
     assert [line.split()[-3] for line in lines[2:6]] == [f"{path}," for path in (model_path, other)] * 2
@@ -460,8 +465,8 @@ def test_a_dataset_given_twice_is_one_line(choices: Dataset, model_path: Path) -
     assert result.stderr.startswith(f"error: --data: expected different datasets, {choices.path} and ")
 
 
-def test_a_model_against_itself(choices: Dataset, model_path: Path) -> None:
-    result = json.loads(command(model_path, model_path, "--data", choices.path, "--json"))
+def test_a_model_against_itself(few: Dataset, model_path: Path) -> None:
+    result = json.loads(command(model_path, model_path, "--data", few.path, "--json"))
     for pair in result["comparison"].values():
         assert pair == {"difference": 0, "difference_stderr": 0, "only_first_right": 0, "only_second_right": 0, "p": 1}
 

@@ -24,10 +24,10 @@ def run(targets: list[Target], folder: Path, seed: int, trials: int) -> list[Tri
 
 
 def test_no_damage_is_read_in_silence(targets: list[Target], tmp_path: Path) -> None:
-    done = run(targets, tmp_path, seed=1, trials=200)
+    done = run(targets, tmp_path, seed=1, trials=100)
     assert {trial.damage for trial in done} == set(DAMAGES)
     assert {trial.target for trial in done} == set(KINDS)
-    assert Counter(trial.outcome for trial in done)["refused"] > 100
+    assert Counter(trial.outcome for trial in done)["refused"] > 50
 
 
 @pytest.mark.slow

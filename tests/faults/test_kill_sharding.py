@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from making import tree
+from making import shard_files, tree
 from shard_command import COMMAND
 
 
@@ -21,7 +21,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chance = random.Random(3)
     words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(3000)]
     for name in ("a.jsonl", "b.jsonl"):
-        texts = [" ".join(chance.choices(words, k=400)) for _ in range(6000)]
+        texts = [" ".join(chance.choices(words, k=400)) for _ in range(3000)]
         (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     subprocess.run(["gzip", folder / "b.jsonl"], check=True)
     return folder
@@ -29,7 +29,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(corpus: Path, out: Path, workers: int = 2) -> list[str]:
     paths = [corpus / "a.jsonl", corpus / "b.jsonl.gz"]
-    options = ["--val-docs", 200, "--docs-per-shard", 500, "--workers", workers, "--out", out]
+    options = ["--val-docs", 100, "--docs-per-shard", 250, "--workers", workers, "--out", out]
     return list(map(str, [COMMAND, "files", *paths, *options]))
 
 
@@ -41,9 +41,9 @@ def start(corpus: Path, out: Path) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The dataset made in one go by one process."""
+    """The dataset made in one go by one process: this one."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    subprocess.run(command(corpus, out, workers=1), check=True, capture_output=True)
+    shard_files(out, corpus / "a.jsonl", corpus / "b.jsonl.gz", val_docs=100, docs_per_shard=250)
     return tree(out)
 
 
@@ -51,8 +51,20 @@ def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     "workers", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)]
 )
 def test_the_number_of_workers_changes_no_byte(corpus: Path, whole: dict[str, str], tmp_path: Path, workers: int):
-    subprocess.run(command(corpus, tmp_path / "out", workers), check=True, capture_output=True)
+    """And nothing is left behind in shared memory or in temporary folders."""
+
+    def everything() -> set[Path]:
+        # tiktoken keeps its vocabulary in a folder of its own, once and for all.
+        found = {*Path("/dev/shm").glob("*"), *temporary.rglob("*")}
+        return {path for path in found if "data-gym-cache" not in path.parts}
+
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    before = everything()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    subprocess.run(command(corpus, tmp_path / "out", workers), check=True, capture_output=True, env=environment)
     assert tree(tmp_path / "out") == whole
+    assert everything() <= before
 
 
 def receipts(out: Path) -> int:
@@ -133,8 +145,10 @@ def test_ctrl_c_while_workers_start_is_one_line(corpus: Path, tmp_path: Path, wa
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_one_big_task_that_threads_work_on_stops_like_any(corpus: Path, tmp_path: Path, how: signal.Signals):
+    paths = [corpus / "a.jsonl", corpus / "b.jsonl.gz"]
+
     def one_task(out: Path, workers: int) -> list[str]:
-        return list(map(str, [COMMAND, "files", corpus / "a.jsonl", "--out", out, "--workers", workers]))
+        return list(map(str, [COMMAND, "files", *paths, "--out", out, "--workers", workers]))
 
     out = tmp_path / "out"
     process = subprocess.Popen(one_task(out, 3), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -149,20 +163,6 @@ def test_one_big_task_that_threads_work_on_stops_like_any(corpus: Path, tmp_path
     subprocess.run(one_task(out, 3), check=True, capture_output=True)
     subprocess.run(one_task(tmp_path / "alone", 1), check=True, capture_output=True)
     assert tree(out) == tree(tmp_path / "alone")
-
-
-def test_nothing_is_left_behind_in_shared_memory_or_temporary_folders(corpus: Path, tmp_path: Path):
-    def everything() -> set[Path]:
-        # tiktoken keeps its vocabulary in a folder of its own, once and for all.
-        found = {*Path("/dev/shm").glob("*"), *temporary.rglob("*")}
-        return {path for path in found if "data-gym-cache" not in path.parts}
-
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    before = everything()
-    environment = {**os.environ, "TMPDIR": str(temporary)}
-    subprocess.run(command(corpus, tmp_path / "out"), check=True, capture_output=True, env=environment)
-    assert everything() <= before
 
 
 @pytest.mark.slow
@@ -207,6 +207,7 @@ def test_workers_whose_parent_was_killed_do_no_harm(corpus: Path, whole: dict[st
     check_becomes(out, whole)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_make_one_dataset(corpus: Path, whole: dict[str, str], tmp_path: Path):
     out = tmp_path / "out"
     assert [process.wait() for process in (start(corpus, out), start(corpus, out))] == [0, 0]

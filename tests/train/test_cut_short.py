@@ -79,7 +79,14 @@ def reference(plays: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Refer
 
 
 @pytest.mark.parametrize(
-    ("place", "step"), [("validation", 0), ("validation", 3), ("scoring", 3), ("sampling", 3), ("sampling", 5)]
+    ("place", "step"),
+    [
+        ("validation", 0),
+        ("scoring", 3),
+        ("sampling", 5),
+        pytest.param("validation", 3, marks=pytest.mark.slow),
+        pytest.param("sampling", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_to_stop_cuts_an_evaluation_short(
     plays: Dataset, reference: Reference, tmp_path: Path, place: str, step: int

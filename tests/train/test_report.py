@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,14 @@ def page(path: Path, **options: Any) -> str:
     return write_report(make_run(path, **options)).read_text(encoding="utf-8")
 
 
-def plain_run(path: Path, steps: int = 40, **facts: Any) -> Path:
-    """A run whose only picture is that of its losses: to draw them all takes four times as long."""
-    kept = ("step", "tokens", "train_loss", "val_loss")
-    rows = [json.loads(line) for line in RunDirectory(make_run(path, steps, **facts)).metrics.open()]
-    rows = [{name: row[name] for name in kept if name in row} for row in rows]
+LOSSES = ("tokens", "train_loss", "val_loss")
+
+
+def plain_run(path: Path, steps: int = 40, kept: Sequence[str] = LOSSES, **options: Any) -> Path:
+    """A run of which not all was kept, for there to be fewer pictures: to draw them all takes four times as long as
+    those of its losses."""
+    rows = [json.loads(line) for line in RunDirectory(make_run(path, steps, **options)).metrics.open()]
+    rows = [{name: row[name] for name in ("step", *kept) if name in row} for row in rows]
     RunDirectory(path).metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -195,7 +199,7 @@ def test_summary(usual: str) -> None:
 
 
 def test_samples_are_the_last_ones(tmp_path: Path) -> None:
-    text = page(tmp_path / "run", steps=35, text="\n\nend")
+    text = write_report(plain_run(tmp_path / "run", 35, ["samples"], text="\n\nend")).read_text()
     assert "<h2>Samples at step 20</h2>" in text
     assert "<pre>\n<b>Hello</b> at 20: \n\nend</pre>" in text
     assert "at 0:" not in text
@@ -252,9 +256,10 @@ def test_published_accuracies_only_beside_the_whole_set(change: dict[str, Any], 
 
 
 def test_results_of_another_set_are_not_drawn_with_the_last(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "run", steps=39)
+    path = plain_run(tmp_path / "run", 39, ["hella_acc", "hellaswag"])
     before = write_report(path).read_text()
-    RunDirectory(path).append(metrics(40, CHOICE | {"examples": 100}, ""))
+    last = metrics(40, CHOICE | {"examples": 100}, "")
+    RunDirectory(path).append({name: last[name] for name in ("step", "hella_acc", "hellaswag")})
     after = write_report(path).read_text()
     assert all(line in labels(before) and line not in labels(after) for line in OPENAI_CHOICE)
     assert [curves(text, "Accuracy")["acc_norm_tokens"][0] for text in (before, after)] == [[0, 10, 20, 30], [40]]
@@ -268,6 +273,7 @@ def test_an_unfinished_run_says_so_and_how_the_page_is_renewed(tmp_path: Path) -
         assert "refresh" not in text and "Unfinished" not in text
 
 
+@pytest.mark.slow
 def test_same_run_same_bytes(usual: str, tmp_path: Path) -> None:
     """Also in another process, and wherever the page goes."""
     path, out = make_run(tmp_path / "run"), tmp_path / "new" / "page.html"
@@ -344,7 +350,7 @@ def test_errors_are_one_line_with_a_remedy(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "run" / "report.html").exists()
 
 
-def in_chromium(path: Path, text: str, script: str, width: int) -> tuple[str, Path]:
+def in_chromium(path: Path, text: str, script: str, width: int, shot: Path | None = None) -> str:
     """What `script` (an expression over the loaded page) gives, and a picture, of a page in a frame of that width.
 
     The page's policy lets no script run but its own: the copy that is measured has no policy.
@@ -361,13 +367,13 @@ def in_chromium(path: Path, text: str, script: str, width: int) -> tuple[str, Pa
     assert "CONSOLE" not in dom.stderr
     title = re.search("<title>(.*?)</title>", dom.stdout, re.DOTALL)
     assert title
-    shot = path / "shot.png"
-    subprocess.run([*command, f"--screenshot={shot}", page_url], capture_output=True, timeout=120, check=True)
-    return html.unescape(title[1]), shot
+    if shot is not None:
+        subprocess.run([*command, f"--screenshot={shot}", page_url], capture_output=True, timeout=120, check=True)
+    return html.unescape(title[1])
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [390, 1400])
+@pytest.mark.parametrize("width", [390, pytest.param(1400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_chromium_shows_it_without_overflow(tmp_path: Path, width: int, several: bool) -> None:
     for name in "ab":
@@ -380,7 +386,8 @@ def test_chromium_shows_it_without_overflow(tmp_path: Path, width: int, several:
       const s = [...document.querySelectorAll("svg")].map(x => x.getBoundingClientRect().width).filter(x => x);
       return [innerWidth, e.scrollWidth, s.length, Math.round(Math.min(...s))].join(" ");
     })()"""
-    title, shot = in_chromium(tmp_path, text, measure, width)
+    shot = tmp_path / "shot.png"
+    title = in_chromium(tmp_path, text, measure, width, shot)
     inner, scroll, pictures, narrowest = map(int, title.split())
     assert (inner, scroll, pictures) == (width, width, 5 + several)
     assert narrowest > 300
@@ -407,7 +414,7 @@ def test_values_under_the_pointer_in_every_view(usual: str, tmp_path: Path) -> N
       send("pointerleave");
       return [svg.getAttribute("class"), [...states, box.hidden], rows];
     }))""".replace("VIEWS", json.dumps(VIEWS))
-    title, _ = in_chromium(tmp_path, usual, script, 1400)
+    title = in_chromium(tmp_path, usual, script, 1400)
     drawn = curves(usual, "Loss")
     rows = [[name, f"{y[x.index(20)]:.6g}", "step 20"] for name, (x, y) in drawn.items()]
     assert [row[0] for row in rows] == ["training", "training, smoothed", "validation"]
@@ -490,12 +497,13 @@ def test_several_runs_in_the_same_pictures(tmp_path: Path) -> None:
     assert "b is unfinished: step 30 of 40" in text and "a is unfinished" not in text
     assert "A step is not the same number of tokens in all runs" in text
     assert "do not compare" not in text
-    assert write_report(a, b, out=tmp_path / "again.html").read_bytes() == out.read_bytes()
 
 
 def test_runs_by_tokens(tmp_path: Path) -> None:
     a, b = plain_run(tmp_path / "a"), plain_run(tmp_path / "b", steps=20)
-    text = write_report(a, b, out=tmp_path / "both.html", by="tokens").read_text()
+    out = write_report(a, b, out=tmp_path / "both.html", by="tokens")
+    text = out.read_text()
+    assert write_report(a, b, out=tmp_path / "again.html", by="tokens").read_bytes() == out.read_bytes()
     assert curves(text, "Validation loss")["b"][0] == [0, 10240, 20480]
     assert "tokens trained on" in labels(text) and "step" not in labels(text)
     assert "Nothing but the directory." in text
@@ -507,7 +515,13 @@ def test_runs_by_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"val_tokens": 4096}, {"dataset_id": "cd" * 32}, {"seq_len": 512}, {"document_masking": True}]
+    "change",
+    [
+        {"val_tokens": 4096},
+        pytest.param({"dataset_id": "cd" * 32}, marks=pytest.mark.slow),
+        pytest.param({"seq_len": 512}, marks=pytest.mark.slow),
+        {"document_masking": True},
+    ],
 )
 def test_runs_of_other_validation_text_are_not_compared_in_silence(tmp_path: Path, change: dict[str, Any]) -> None:
     a, b = plain_run(tmp_path / "a"), plain_run(tmp_path / "b", **change)
@@ -520,7 +534,8 @@ def test_runs_of_other_validation_text_are_not_compared_in_silence(tmp_path: Pat
 
 
 def test_accuracies_of_other_sets_are_pictures_of_their_own(tmp_path: Path) -> None:
-    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", choice=CHOICE | {"mode": "lm-eval"})
+    a = plain_run(tmp_path / "a", kept=["hella_acc", "hellaswag"])
+    b = plain_run(tmp_path / "b", kept=["hella_acc", "hellaswag"], choice=CHOICE | {"mode": "lm-eval"})
     text = write_report(a, b, out=tmp_path / "both.html").read_text()
     assert list(curves(text, "Accuracy: HellaSwag, 10,042 examples, completion")) == ["a"]
     assert list(curves(text, "Accuracy: HellaSwag, 10,042 examples, lm-eval")) == ["b"]
@@ -594,7 +609,9 @@ def test_three_runs_of_full_length_stay_below_3_mb(tmp_path: Path) -> None:
 
 def test_labels_lie_beside_the_axes_and_not_on_each_other(tmp_path: Path) -> None:
     """So no curve can be under one: axes end where labels begin."""
-    text = page(tmp_path / "run", val_unigram_entropy=10.7)  # beside the uniform guess
+    kept = [*LOSSES, "hella_acc", "hellaswag"]
+    run = plain_run(tmp_path / "run", kept=kept, val_unigram_entropy=10.7)  # beside the uniform guess
+    text = write_report(run).read_text()
     known = {"uniform guess", "unigram entropy", "OpenAI 124M", "chance", "OpenAI 350M", "OpenAI 774M", "OpenAI 1558M"}
     found = 0
     for axes, drawing in re.findall(r'data-axes="([^"]*)">(.*?)</svg>', text, re.DOTALL):

@@ -149,6 +149,7 @@ def test_a_signal_to_the_whole_process_group_saves_with_loader_workers(
     np.testing.assert_array_equal(rows(run), rows(whole))
 
 
+@pytest.mark.slow
 def test_a_run_whose_output_nobody_reads_any_more_goes_on(plays: Dataset, whole: Path, tmp_path: Path) -> None:
     process = start(tmp_path / "run", plays)
     wait_for(process, "gpt2wds 0.1.0")

@@ -94,7 +94,7 @@ def trained_here(dataset: Dataset, folder: Path, model: GPT2, **options: Any) ->
     return run.read_metrics()[1:]
 
 
-@pytest.mark.parametrize("micro_batch_sequences", [1, 3, 8])
+@pytest.mark.parametrize("micro_batch_sequences", [pytest.param(1, marks=pytest.mark.slow), 3, 8])
 def test_losses_are_a_plain_loops(
     plays: Dataset, tmp_path: Path, plain: list[tuple[float, float]], micro_batch_sequences: int
 ) -> None:

@@ -71,9 +71,10 @@ class Dataset:
 
     def locate(self, split: str, block: int) -> tuple[ShardEntry, int]:
         """The shard a block is in, and its number there. Raises Error for a block that the split does not have."""
-        _one_of("block", block, self.total(split, "blocks"), split)
+        entries = self.shards(split)
+        _one_of("block", block, len(self.blocks[split]), split)
         shard = int(self.blocks[split]["shard"][block])
-        return self.shards(split)[shard], block - int(self._first_block[split][shard])
+        return entries[shard], block - int(self._first_block[split][shard])
 
     def block_key(self, split: str, block: int) -> str:
         """WebDataset key of a token block."""

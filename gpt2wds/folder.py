@@ -5,6 +5,8 @@ in one piece: an object store shows all of it or nothing, and creates it exclusi
 on the Hub by a commit that names the one before it).
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import io
@@ -13,9 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
-
-import fsspec
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from .errors import Error, Unanswered, counted, reason
 from .files import commit, refuse_no_path, replacing, synced, temporary_name
@@ -24,6 +24,9 @@ from .patience import WHOLE_SECONDS, Answer, seconds_for
 from .ranges import fetch_some, protocols
 from .repository import Addition, Repository
 from .stores import GO_ON, Question, ask, fetch_to_cache, filesystem, fresh, is_cache, lacks_exclusive, upload
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 PIECE_BYTES = 1 << 23  # of a file, read at once
 
@@ -35,7 +38,7 @@ class Folder:
     a URL's library says. A store that is busy or away is asked again for about two minutes.
     """
 
-    def __init__(self, path: "str | Path | Folder"):
+    def __init__(self, path: str | Path | Folder):
         if not isinstance(path, (str, os.PathLike, Folder)):  # "None" would become a directory of that name
             raise Error(f"expected a directory or a URL, got {repr(path)[:80]}")
         if not str(path).strip():
@@ -52,7 +55,7 @@ class Folder:
     def __str__(self) -> str:
         return self.path
 
-    def absolute(self) -> "Folder":
+    def absolute(self) -> Folder:
         """The same directory, for a process that works elsewhere."""
         return Folder(Path(self.path).absolute()) if self.is_local else self
 
@@ -162,7 +165,7 @@ class Folder:
                 file.write(data)
             return
 
-        def put(system: fsspec.AbstractFileSystem, path: str) -> None:
+        def put(system: AbstractFileSystem, path: str) -> None:
             try:
                 system.pipe_file(path, data)
             except FileNotFoundError as error:
@@ -199,7 +202,7 @@ class Folder:
     def _send(self, name: str, file: Path) -> bool:
         """Create a URL's file of a local one; False when another was there first."""
 
-        def send(system: fsspec.AbstractFileSystem, path: str) -> bool:
+        def send(system: AbstractFileSystem, path: str) -> bool:
             is_exclusive = self._is_exclusive
             if not is_exclusive and fresh(system).exists(path):
                 return False

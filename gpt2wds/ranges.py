@@ -1,16 +1,18 @@
 """A range of a file's bytes as a server gives it, held to what was asked: its place, the file's size and identity."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import fsspec
-from fsspec.asyn import AsyncFileSystem, sync
-from fsspec.exceptions import FSTimeoutError
+from typing import TYPE_CHECKING, Any
 
 from .errors import NoRanges, reason
 from .patience import late, status, within
+
+if TYPE_CHECKING:  # fsspec and asyncio are imported when the first URL is read
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -77,7 +79,7 @@ def plain_etag(mark: str | None) -> str:
     return (mark or "").removeprefix("W/").strip('"')
 
 
-def fetch(system: fsspec.AbstractFileSystem, path: str, wanted: Range, seconds: float) -> bytes:
+def fetch(system: AbstractFileSystem, path: str, wanted: Range, seconds: float) -> bytes:
     """A range through fsspec, in so many seconds. Of HTTP, S3 and the Hub the whole answer is checked, of others what
     fsspec gives: the length.
 
@@ -88,20 +90,18 @@ def fetch(system: fsspec.AbstractFileSystem, path: str, wanted: Range, seconds: 
         return _on_loop(system, seconds, _over_http, system, path, wanted)
     if "s3" in kinds and hasattr(system, "call_s3"):
         return _on_loop(system, seconds, _from_s3, system, path, wanted)
-    if isinstance(system, AsyncFileSystem):
+    if system.async_impl:
         return wanted.checked(_on_loop(system, seconds, system._cat_file, path, start=wanted.start, end=wanted.end))
     return within(seconds, lambda: _from_others(system, path, wanted))
 
 
-def _from_others(system: fsspec.AbstractFileSystem, path: str, wanted: Range) -> bytes:
+def _from_others(system: AbstractFileSystem, path: str, wanted: Range) -> bytes:
     if url := _hub_url(system, path):
         return wanted.checked(hub_answer(url, wanted.headers, lambda a: wanted.check_answer(a.status_code, a.headers)))
     return wanted.checked(bytes(system.cat_file(path, start=wanted.start, end=wanted.end)))
 
 
-def fetch_some(
-    system: fsspec.AbstractFileSystem, path: str, start: int, end: int | None, seconds: float | None
-) -> bytes:
+def fetch_some(system: AbstractFileSystem, path: str, start: int, end: int | None, seconds: float | None) -> bytes:
     """Bytes start … end - 1 of a file of unknown size, fewer where it is shorter; all from `start` on for None.
 
     seconds: that it may take, None for any number. Raises FileNotFoundError, and as `fetch` does.
@@ -125,7 +125,7 @@ def _some(system: Any, path: str, start: int, end: int | None, seconds: float | 
             if status(error) == 416:  # it ends before
                 return b""
             raise
-    if isinstance(system, AsyncFileSystem):
+    if system.async_impl:
         return _on_loop(system, seconds, system._cat_file, path, start=first, end=end)
 
     def asked() -> bytes:
@@ -141,6 +141,9 @@ def _on_loop(
 ) -> bytes:
     """What a coroutine on a file system's loop returns in time: cancelled after that. A thread for each question, as
     others need, would take as much processor time again as half of the question itself."""
+    from fsspec.asyn import sync
+    from fsspec.exceptions import FSTimeoutError
+
     try:
         return bytes(sync(system.loop, ask, *arguments, timeout=seconds, **options))
     except FSTimeoutError as error:  # which says nothing; of a client's own there is more to say
@@ -231,7 +234,7 @@ def _hub_url(system: Any, path: str) -> str:
     return str(hf_hub_url(place.repo_id, place.path_in_repo, **options))
 
 
-def protocols(system: fsspec.AbstractFileSystem) -> set[str]:
+def protocols(system: AbstractFileSystem) -> set[str]:
     """What a file system is called in URLs."""
     return {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
 

@@ -3,6 +3,8 @@
 How a file goes there whole, and how fsspec's cache before it is read by many.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import hashlib
@@ -10,17 +12,17 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import fsspec
-from fsspec.implementations.cached import CachingFileSystem, SimpleCacheFileSystem
+from typing import TYPE_CHECKING, Any
 
 from .errors import Error, NoRanges, Unanswered, reason
 from .files import remove_dead, temporary_name
 from .patience import WHOLE_SECONDS, Answer, causes, is_refused, patiently, status
 from .version import __version__
 
-Question = Callable[[fsspec.AbstractFileSystem, str], Answer]  # the file system, and the path there
+if TYPE_CHECKING:  # it and asyncio are imported when the first URL is opened
+    import fsspec
+
+Question = Callable[["fsspec.AbstractFileSystem", str], Answer]  # the file system, and the path there
 
 CONNECTIONS = 64  # to a store, of one process; botocore has 10 if nothing is said
 S3_CLIENT = {
@@ -43,6 +45,8 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @lru_cache(maxsize=8)
 def _filesystem(url: str, _: int) -> tuple[fsspec.AbstractFileSystem, str]:
+    import fsspec
+
     # Bytes as they are, and never unpacked: a small answer could unfold to gigabytes.
     plain = {"client_kwargs": {"headers": {"Accept-Encoding": "identity"}, "auto_decompress": False}}
     options: dict[str, Any] = {name: plain for name in ("http", "https") if f"{name}://" in url}
@@ -62,12 +66,16 @@ def _filesystem(url: str, _: int) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def is_cache(system: fsspec.AbstractFileSystem) -> bool:
     """Whether it is a cache of fsspec's before a store, as of a URL that begins with `simplecache::`."""
+    from fsspec.implementations.cached import CachingFileSystem
+
     return isinstance(system, CachingFileSystem)
 
 
 def _keep_whole(url: str, cache: Any) -> None:
     """Let a cache give a file its name when all of it is there: fsspec shows others what it has so far, and keeps
     that where a process is killed."""
+    from fsspec.implementations.cached import SimpleCacheFileSystem
+
     if not isinstance(cache, SimpleCacheFileSystem):
         kind, _, rest = url.partition("::")
         raise Error(f"{url}: expected a cache that many may read at once, got {kind}; give simplecache::{rest}")

@@ -4,10 +4,13 @@ What is imported next takes seconds. Ctrl-C in that time is a traceback in Pytho
 known by its program's name, answers it from here on until it listens itself.
 """
 
+import atexit
+import gc
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -45,10 +48,39 @@ def hear_interrupts() -> None:
         signal.signal(signal.SIGINT, _interrupt)
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """What is imported in here stays: looking for garbage among it, again and again, takes a tenth of torch's time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+_ended_with: list[int] = []  # the exit code, once a command has said its last line
+
+
+def ends_with(code: int) -> None:
+    """The command is over but for what runs at exit."""
+    _ended_with.append(code)
+
+
+def _end_at_once() -> None:
+    """Leave without freeing each object before, which takes Python a second where torch is imported; as mypy does."""
+    if _ended_with:
+        with suppress(OSError):  # Python would try again, and tell of it
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_ended_with[-1])
+
+
 if _PROGRAM == "gpt2wds-shard":
     # Else NumPy, when it is imported, starts a thread for each core, which spins for a tenth of a second: they are for
     # products of matrices, and sharding has none.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+if _PROGRAM.startswith("gpt2wds-"):
+    atexit.register(_end_at_once)  # before all else, so it is called last: threads have ended by then
 if _PROGRAM.startswith("gpt2wds-") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     with suppress(ValueError):  # not in the main thread, which has no signals
         signal.signal(signal.SIGINT, _stop)

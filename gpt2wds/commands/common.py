@@ -23,7 +23,7 @@ from .. import files
 from ..errors import Error, reason, shown, shown_json
 from ..errors import counted as counted
 from ..folder import Folder
-from . import STOPPED, hear_interrupts, leave_import
+from . import STOPPED, ends_with, hear_interrupts, leave_import
 
 _REMEDIES = {
     errno.ENOSPC: "; make room, then the same command goes on",
@@ -70,9 +70,13 @@ class Command(click.Command):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().main(*args, **kwargs)
-        except OSError as error:
-            _end(f"error: {_os_error(error)}", 1)
+            try:
+                return super().main(*args, **kwargs)
+            except OSError as error:
+                _end(f"error: {_os_error(error)}", 1)
+        except SystemExit as end:
+            ends_with(end.code if isinstance(end.code, int) else int(end.code is not None))
+            raise
 
 
 class Commands(Command, click.Group):

@@ -20,6 +20,7 @@ from ..rows import Scores, number
 from ..train import report
 from ..train.curves import X_NAMES
 from ..version import __version__
+from . import importing
 from .common import DEVICE, DTYPE, Commands, LocalPath, ProgressLine, counted, heading, print_json, say
 from .text import loss_command, sample_command
 from .trace import trace_command
@@ -79,10 +80,11 @@ def hellaswag_command(
     A second MODEL is compared with the first on the same examples: differences, and McNemar's exact p-values.
     Scores on several datasets are one table.
     """
-    from ..distributed import join_world
-    from ..evaluate import hellaswag as multiple_choice
-    from ..evaluate.questions import load_questions
-    from .models import load
+    with importing():
+        from ..distributed import join_world
+        from ..evaluate import hellaswag as multiple_choice
+        from ..evaluate.questions import load_questions
+        from .models import load
 
     if per_example and not per_example.parent.is_dir():
         raise Error(f"--per-example: expected a file in a directory that exists, got {per_example}")
@@ -90,11 +92,7 @@ def hellaswag_command(
     sums: list[list[np.ndarray]] = [[] for _ in data]
     records, all_questions = [], []
     with join_world(device) as world:
-        datasets = [Dataset(path) for path in data]
-        for i, dataset in enumerate(datasets):
-            if dataset.id in (same := [other.id for other in datasets[:i]]):
-                first = data[same.index(dataset.id)]
-                raise Error(f"--data: expected different datasets, {first} and {data[i]} are the same; leave one out")
+        datasets = _different(data)
         for name in (model, other) if other else (model,):
             gpt2, step = load(name, world)
             all_questions = [load_questions(dataset, mode, gpt2.config.n_positions, limit) for dataset in datasets]
@@ -123,6 +121,15 @@ def hellaswag_command(
             on = "" if len(data) == 1 else f" on {results[0]['name']}"
             say(f"{other} less {model}{on}, with McNemar's exact two-sided p")
         _print_comparison(comparison)
+
+
+def _different(data: tuple[str, ...]) -> list[Dataset]:
+    datasets = [Dataset(path) for path in data]
+    for i, dataset in enumerate(datasets):
+        if dataset.id in (same := [other.id for other in datasets[:i]]):
+            first = data[same.index(dataset.id)]
+            raise Error(f"--data: expected different datasets, {first} and {data[i]} are the same; leave one out")
+    return datasets
 
 
 def _print_comparison(comparison: dict[str, Comparison]) -> None:

@@ -16,6 +16,7 @@ from ..dataset.manifest import SPLITS
 from ..dataset.validation import validation_sequences
 from ..errors import Error
 from ..tokenizer import load_tokenizer
+from . import importing
 from .common import DEVICE, DTYPE, ProgressLine, counted, heading, print_json, say
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ def loss_command(
     model: str, data: str, split: str, limit: int | None, masking: bool | None, as_json: bool, device: str, dtype: str
 ) -> None:
     """Loss on a split, in the model's whole context: nats per token, perplexity and bits per byte of text."""
-    from ..distributed import join_world
-    from ..evaluate.text import text_loss
-    from .models import load
+    with importing():
+        from ..distributed import join_world
+        from ..evaluate.text import text_loss
+        from .models import load
 
     with join_world(device) as world:
         gpt2, step = load(model, world)
@@ -126,9 +128,10 @@ def sample_command(
     device: str,
 ) -> None:
     """Text that the model makes of a prompt."""
-    from ..distributed import join_world
-    from ..evaluate.text import generate
-    from .models import load
+    with importing():
+        from ..distributed import join_world
+        from ..evaluate.text import generate
+        from .models import load
 
     if seed + num > 1 << 63:
         raise Error(f"--seed: expected one that leaves room for {counted(num, 'sample')} below 2^63, got {seed}")

@@ -13,6 +13,7 @@ from ..dataset.origins import Origin, Place
 from ..dataset.trace import Piece, Reading, Spot, Trace, TracedDocument, TracedSequence
 from ..errors import Error
 from ..tokenizer import END_OF_TEXT, load_tokenizer
+from . import importing
 from .common import DEVICE, DTYPE, LocalPath, counted, print_json, say
 from .traced import LEFT_OUT, NOT_YET, READ, TracedRun, traced_run
 
@@ -95,9 +96,10 @@ def _losses(
     run: TracedRun, step: int, sequences: list[TracedSequence], device: str, dtype: str
 ) -> tuple[np.ndarray, str, bool]:
     """(sequences,) losses under the newest sound checkpoint before a step; its name; whether this is the main rank."""
-    from ..distributed import join_world
-    from ..evaluate.text import sequence_losses
-    from ..train.weights import load_weights
+    with importing():
+        from ..distributed import join_world
+        from ..evaluate.text import sequence_losses
+        from ..train.weights import load_weights
     from .models import weights_before
 
     path = weights_before(run.run, step)

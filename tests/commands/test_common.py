@@ -266,3 +266,21 @@ def test_a_file_in_a_directorys_place_has_a_remedy(number: int, capsys: pytest.C
     with pytest.raises(SystemExit), one_line_errors():
         raise OSError(number, os.strerror(number), "a\x1bb")
     assert capsys.readouterr().err == f"error: a\\x1bb: {os.strerror(number)}; choose another place\n"
+
+
+def test_a_command_ends_without_freeing_what_it_has(tmp_path: Path) -> None:
+    program = tmp_path / "gpt2wds-shard"  # a command is known by its name
+    program.write_text(
+        "import atexit, sys, threading, time\n"
+        "from gpt2wds.commands.shard import main\n"
+        "class Freed:\n"
+        "    def __del__(self): print('freed', file=sys.__stderr__, flush=True)\n"
+        "kept = Freed()\n"
+        "atexit.register(print, 'last words', file=sys.stderr)\n"
+        "threading.Thread(target=lambda: [time.sleep(0.2), print('thread', file=sys.stderr)]).start()\n"
+        "main(sys.argv[1:])\n"
+    )
+    for arguments, code in (["--version"], 0), (["info", str(tmp_path)], 1), (["nosuch"], 2):
+        done = subprocess.run([sys.executable, program, *arguments], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr.splitlines()[-2:]) == (code, ["thread", "last words"])
+        assert bool(done.stdout) == (code == 0)

@@ -18,11 +18,12 @@ from ..corpus.executors import Executor, Processes
 from ..corpus.plan import Plan, Task, read_plan
 from ..corpus.ray_executor import OnRay
 from ..dataset.directory import Dataset
-from ..errors import Error
+from ..errors import Error, counted
 from ..folder import Folder
 from ..version import __version__
-from .common import Commands, Directory, ProgressLine, counted, messages_above, say
+from .common import Commands, Directory
 from .looking import cat_command, export_command, info_command, skipped, totals, verify_command
+from .output import ProgressLine, messages_above, say
 from .push import push_command
 
 FromHub = tuple[str | None, str | None, str, str, int]  # config, revision, split, text_column, max_document_bytes

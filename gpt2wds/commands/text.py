@@ -14,9 +14,10 @@ import numpy as np
 from ..dataset.directory import Dataset
 from ..dataset.manifest import SPLITS
 from ..dataset.validation import validation_sequences
-from ..errors import Error
+from ..errors import Error, counted
 from ..tokenizer import load_tokenizer
-from .common import DEVICE, DTYPE, ProgressLine, counted, heading, print_json, say
+from .common import DEVICE, DTYPE
+from .output import ProgressLine, heading, print_json, say
 
 if TYPE_CHECKING:
     from ..distributed import World

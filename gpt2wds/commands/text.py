@@ -128,7 +128,7 @@ def sample_command(
 ) -> None:
     """Text that the model makes of a prompt."""
     from ..distributed import join_world
-    from ..evaluate.text import generate
+    from ..evaluate.text import Sampling, generate
     from .models import load
 
     if seed + num > 1 << 63:
@@ -141,8 +141,9 @@ def sample_command(
         choices: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         samples = []
         for prompt, number in itertools.product(prompts, range(num)):
-            text = generate(gpt2, tokenizer, prompt, seed=seed + number, device=world.device, **choices)
-            samples.append({"prompt": prompt, "seed": seed + number, "text": text})
+            sampling = Sampling(**choices, seed=seed + number)
+            text = generate(gpt2, tokenizer, prompt, sampling, device=world.device)
+            samples.append({"prompt": prompt, "seed": sampling.seed, "text": text})
             if not as_json:
                 say(("---\n" if len(samples) > 1 else "") + text, keep="\n\t")
     if as_json:

@@ -14,12 +14,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from ..arguments import at_least, keep_checked, or_none, path_text, text
 from ..dataset.manifest import FILES, MULTIPLE_CHOICE, TOKENS, CorpusName
-from ..errors import Error, counted, path_text, text, whole
+from ..errors import Error, counted
 from ..folder import Folder
 from ..locations import PACKAGE, LocalFile, Location, local_file, package_folder, url_file
 from ..strict_json import Record
-from .documents import MAX_DOCUMENT_BYTES, check_limit
+from .documents import MAX_DOCUMENT_BYTES, document_limit
 from .hub import download_hellaswag, resolve
 from .paths import download_tiny_shakespeare, expanded, in_order, kept_in
 from .readers import BY_SUFFIX, suffix_of
@@ -77,9 +78,7 @@ class Files:
     corpus: ClassVar[str] = FILES
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_document_bytes", check_limit(self.max_document_bytes))
-        object.__setattr__(self, "paths", in_order(self.paths))
-        text("text_column", self.text_column)
+        keep_checked(self, max_document_bytes=document_limit, paths=in_order, text_column=text)
 
     def resolve(self, folder: Folder) -> Corpus:
         """Sources are sorted by name, bytewise."""
@@ -151,10 +150,16 @@ class HubDataset:
     corpus: ClassVar[str] = "hf"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_document_bytes", check_limit(self.max_document_bytes))
-        for name in ("repo", "config", "revision", "split", "text_column"):
-            if name not in ("config", "revision") or getattr(self, name) is not None:
-                text(name, getattr(self, name))
+        given = or_none(text)
+        keep_checked(
+            self,
+            max_document_bytes=document_limit,
+            repo=text,
+            config=given,
+            revision=given,
+            split=text,
+            text_column=text,
+        )
 
     def resolve(self, folder: Folder) -> Corpus:
         commit, files = resolve(self.repo, self.config, self.split, self.revision)
@@ -251,9 +256,7 @@ class MultipleChoice:
     corpus: ClassVar[str] = "hellaswag"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "source", path_text("source", self.source))
-        if self.limit_docs is not None:
-            object.__setattr__(self, "limit_docs", whole("limit_docs", self.limit_docs, 1))
+        keep_checked(self, source=path_text, limit_docs=or_none(at_least(1)))
 
     def resolve(self, folder: Folder) -> Corpus:
         revision = ""

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from ..errors import Error, path_text, reason, refuse_other_bytes, shown
+from ..arguments import path_text
+from ..errors import Error, reason, refuse_other_bytes, shown
 from ..files import replacing
 from ..folder import Folder
 from ..stores import Question, ask, fresh
@@ -20,16 +21,16 @@ from .readers import BY_SUFFIX, suffix_of
 LOG = logging.getLogger(__name__)
 
 
-def in_order(paths: object) -> tuple[str, ...]:
+def in_order(name: str, paths: object) -> tuple[str, ...]:
     """Several paths, URLs or patterns as sorted texts. Raises Error for what is none, and for a single one by itself:
     a text is a sequence too, of characters, of which "/" and "." mean whole file systems.
     """
     if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
         hint = "; write it as (path,), with a comma" if isinstance(paths, (str, os.PathLike)) else ""
-        raise Error(f"paths: expected a tuple of paths, URLs or patterns, got {repr(paths)[:80]}{hint}")
-    found = tuple(sorted(path_text("paths", path) for path in paths))
+        raise Error(f"{name}: expected a tuple of paths, URLs or patterns, got {repr(paths)[:80]}{hint}")
+    found = tuple(sorted(path_text(name, path) for path in paths))
     if not found:
-        raise Error("paths: expected at least one path, URL or pattern, got none")
+        raise Error(f"{name}: expected at least one path, URL or pattern, got none")
     return found
 
 

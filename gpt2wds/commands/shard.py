@@ -17,6 +17,7 @@ from ..corpus.documents import LARGEST_DOCUMENT_BYTES, LEAST_DOCUMENT_BYTES, MAX
 from ..corpus.executors import Executor, Processes
 from ..corpus.plan import Plan, Task, read_plan
 from ..corpus.ray_executor import OnRay
+from ..corpus.shakespeare import Plays, Shakespeare
 from ..dataset.directory import Dataset
 from ..errors import Error, counted
 from ..folder import Folder
@@ -114,7 +115,7 @@ def shakespeare(source: str, **options: Any) -> None:
     Tiny Shakespeare is one text; its documents are pieces of at least 64 KiB that end at a blank line. Each play
     is one document.
     """
-    _make(corpora.Plays() if source == "plays" else corpora.Shakespeare(source), **options)
+    _make(Plays() if source == "plays" else Shakespeare(source), **options)
 
 
 _max_document_bytes = click.option(

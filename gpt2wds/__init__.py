@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .corpus.corpora import Files, HubDataset, MultipleChoice, Plays
+    from .corpus.corpora import Files, HubDataset, MultipleChoice
     from .corpus.cutting import Cut
     from .corpus.ray_executor import OnRay
+    from .corpus.shakespeare import Plays
     from .corpus.sharding import make_dataset
     from .dataset.directory import Dataset
     from .dataset.loader import StepBatches
@@ -54,9 +55,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "corpus.corpora": ("Files", "HubDataset", "MultipleChoice", "Plays"),
+    "corpus.corpora": ("Files", "HubDataset", "MultipleChoice"),
     "corpus.cutting": ("Cut",),
     "corpus.ray_executor": ("OnRay",),
+    "corpus.shakespeare": ("Plays",),
     "corpus.sharding": ("make_dataset",),
     "dataset.directory": ("Dataset",),
     "dataset.loader": ("StepBatches",),

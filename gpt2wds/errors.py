@@ -1,6 +1,5 @@
 """What a user can mend: one line that says what was expected, what came, and what to do."""
 
-import operator
 import os
 import re
 
@@ -38,38 +37,6 @@ def refuse_other_bytes(what: str, name: str) -> None:
         name.encode("utf-8")
     except UnicodeEncodeError:
         raise Error(f"{what}: expected names in UTF-8, got {os.fsencode(name)!r}; rename it") from None
-
-
-def whole(name: str, value: object, least: int | None = None) -> int:
-    """A whole number of a caller's, as Python's own int. Raises Error for anything else, and for one below `least`.
-
-    >>> whole("val_docs", 1.5, 0)
-    Traceback (most recent call last):
-    gpt2wds.errors.Error: val_docs: expected a whole number, 0 or more, got 1.5
-    """
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    if number is None or (least is not None and number < least):
-        said = "" if least is None else f", {least} or more"
-        raise Error(f"{name}: expected a whole number{said}, got {repr(value)[:80]}")
-    return number
-
-
-def text(name: str, value: object) -> str:
-    """A text of a caller's. Raises Error for anything else."""
-    if not isinstance(value, str):
-        raise Error(f"{name}: expected a text, got {repr(value)[:80]}")
-    return value
-
-
-def path_text(name: str, value: object) -> str:
-    """A path or URL of a caller's, also one of pathlib's, as a text. Raises Error for anything else."""
-    found = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(found, str):
-        raise Error(f"{name}: expected a path or a URL, got {repr(value)[:80]}")
-    return found
 
 
 def reason(error: BaseException) -> str:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .arguments import whole
 from .attention import Attention, KeyValues, Past, Visible, positions_in_documents, visible_in_documents
-from .errors import Error, whole
+from .errors import Error
 from .head import head_loss
 
 VOCAB_SIZE = 50257

@@ -6,18 +6,19 @@ import json
 import re
 import socket
 import struct
-import threading
 import time
 from functools import lru_cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from serving import LoopbackServer
+
 COMMIT = hashlib.sha1(b"the only commit").hexdigest()
 
 
-class LoopbackHub:
+class LoopbackHub(LoopbackServer):
     """Serves folders as repositories: {"datasets/owner/name": folder, "owner/model": folder}.
 
     A context manager. `url` is what HF_ENDPOINT must be; `requests` lists what was asked, `ranges` the (file, first
@@ -55,16 +56,7 @@ class LoopbackHub:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "LoopbackHub":
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)
 
     def _answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
         time.sleep(self.delay)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import gpt2wds
-from gpt2wds.corpus.corpora import SAMPLE, Files, MultipleChoice, Plays
+from gpt2wds.corpus.corpora import SAMPLE, Files, MultipleChoice
 from gpt2wds.corpus.cutting import Cut
 from gpt2wds.corpus.plan import Plan
+from gpt2wds.corpus.shakespeare import Plays
 from gpt2wds.corpus.sharding import make_dataset, make_plan
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.folder import Folder

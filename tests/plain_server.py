@@ -1,12 +1,13 @@
 """A web server as `python -m http.server` is one: it ignores byte ranges, and nothing can be written to it."""
 
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+from serving import LoopbackServer
 
-class PlainServer:
+
+class PlainServer(LoopbackServer):
     """Serves a directory on the loopback address. A context manager; `ranges` lists the files asked for by range.
 
     cuts: it knows ranges, and gives one byte less, as a consistent answer.
@@ -44,14 +45,4 @@ class PlainServer:
                 pass
 
         self.ranges: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "PlainServer":
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)

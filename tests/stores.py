@@ -5,18 +5,18 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import fsspec
 import pytest
+from serving import LoopbackServer
 
 from gpt2wds import stores as clients
 
@@ -125,7 +125,7 @@ class Fault:
     cuts: bool = False
 
 
-class FaultyProxy:
+class FaultyProxy(LoopbackServer):
     """Stands before an object store: `fault(method, path)` says what goes wrong, None for nothing. Counts requests.
 
     is_exclusive: whether it knows `If-None-Match`, or says that it does not.
@@ -187,14 +187,4 @@ class FaultyProxy:
 
         self.fault = fault
         self.requests: list[tuple[str, str]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> "FaultyProxy":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)

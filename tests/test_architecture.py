@@ -59,7 +59,7 @@ def test_the_graph_is_read_right() -> None:
 def test_some_modules_stand_alone() -> None:
     for name in ("tokenizer", "vocabulary", "dataset.shards", "attention", "head", "distributed", "config"):
         assert GRAPH[f"gpt2wds.{name}"] <= {"gpt2wds.errors", "gpt2wds.vocabulary"}, name
-    assert GRAPH["gpt2wds.model"] <= {"gpt2wds.errors", "gpt2wds.attention", "gpt2wds.head"}
+    assert GRAPH["gpt2wds.model"] <= {"gpt2wds.errors", "gpt2wds.arguments", "gpt2wds.attention", "gpt2wds.head"}
 
 
 def test_wings_stand_on_the_dataset_and_not_on_each_other() -> None:
@@ -72,11 +72,10 @@ def test_wings_stand_on_the_dataset_and_not_on_each_other() -> None:
 
 def test_every_module_has_a_room() -> None:
     ground = {name.split(".")[1] for name in MODULES if "." in name and not wing(name)}
-    bytes_and_words = (
-        "__main__ errors rows strict_json version files folder stores locations ranges repository patience config"
-    )
+    words = "__main__ errors arguments rows strict_json version config"
+    storage = "files folder stores locations ranges repository patience"
     language = "vocabulary tokenizer fast_tokenizer model attention head distributed malloc"
-    assert ground <= {"__main__", "config", *bytes_and_words.split(), *language.split()}
+    assert ground <= {*words.split(), *storage.split(), *language.split()}
 
 
 def test_only_commands_know_the_configuration() -> None:

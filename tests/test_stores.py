@@ -2,11 +2,11 @@
 
 import gzip
 import multiprocessing
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from multiprocessing.connection import Connection
 
 import pytest
+from serving import LoopbackServer
 
 from gpt2wds import patience, stores
 from gpt2wds.errors import Error
@@ -60,10 +60,7 @@ def test_an_answer_that_unfolds_is_not_unfolded() -> None:
 
         def log_message(self, *_: object) -> None: ...
 
-    server = HTTPServer(("127.0.0.1", 0), Packing)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/manifest.json"
-    assert stores.ask(url, lambda system, path: system.cat_file(path)) == answer
+    with LoopbackServer(Packing) as server:
+        url = f"{server.url}/manifest.json"
+        assert stores.ask(url, lambda system, path: system.cat_file(path)) == answer
     assert set(asked) == {"identity"}
-    server.shutdown()
-    server.server_close()

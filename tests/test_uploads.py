@@ -53,7 +53,7 @@ def is_completion(method: str, path: str) -> bool:
 
 def through(store: ObjectStore, folder: Folder, proxy: FaultyProxy, data: bytes = LARGE) -> bool:
     """Create a file by way of a proxy."""
-    with store.found(proxy.endpoint):
+    with store.found(proxy.url):
         return create(Folder(folder.path), data)
 
 
@@ -73,7 +73,7 @@ def test_a_large_file_goes_in_parts_few_at_once_and_is_seen_when_it_is_whole(
     assert seen[1:-1] == [("PUT", "partNumber", False)] * parts
     assert folder.read("a") == data
     small, requests = b"small" * 1000, []
-    with FaultyProxy(store, lambda *request: requests.append(request)) as proxy, store.found(proxy.endpoint):
+    with FaultyProxy(store, lambda *request: requests.append(request)) as proxy, store.found(proxy.url):
         Folder(folder.path).create("b", lambda file: file.write(small))
     assert [method for method, _ in requests] == ["PUT"]
 
@@ -143,7 +143,7 @@ def test_a_kill_leaves_parts_that_nobody_sees(store: ObjectStore, folder: Folder
         return Fault()
 
     with FaultyProxy(store, kill) as proxy:
-        environment = os.environ | store.environment | {"AWS_ENDPOINT_URL": proxy.endpoint}
+        environment = os.environ | store.environment | {"AWS_ENDPOINT_URL": proxy.url}
         killed.append(subprocess.Popen([sys.executable, "-c", KILLED, folder.path, str(PART)], env=environment))
         assert killed[0].wait(60) == -signal.SIGKILL
     assert folder.sizes() == {} and not folder.exists("a")
@@ -164,7 +164,7 @@ def test_the_rule_that_the_documents_name_is_one(store: ObjectStore) -> None:
 def test_a_store_that_cannot_create_exclusively_is_looked_at_before(
     store: ObjectStore, folder: Folder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with FaultyProxy(store, is_exclusive=False) as proxy, store.found(proxy.endpoint):
+    with FaultyProxy(store, is_exclusive=False) as proxy, store.found(proxy.url):
         there = Folder(folder.path)
         assert create(there, LARGE) and there.create_text("b", "b")
         assert not create(there, OTHER) and not there.create_text("b", "c")

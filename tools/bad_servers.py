@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from small import corpus, tree
@@ -25,13 +25,14 @@ from small import corpus, tree
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from loopback_hub import LoopbackHub  # type: ignore[import-not-found]
+from serving import LoopbackServer  # type: ignore[import-not-found]
 from stores import ObjectStore  # type: ignore[import-not-found]
 
 MISDEEDS = ("503", "429", "500", "reset", "short", "elsewhere", "slow")
 HOP = {"connection", "transfer-encoding", "content-length", "server", "date"}
 
 
-class BadProxy:
+class BadProxy(LoopbackServer):  # type: ignore[misc]
     """Before the server at `port`; `share` of the requests meet a misdeed, as `chance` has it. Counts them."""
 
     def __init__(self, port: int, chance: random.Random, share: float):
@@ -87,17 +88,7 @@ class BadProxy:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> "BadProxy":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)
 
 
 class BadServers:
@@ -122,14 +113,14 @@ class BadServers:
         self._remove(kind, "bad")
         port = self._store.port if kind == "s3" else int(self._hub.url.rpartition(":")[2])
         with BadProxy(port, self._chance, share) as proxy:
-            done = self._run(kind, "bad", proxy.endpoint)
+            done = self._run(kind, "bad", proxy.url)
             if done.returncode:
                 self.refused += 1
                 errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
                 if "Traceback" in done.stderr or len(errors) != 1:
                     return f"{kind}: exit code {done.returncode}: {done.stderr[-3000:]}"
                 proxy.share = 0.0
-                done = self._run(kind, "bad", proxy.endpoint)
+                done = self._run(kind, "bad", proxy.url)
             self.requests += proxy.done
         if done.returncode:
             return f"{kind}: given again: {done.stderr[-3000:]}"

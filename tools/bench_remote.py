@@ -21,10 +21,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from copy import copy
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import islice
 from pathlib import Path
 
 import click
@@ -32,8 +30,8 @@ import numpy as np
 
 from gpt2wds import Cut, Dataset, Files, StepBatches, make_dataset
 from gpt2wds.dataset.epoch import EpochSequences
+from gpt2wds.dataset.manifest import SPLITS
 from gpt2wds.dataset.order import Position
-from gpt2wds.folder import Folder
 
 URL = "s3://bench/data"
 Answer = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body
@@ -182,29 +180,26 @@ def read_steps(dataset: Dataset, sequences: int, seq_len: int, steps: int, token
         print(
             f"that is {sum(waited):.1f} s, {early:.1f} of them in the first 50; {time.process_time() - used:.1f} s used"
         )
-    blocks, count = len(dataset.blocks["train"]), batches.steps_per_epoch
-    print(
-        f"the epoch's {count} steps read {reads(dataset, sequences, seq_len, count):,} times one of {blocks:,} blocks,"
-    )
-    print(f"the first {steps} {reads(dataset, sequences, seq_len, steps):,} times; at most {sequences} are read ahead")
 
 
-def reads(dataset: Dataset, sequences: int, seq_len: int, steps: int) -> int:
-    """How often the first steps of an epoch need a block that they do not hold: the reader itself says, of which each
-    read is answered at once."""
-    counting, zeros, count = copy(dataset), np.zeros(1 << 17, dtype=np.uint16), 0
-    counting.folder = Folder(tempfile.gettempdir())  # from here nothing is read ahead
+class Counting(Dataset):
+    """Counts the blocks that are read and answers at once with zeros: its directory needs no shard."""
 
-    def read_tokens(split: str, block: int) -> np.ndarray:
-        nonlocal count
-        count += 1
-        return zeros
+    reads, zeros = 0, np.zeros(1 << 17, dtype=np.uint16)
 
-    counting.read_tokens = read_tokens  # type: ignore[method-assign]
-    epoch = EpochSequences(counting, seq_len, sequences, 1, range(sequences), Position())
-    for _ in islice(epoch, steps):
-        pass
-    return count
+    def read_tokens(self, split: str, block: int) -> np.ndarray:
+        self.reads += 1
+        return self.zeros
+
+
+def say_reads(dataset: Counting, sequences: int, seq_len: int, steps: int) -> None:
+    """Print how often steps need a block that they do not hold: the reader itself says, which from here, not from a
+    URL, reads nothing ahead."""
+    epoch = EpochSequences(dataset, seq_len, sequences, 1, range(sequences), Position())
+    reads = [dataset.reads for _ in epoch]  # after each step
+    steps, blocks = min(steps, len(reads)), len(dataset.blocks["train"])
+    print(f"the epoch's {len(reads)} steps read {reads[-1]:,} times one of {blocks:,} blocks,")
+    print(f"the first {steps} {reads[steps - 1]:,} times; at most {sequences} are read ahead")
 
 
 @click.command()
@@ -229,13 +224,16 @@ def main(
         return
     import boto3
 
-    with server(delay) as counts:
+    with server(delay) as counts, tempfile.TemporaryDirectory() as folder:
         boto3.client("s3").create_bucket(Bucket="bench")
-        with tempfile.TemporaryDirectory() as folder:
-            write_text(Path(folder, "text.jsonl"), megabytes)
-            dataset = make_dataset(URL, Files((f"{folder}/text.jsonl",)), Cut(val_docs=0, bytes_per_shard=100_000_000))
+        write_text(Path(folder, "text.jsonl"), megabytes)
+        dataset = make_dataset(URL, Files((f"{folder}/text.jsonl",)), Cut(val_docs=0, bytes_per_shard=100_000_000))
         print(f"made: {counts()[0]:,} requests")
+        for name in ("manifest.json", *(f"{split}.blocks.npy" for split in SPLITS)):
+            Path(folder, name).write_bytes(dataset.folder.read(name))
+        counts()  # what follows is for training
         read_steps(dataset, sequences, seq_len, steps, tokens_per_second)
+        say_reads(Counting(folder), sequences, seq_len, steps)
         requests, sent = counts()
         size = dataset.total("train", "bytes")
         print(f"{requests:,} requests, {sent:,} bytes; the shards have {size:,} bytes")

@@ -9,8 +9,8 @@ from ..corpus.audit import audit, chosen, read_audited_plan
 from ..dataset.directory import Dataset
 from ..dataset.manifest import SPLITS
 from ..dataset.verify import verify_dataset, verify_shard
-from ..errors import Error, Unanswered
-from .common import ProgressLine, counted, say
+from ..errors import Error, Unanswered, counted
+from .output import ProgressLine, say
 
 PLACES_SHOWN = 20
 

@@ -15,13 +15,14 @@ import numpy as np
 from .. import files
 from ..dataset.directory import Dataset
 from ..dataset.prompts import ENDINGS, MODES
-from ..errors import Error
+from ..errors import Error, counted
 from ..rows import Scores, number
 from ..train import report
 from ..train.curves import X_NAMES
 from ..version import __version__
 from . import importing
-from .common import DEVICE, DTYPE, Commands, LocalPath, ProgressLine, counted, heading, print_json, say
+from .common import DEVICE, DTYPE, Commands, LocalPath
+from .output import ProgressLine, heading, print_json, say
 from .text import loss_command, sample_command
 from .trace import trace_command
 

@@ -14,7 +14,7 @@ from ..config import dump_config
 from ..dataset.directory import Dataset
 from ..dataset.loader import StepBatches
 from ..distributed import World
-from ..errors import Error
+from ..errors import Error, counted
 from ..model import VOCAB_SIZE, GPT2Config
 from ..rows import Facts, Measures
 from ..tokenizer import load_tokenizer
@@ -25,7 +25,6 @@ from ..train.loop import Evaluate, Trainer
 from ..train.rundir import RunDirectory
 from ..train.signals import Signals
 from ..train.update import Update
-from .common import ProgressLine, counted
 from .existing import (
     as_begun,
     configuration_before,
@@ -35,6 +34,7 @@ from .existing import (
     refuse_other_past,
 )
 from .measuring import evaluation
+from .output import ProgressLine
 from .overview import device_name, forecast, introduce, run_facts, say_epochs
 from .settings import Config
 from .start import Start, find_start, refuse_nothing_to_train, refuse_on_all_ranks, refuse_other_starts

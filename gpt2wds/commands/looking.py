@@ -16,10 +16,11 @@ from ..dataset.export import LLMC, NANOGPT, export_dataset
 from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS
 from ..dataset.prompts import Example
 from ..dataset.verify import verify_dataset, verify_shard
-from ..errors import Error, NoRanges, Unanswered
+from ..errors import Error, NoRanges, Unanswered, counted
 from ..tokenizer import load_tokenizer
 from .audit import verify_with_sources
-from .common import LocalPath, ProgressLine, counted, print_json, say
+from .common import LocalPath
+from .output import ProgressLine, print_json, say
 
 COUNTS = ("documents", "tokens", "text_bytes", "blocks", "bytes")
 SOURCES_SHOWN = 20  # of a split; --json has them all

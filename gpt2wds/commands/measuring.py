@@ -12,7 +12,7 @@ from ..distributed import World
 from ..evaluate.hellaswag import score
 from ..evaluate.inference import NotFinite
 from ..evaluate.questions import Questions, load_questions
-from ..evaluate.text import next_tokens, validation_loss
+from ..evaluate.text import Sampling, next_tokens, validation_loss
 from ..model import GPT2, GPT2Config
 from ..rows import Metrics, Sample
 from ..tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
@@ -50,12 +50,12 @@ def _samples(
     model: GPT2, tokenizer: Tokenizer, settings: Config, world: World, say: Callable[[str], None]
 ) -> Iterator[Sample | None]:
     """A sample of each prompt, and None for each token before it. Numbers that are none end it with a warning."""
-    limit, seed = settings.eval.sample_tokens, settings.run.seed
+    sampling = Sampling(settings.eval.sample_tokens, seed=settings.run.seed)
     try:
         for prompt in settings.eval.sample_prompts:
             ids = tokenizer.encode(prompt).tolist() or [END_OF_TEXT]
             found: list[int] = []
-            for token in next_tokens(model, ids, tokens=limit, seed=seed, device=world.device):
+            for token in next_tokens(model, ids, sampling, device=world.device):
                 found.append(token)
                 yield None
             yield {"prompt": prompt, "text": prompt + tokenizer.decode(np.array(found, dtype=np.uint16))}

@@ -14,7 +14,7 @@ from ..model import GPT2
 from ..train.checkpoint import CONFIG, STATE, WEIGHTS, newest_sound_checkpoint, refuse_damaged
 from ..train.rundir import RunDirectory
 from ..train.weights import SHARDED, load_weights, weights_hash
-from .common import say
+from .output import say
 
 
 def _warn(text: str) -> None:

@@ -11,13 +11,13 @@ from ..dataset.loader import StepBatches
 from ..dataset.mixture import Portion, identity, shares
 from ..dataset.order import even_share
 from ..distributed import World
+from ..errors import counted
 from ..evaluate.text import unigram_entropy
 from ..model import GPT2
 from ..rows import DatasetFacts, Facts
 from ..train.cost import activation_bytes, flops_per_token, training_bytes
 from ..train.update import micro_batch_shape
 from ..version import __version__
-from .common import counted
 from .measuring import mean_of_shares
 from .settings import Config
 

@@ -7,10 +7,10 @@ from ..dataset.directory import Dataset
 from ..dataset.hub_target import HUB, HubTarget
 from ..dataset.publish import Directory as DirectoryTarget
 from ..dataset.publish import has_another_card, published_plan, send, telling, to_send
-from ..errors import Error
+from ..errors import Error, counted
 from ..folder import Folder
-from .common import ProgressLine, counted, say
 from .looking import DIRECTORY, totals
+from .output import ProgressLine, say
 
 
 @click.command("push")

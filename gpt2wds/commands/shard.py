@@ -17,12 +17,14 @@ from ..corpus.documents import LARGEST_DOCUMENT_BYTES, LEAST_DOCUMENT_BYTES, MAX
 from ..corpus.executors import Executor, Processes
 from ..corpus.plan import Plan, Task, read_plan
 from ..corpus.ray_executor import OnRay
+from ..corpus.shakespeare import Plays, Shakespeare
 from ..dataset.directory import Dataset
-from ..errors import Error
+from ..errors import Error, counted
 from ..folder import Folder
 from ..version import __version__
-from .common import Commands, Directory, ProgressLine, counted, messages_above, say
+from .common import Commands, Directory
 from .looking import cat_command, export_command, info_command, skipped, totals, verify_command
+from .output import ProgressLine, messages_above, say
 from .push import push_command
 
 FromHub = tuple[str | None, str | None, str, str, int]  # config, revision, split, text_column, max_document_bytes
@@ -113,7 +115,7 @@ def shakespeare(source: str, **options: Any) -> None:
     Tiny Shakespeare is one text; its documents are pieces of at least 64 KiB that end at a blank line. Each play
     is one document.
     """
-    _make(corpora.Plays() if source == "plays" else corpora.Shakespeare(source), **options)
+    _make(Plays() if source == "plays" else Shakespeare(source), **options)
 
 
 _max_document_bytes = click.option(

@@ -14,10 +14,11 @@ import numpy as np
 from ..dataset.directory import Dataset
 from ..dataset.manifest import SPLITS
 from ..dataset.validation import validation_sequences
-from ..errors import Error
+from ..errors import Error, counted
 from ..tokenizer import load_tokenizer
 from . import importing
-from .common import DEVICE, DTYPE, ProgressLine, counted, heading, print_json, say
+from .common import DEVICE, DTYPE
+from .output import ProgressLine, heading, print_json, say
 
 if TYPE_CHECKING:
     from ..distributed import World
@@ -130,7 +131,7 @@ def sample_command(
     """Text that the model makes of a prompt."""
     with importing():
         from ..distributed import join_world
-        from ..evaluate.text import generate
+        from ..evaluate.text import Sampling, generate
         from .models import load
 
     if seed + num > 1 << 63:
@@ -143,8 +144,9 @@ def sample_command(
         choices: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         samples = []
         for prompt, number in itertools.product(prompts, range(num)):
-            text = generate(gpt2, tokenizer, prompt, seed=seed + number, device=world.device, **choices)
-            samples.append({"prompt": prompt, "seed": seed + number, "text": text})
+            sampling = Sampling(**choices, seed=seed + number)
+            text = generate(gpt2, tokenizer, prompt, sampling, device=world.device)
+            samples.append({"prompt": prompt, "seed": sampling.seed, "text": text})
             if not as_json:
                 say(("---\n" if len(samples) > 1 else "") + text, keep="\n\t")
     if as_json:

@@ -11,10 +11,11 @@ import numpy as np
 from ..dataset.directory import Dataset
 from ..dataset.origins import Origin, Place
 from ..dataset.trace import Piece, Reading, Spot, Trace, TracedDocument, TracedSequence
-from ..errors import Error
+from ..errors import Error, counted
 from ..tokenizer import END_OF_TEXT, load_tokenizer
 from . import importing
-from .common import DEVICE, DTYPE, LocalPath, counted, print_json, say
+from .common import DEVICE, DTYPE, LocalPath
+from .output import print_json, say
 from .traced import LEFT_OUT, NOT_YET, READ, TracedRun, traced_run
 
 BEGINNING_TOKENS, BEGINNING_CHARACTERS = 64, 100  # of a document, shown unless all is asked for

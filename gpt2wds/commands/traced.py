@@ -14,7 +14,7 @@ from ..dataset.origins import Place
 from ..dataset.trace import Trace
 from ..errors import Error
 from ..train.rundir import RunDirectory
-from .common import say
+from .output import say
 
 READ, NOT_YET, LEFT_OUT, FILLS_NO_STEP = "read", "not yet", "left out", "fills no step"
 

@@ -12,7 +12,8 @@ from ..malloc import keep_pages
 from ..train.signals import Signals, end_with_launcher
 from ..version import __version__
 from . import importing
-from .common import Command, go_on_unread, one_line_errors
+from .common import Command, one_line_errors
+from .output import go_on_unread
 
 _KEYS = {"device": "run.device", "seed": "run.seed", "seq_len": "data.seq_len"}
 

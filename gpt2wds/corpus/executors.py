@@ -17,7 +17,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from ..errors import Error, whole
+from ..arguments import at_least, keep_checked, or_none
+from ..errors import Error
 from ..folder import Folder
 from .overlap import Cores, one_core
 
@@ -55,8 +56,7 @@ class Processes:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.workers is not None:
-            whole("workers", self.workers, 1)
+        keep_checked(self, workers=or_none(at_least(1)))
 
     def run_tasks(
         self, chains: Iterable[list[Any]], make_runner: MakeRunner, report: Report, *, out: Folder, take: Take

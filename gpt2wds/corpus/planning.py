@@ -9,11 +9,12 @@ from ..folder import Folder
 from ..tokenizer import load_tokenizer
 from . import cutting
 from .content import hashed, refuse_other_content
-from .corpora import LATER, Corpus, Files, Request, record
+from .corpora import LATER, Files, Request, record
 from .cutting import Cut
 from .documents import Skipped
 from .plan import PLAN, Plan, Span, Task, read_plan, write_plan
 from .receipts import is_finished
+from .sources import Corpus
 from .trust import is_asked_for, refuse_other_package, refuse_others
 from .writing import TaskRunner, text_hash
 

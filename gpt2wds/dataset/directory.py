@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import Error, counted, reason, whole
+from ..arguments import whole
+from ..errors import Error, counted, reason
 from ..folder import Folder
 from ..tokenizer import END_OF_TEXT
 from ..vocabulary import VOCABULARY_SHA256

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..errors import Error, reason, whole
+from ..arguments import whole
+from ..errors import Error, reason
 from ..strict_json import Record
 from .epoch import EpochSequences
 from .manifest import member

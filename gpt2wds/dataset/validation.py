@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..errors import Error, whole
+from ..arguments import whole
+from ..errors import Error
 from .directory import Dataset, expect_dataset
 from .manifest import SPLITS, TOKENS
 from .order import even_share

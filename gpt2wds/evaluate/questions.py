@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..arguments import whole
 from ..dataset import prompts
 from ..dataset.directory import Dataset, expect_dataset
 from ..dataset.manifest import MULTIPLE_CHOICE
-from ..errors import Error, whole
+from ..errors import Error
 from ..tokenizer import END_OF_TEXT
 
 NORMS = ("tokens", "characters", "bytes")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -114,39 +115,47 @@ def unigram_entropy(tokens: Iterable[np.ndarray]) -> float:
     return float(-(p * np.log(p)).sum())
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """At most how many tokens a model appends to a prompt, and how it chooses each.
+
+    temperature 0 always takes the likeliest token; top_k 0 considers all; top_p 0.9 only those likeliest ones that
+    together have nine tenths of the probability. The same seed gives the same text. Raises Error for what means
+    nothing.
+    """
+
+    tokens: int
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise Error(f"temperature: expected a number of at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise Error(f"top_p: expected a number above 0 and at most 1, got {self.top_p}")
+        if not 0 <= self.seed < 1 << 63:
+            raise Error(f"seed: expected a whole number from 0 to 2^63 - 1, got {self.seed}")
+
+
 def generate(
     model: GPT2,
     tokenizer: Tokenizer,
     prompt: str,
+    sampling: Sampling,
     *,
-    tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 50,
-    seed: int = 0,
     device: torch.device | None = None,
     use_cache: bool = True,
 ) -> str:
-    """The prompt and what the model makes of it: at most `tokens` more tokens, or until `<|endoftext|>`.
+    """The prompt and what the model makes of it: `sampling.tokens` more tokens, fewer where `<|endoftext|>` comes.
 
-    temperature 0 always takes the likeliest token; top_k 0 considers all; top_p 0.9 only those likeliest ones that
-    together have nine tenths of the probability. The same seed gives the same text, with
-    and without the cache of keys and values. When the model's positions are full, it goes on from the last half.
-    Raises Error for a model with another vocabulary than GPT-2's and for options that mean nothing, and NotFinite for
-    a model whose numbers are none.
+    With and without the cache of keys and values it is the same text. When the model's positions are full, it goes on
+    from the last half. Raises Error for a model with another vocabulary than GPT-2's, and NotFinite for a model whose
+    numbers are none.
     """
     ids = tokenizer.encode(prompt).tolist() or [END_OF_TEXT]
-    found = next_tokens(
-        model,
-        ids,
-        tokens=tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        device=device,
-        use_cache=use_cache,
-    )
+    found = next_tokens(model, ids, sampling, device=device, use_cache=use_cache)
     return prompt + tokenizer.decode(np.array(list(found), dtype=np.uint16))
 
 
@@ -154,27 +163,17 @@ def generate(
 def next_tokens(
     model: GPT2,
     prompt: list[int],
+    sampling: Sampling,
     *,
-    tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 50,
-    seed: int = 0,
     device: torch.device | None = None,
     use_cache: bool = True,
 ) -> Iterator[int]:
     """What `generate` appends to a prompt of one or more tokens, one after the other."""
     check_vocabulary(model)
-    if not 0 <= temperature < math.inf:
-        raise Error(f"temperature: expected a number of at least 0, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise Error(f"top_p: expected a number above 0 and at most 1, got {top_p}")
-    if not 0 <= seed < 1 << 63:
-        raise Error(f"seed: expected a whole number from 0 to 2^63 - 1, got {seed}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(sampling.seed)
     ids, positions = list(prompt), model.config.n_positions
     start, past = max(0, len(ids) - positions), None
-    for _ in range(tokens):
+    for _ in range(sampling.tokens):
         if len(ids) - start > positions:
             start, past = len(ids) - max(1, positions // 2), None
         fresh = ids[start:] if past is None else ids[-1:]
@@ -183,23 +182,23 @@ def next_tokens(
         logits = model.logits(hidden[0, -1])[: END_OF_TEXT + 1].float().cpu()
         if not torch.isfinite(logits).all():
             raise not_finite(model, "logits", "float32")
-        token = choose_token(logits, temperature, top_k, top_p, generator)
+        token = choose_token(logits, sampling, generator)
         if token == END_OF_TEXT:
             break
         ids.append(token)
         yield token
 
 
-def choose_token(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
-    if temperature < LIKELIEST_BELOW:
+def choose_token(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    if sampling.temperature < LIKELIEST_BELOW:
         return int(logits.argmax())
-    scaled = logits / temperature
-    if top_k:
-        threshold = logits.topk(min(top_k, len(logits))).values[-1]
+    scaled = logits / sampling.temperature
+    if sampling.top_k:
+        threshold = logits.topk(min(sampling.top_k, len(logits))).values[-1]
         scaled = scaled.masked_fill(logits < threshold, -torch.inf)
     p = torch.softmax(scaled, dim=0)
-    if top_p < 1:
+    if sampling.top_p < 1:
         ordered, places = p.sort(descending=True)
-        beyond = ordered.cumsum(dim=0) - ordered >= top_p  # the first one never is
+        beyond = ordered.cumsum(dim=0) - ordered >= sampling.top_p  # the first one never is
         p[places[beyond]] = 0
     return int(torch.multinomial(p, 1, generator=generator))

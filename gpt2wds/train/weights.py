@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import Error, path_text, reason
+from ..arguments import path_text
+from ..errors import Error, reason
 from ..model import GPT2, VOCAB_SIZE, GPT2Config, check_hf_shapes
 from ..strict_json import load_json
 from .checkpoint import CONFIG, SUMS, WEIGHTS, read_sums, sha256_of

@@ -190,7 +190,7 @@ def test_shards_that_do_not_arrive_are_not_called_damaged(store: ObjectStore, pl
     for path in filter(Path.is_file, Path(plays.path).rglob("*")):
         store.put(f"away/{path.relative_to(plays.path)}", path.read_bytes())
     url, lost, fault = store.url("away"), "train-00001", Fault(403, "AccessDenied")
-    with FaultyProxy(store, lambda _, path: fault if lost in path else None) as proxy, store.found(proxy.endpoint):
+    with FaultyProxy(store, lambda _, path: fault if lost in path else None) as proxy, store.found(proxy.url):
         code, out, errors = run("verify", url, "--workers", 1)
         (unread,), last = out.splitlines(), errors.splitlines()[-1]
         assert code == 1 and last == f"error: {url}: not all was read: its store did not give 1 shard, named above"

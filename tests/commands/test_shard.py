@@ -67,7 +67,7 @@ def test_another_corpus_is_refused(small, source, tmp_path):
 
 
 def test_progress_says_documents_tokens_shards_and_the_time_left(tmp_path, monkeypatch):
-    monkeypatch.setattr("gpt2wds.commands.common.LINE_SECONDS", 0)
+    monkeypatch.setattr("gpt2wds.commands.output.LINE_SECONDS", 0)
     source = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": texts(40)}), source)
     _, _, err = run("files", source, "--val-docs", 0, "--docs-per-shard", 10, "--workers", 1, "--out", tmp_path / "out")

@@ -21,10 +21,11 @@ from reading import COMPRESS
 
 from gpt2wds.corpus import sharding
 from gpt2wds.corpus.content import hashed, refuse_other_content
-from gpt2wds.corpus.corpora import SAMPLE, Files, MultipleChoice, Plays
+from gpt2wds.corpus.corpora import SAMPLE, Files, MultipleChoice
 from gpt2wds.corpus.cutting import Cut
 from gpt2wds.corpus.documents import Digest
 from gpt2wds.corpus.plan import HASHES, Plan, read_plan
+from gpt2wds.corpus.shakespeare import Plays
 from gpt2wds.corpus.sources import Source, measured
 from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.errors import Error

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import CHOICES, shard_plays, shared_file, texts, write_jsonl
-from reading import WRITE, read_run
+from making import CHOICES, texts, write_jsonl
+from reading import WRITE
 
-from gpt2wds.corpus import corpora
-from gpt2wds.corpus import text as text_module
-from gpt2wds.corpus.corpora import Corpus, Files, HubDataset, MultipleChoice, Plays, Shakespeare, record
+from gpt2wds.corpus.corpora import Files, HubDataset, MultipleChoice, record
+from gpt2wds.corpus.shakespeare import Plays
+from gpt2wds.corpus.sources import Corpus
 from gpt2wds.errors import Error
 from gpt2wds.folder import Folder
 
@@ -130,52 +130,6 @@ def test_a_plan_is_held_to_the_files_that_the_paths_mean_now(tmp_path):
     write_jsonl(tmp_path / "b.jsonl", texts(3))
     with pytest.raises(Error, match=r"b\.jsonl: the file changed since the plan was made, expected \d+ bytes, got"):
         request.refuse_changes(sources, is_finished=True, folder=OUT)
-
-
-# Shakespeare
-
-
-def test_tiny_shakespeare_has_documents_and_a_validation_split(tmp_path):
-    path = shared_file("tinyshakespeare.txt")
-    corpus = Shakespeare(str(path)).resolve(Folder(tmp_path))
-    (source,) = corpus.sources
-    documents = read_run(source.open())
-    assert (len(documents), corpus.val_docs) == (17, 1)
-    assert "".join(documents).encode() == path.read_bytes()
-    for text in documents[:-1]:
-        assert text.endswith("\n\n") and text.encode().find(b"\n\n", text_module.TEXT_PIECE_BYTES) == len(text) - 2
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_another_text_is_not_taken_for_tiny_shakespeare(tmp_path):
-    path = tmp_path / "tinyshakespeare.txt"
-    path.write_text("To be")
-    # Where the download is kept, too.
-    for source in (str(path), "tiny"):
-        with pytest.raises(Error, match="expected SHA-256 86c4e6aa.*, got [0-9a-f]{64} for .*tinyshakespeare.txt"):
-            Shakespeare(source).resolve(Folder(tmp_path))
-    with pytest.raises(Error, match="expected tiny, plays or a path for source, got 'hamlet'"):
-        Shakespeare("hamlet").resolve(Folder(tmp_path))
-
-
-def test_tiny_shakespeare_without_a_network_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "TINY_SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
-    with pytest.raises(Error, match=r"got <urlopen error .*; give a local copy with --source FILE, or .* plays"):
-        Shakespeare("tiny").resolve(Folder(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-
-
-def test_each_play_is_one_document(tmp_path):
-    corpus = Plays().resolve(Folder(tmp_path))
-    documents = [read_run(source.open()) for source in corpus.sources]
-    assert [[len(text.encode()) for text in texts] for texts in documents] == [
-        [source.location.size] for source in corpus.sources
-    ]
-    dataset = shard_plays(tmp_path / "out", docs_per_shard=10)
-    assert [[entry.documents for entry in dataset.shards(split)] for split in ("val", "train")] == [
-        [2],
-        [10, 10, 10, 6],
-    ]
 
 
 # Multiple choice

@@ -14,11 +14,11 @@ from making import texts, write_jsonl
 from reading import WRITE, read_all, read_run, write_gz, write_parquet, write_txt
 
 from gpt2wds.corpus import cutting, sharding
-from gpt2wds.corpus.corpora import Corpus, Files
+from gpt2wds.corpus.corpora import Files
 from gpt2wds.corpus.cutting import Cut, shares
 from gpt2wds.corpus.plan import Task
 from gpt2wds.corpus.readers import BY_SUFFIX, suffix_of
-from gpt2wds.corpus.sources import Source
+from gpt2wds.corpus.sources import Corpus, Source
 from gpt2wds.dataset.loader import StepBatches
 from gpt2wds.errors import Error
 from gpt2wds.folder import Folder

@@ -159,7 +159,7 @@ def test_where_nothing_is_exclusive_two_that_write_each_file_at_once_write_the_s
 ) -> None:
     with FaultyProxy(store, pairs := InPairs(), is_exclusive=False) as proxy:
         line = arguments(corpus, store.url("shared"), workers=1)
-        both = [store.start("gpt2wds-shard", *line, AWS_ENDPOINT_URL=proxy.endpoint) for _ in range(2)]
+        both = [store.start("gpt2wds-shard", *line, AWS_ENDPOINT_URL=proxy.url) for _ in range(2)]
         said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert all(text.count("this store does not create files exclusively") == 1 for text in said), said
@@ -268,7 +268,7 @@ def test_a_store_that_is_away_for_a_while_is_asked_again(store: ObjectStore, cor
     faults = Faults(4, Fault(503, "ServiceUnavailable"), "train-00002.tar.zst")
     with FaultyProxy(store, faults) as proxy:
         arguments_ = arguments(corpus, store.url("busy"))
-        done = store.run("gpt2wds-shard", *arguments_, AWS_ENDPOINT_URL=proxy.endpoint)
+        done = store.run("gpt2wds-shard", *arguments_, AWS_ENDPOINT_URL=proxy.url)
     assert done.returncode == 0, done.stderr
     assert faults.left == 0 and "asking again in" in done.stderr
     assert store.tree("busy") == tree(whole)
@@ -278,7 +278,7 @@ def test_broken_connections_change_nothing(store: ObjectStore, corpus: Path, who
     chance = random.Random(3)
     with FaultyProxy(store, lambda *_: Fault() if chance.random() < 0.1 else None) as proxy:
         arguments_ = arguments(corpus, store.url("broken"))
-        done = store.run("gpt2wds-shard", *arguments_, AWS_ENDPOINT_URL=proxy.endpoint)
+        done = store.run("gpt2wds-shard", *arguments_, AWS_ENDPOINT_URL=proxy.url)
     assert done.returncode == 0, done.stderr
     assert store.tree("broken") == tree(whole)
 
@@ -293,7 +293,7 @@ def test_broken_connections_change_nothing(store: ObjectStore, corpus: Path, who
 def test_what_a_store_refuses_is_one_line(store: ObjectStore, corpus: Path, fault: Fault, said: str) -> None:
     with FaultyProxy(store, Faults(None, fault)) as proxy:
         for command in (arguments(corpus, store.url("refused")), ["info", store.url("refused")]):
-            done = store.run("gpt2wds-shard", *command, AWS_ENDPOINT_URL=proxy.endpoint)
+            done = store.run("gpt2wds-shard", *command, AWS_ENDPOINT_URL=proxy.url)
             assert done.returncode == 1 and said in done.stderr, done.stderr
             assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: s3://corpus/refused/")
 
@@ -329,7 +329,7 @@ def test_faults_while_training_reads(
     """In mid-run, for the first so many shards' requests, or for all: the same tokens, or one line."""
     for count in (3, None) if passes else (None,):
         faults = Faults(0, fault, ".tar.zst")
-        with FaultyProxy(store, faults) as proxy, store.found(proxy.endpoint):
+        with FaultyProxy(store, faults) as proxy, store.found(proxy.url):
             dataset = Dataset(remote)
             wanted = list(itertools.islice(StepBatches(dataset, **SHAPE), 3))
             faults.left = count

@@ -13,11 +13,12 @@ import pytest
 from making import CHOICES, texts_of
 
 from gpt2wds.corpus import sharding
-from gpt2wds.corpus.corpora import Files, MultipleChoice, Plays
+from gpt2wds.corpus.corpora import Files, MultipleChoice
 from gpt2wds.corpus.cutting import Cut
 from gpt2wds.corpus.executors import Processes
 from gpt2wds.corpus.plan import Plan, read_plan
 from gpt2wds.corpus.receipts import Receipt, read_receipt
+from gpt2wds.corpus.shakespeare import Plays
 from gpt2wds.errors import Error
 from gpt2wds.folder import Folder
 from gpt2wds.locations import LocalFile, package_folder

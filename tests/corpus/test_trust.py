@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gpt2wds.corpus import trust
-from gpt2wds.corpus.corpora import Files, HubDataset, MultipleChoice, Plays, Request, Shakespeare
+from gpt2wds.corpus.corpora import Files, HubDataset, MultipleChoice, Request
+from gpt2wds.corpus.shakespeare import Plays, Shakespeare
 from gpt2wds.errors import Error
 from gpt2wds.folder import Folder
 from gpt2wds.locations import HubFile, LocalFile, UrlFile

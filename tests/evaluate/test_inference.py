@@ -14,7 +14,7 @@ from gpt2wds.evaluate import inference as inference_module
 from gpt2wds.evaluate.hellaswag import ending_log_probabilities
 from gpt2wds.evaluate.inference import inference, target_log_probabilities
 from gpt2wds.evaluate.questions import load_questions
-from gpt2wds.evaluate.text import generate, validation_loss
+from gpt2wds.evaluate.text import Sampling, generate, validation_loss
 from gpt2wds.model import GPT2, GPT2Config, autocast
 from gpt2wds.tokenizer import load_tokenizer
 
@@ -143,7 +143,7 @@ def test_scoring_compiles_nothing(model: GPT2, choices: Dataset, plays: Dataset,
         model.eval()
         sums = ending_log_probabilities(model, questions, ALONE, dtype)
         loss = validation_loss(model, validation, ALONE, dtype)
-        text = generate(model, tokenizer, "To be", tokens=3, temperature=0)
+        text = generate(model, tokenizer, "To be", Sampling(3, temperature=0))
         seen.append((sums, loss))
         assert np.isfinite(sums).all() and np.isfinite(loss) and text.startswith("To be")
         train()

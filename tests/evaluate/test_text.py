@@ -21,7 +21,7 @@ from gpt2wds.commands.models import find_weights
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.validation import validation_sequences
 from gpt2wds.distributed import World
-from gpt2wds.evaluate.text import choose_token, generate, unigram_entropy, validation_loss
+from gpt2wds.evaluate.text import Sampling, choose_token, generate, unigram_entropy, validation_loss
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
 from gpt2wds.train.checkpoint import State, save_checkpoint
@@ -42,8 +42,8 @@ def opinionated(n_positions: int = 64) -> GPT2:
     return model
 
 
-def continued(model: GPT2, prompt: str = PROMPT, **options: Any) -> str:
-    return generate(model, load_tokenizer(), prompt, **options)
+def continued(model: GPT2, prompt: str = PROMPT, *, use_cache: bool = True, **options: Any) -> str:
+    return generate(model, load_tokenizer(), prompt, Sampling(**options), use_cache=use_cache)
 
 
 @torch.no_grad()
@@ -429,8 +429,8 @@ def test_top_p_takes_the_likeliest_that_together_have_it(plays: Dataset) -> None
     logits = torch.tensor([0.5, 0.3, 0.1, 0.06, 0.04]).log()
 
     def chosen(top_p: float) -> set[int]:
-        generator = torch.Generator().manual_seed(0)
-        return {choose_token(logits, 1.0, 0, top_p, generator) for _ in range(500)}
+        generator, sampling = torch.Generator().manual_seed(0), Sampling(1, top_k=0, top_p=top_p)
+        return {choose_token(logits, sampling, generator) for _ in range(500)}
 
     assert chosen(0.5) == {0}
     assert chosen(0.51) == chosen(0.79) == {0, 1}

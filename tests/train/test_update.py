@@ -165,7 +165,6 @@ def test_a_step_whose_gradient_is_no_number_is_skipped(plays: Dataset, tmp_path:
 
 FAULTY = """
 import os, sys, torch
-from gpt2wds.commands import common
 from gpt2wds.commands.train import main
 from gpt2wds.model import GPT2
 

@@ -134,8 +134,8 @@ def sample_command(
         from ..evaluate.text import Sampling, generate
         from .models import load
 
-    if seed + num > 1 << 63:
-        raise Error(f"--seed: expected one that leaves room for {counted(num, 'sample')} below 2^63, got {seed}")
+    if seed + num > 1 << 64:
+        raise Error(f"--seed: expected one that leaves room for {counted(num, 'sample')} below 2^64, got {seed}")
     tokenizer = load_tokenizer()
     with join_world(device) as world:
         gpt2, step = load(model, world)

@@ -135,8 +135,8 @@ class Sampling:
             raise Error(f"temperature: expected a number of at least 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise Error(f"top_p: expected a number above 0 and at most 1, got {self.top_p}")
-        if not 0 <= self.seed < 1 << 63:
-            raise Error(f"seed: expected a whole number from 0 to 2^63 - 1, got {self.seed}")
+        if not 0 <= self.seed < 1 << 64:
+            raise Error(f"seed: expected a whole number from 0 to 2^64 - 1, got {self.seed}")
 
 
 def generate(

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from gpt2wds.commands import eval as eval_command
 from gpt2wds.commands import shard as shard_command
 from gpt2wds.commands.models import find_weights
+from gpt2wds.commands.settings import Run
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.validation import validation_sequences
 from gpt2wds.distributed import World
@@ -149,7 +150,7 @@ def test_next_to_no_temperature_is_none(temperature: float) -> None:
         "top-p=nan",
         "top-p=2",
         "seed=-1",
-        f"seed={1 << 63}",
+        f"seed={1 << 64}",
     ],
 )
 def test_options_that_mean_nothing_are_one_line(run_dir: Path, option: str) -> None:
@@ -158,6 +159,11 @@ def test_options_that_mean_nothing_are_one_line(run_dir: Path, option: str) -> N
     assert re.fullmatch(rf"error: (--)?{option.partition('=')[0]}: expected .*, got -?[\w.]+\n", result.stderr), (
         result.stderr
     )
+
+
+def test_every_seed_that_a_run_may_have_draws_samples() -> None:
+    largest = Run(seed=2**64 - 1).seed
+    assert continued(opinionated(), tokens=2, seed=largest) == continued(opinionated(), tokens=2, seed=largest)
 
 
 def test_it_stops_at_the_end_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:

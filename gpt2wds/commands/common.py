@@ -196,12 +196,18 @@ class LocalPath(click.ParamType):
 
 
 class Directory(click.ParamType):
-    """A directory of this machine, or a URL that fsspec reads."""
+    """A directory of this machine, or a URL that fsspec reads, for what stays when the command has ended."""
 
     name = "directory"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Folder:
-        return Folder(value)
+        folder = Folder(value)
+        if folder.is_in_memory:
+            raise Error(
+                f"{folder}: expected a place that stays, got this command's own memory, which ends with it; "
+                "give s3://…, hf://… or a local directory"
+            )
+        return folder
 
 
 @contextmanager

@@ -8,8 +8,7 @@ from ..dataset.hub_target import HUB, HubTarget
 from ..dataset.publish import Directory as DirectoryTarget
 from ..dataset.publish import has_another_card, published_plan, send, telling, to_send
 from ..errors import Error
-from ..folder import Folder
-from .common import ProgressLine, counted, say
+from .common import Directory, ProgressLine, counted, say
 from .looking import DIRECTORY, totals
 
 
@@ -39,7 +38,7 @@ def push_command(directory: str, url: str, licence: str | None, is_private: bool
             f"{f' and {len(told) - 1:,} more' if len(told) > 1 else ''}; make the dataset with relative paths, or give "
             "--local-paths to publish it as it is"
         )
-    target = HubTarget(url, is_private=is_private) if url.startswith(HUB) else DirectoryTarget(Folder(url))
+    target = HubTarget(url, is_private=is_private) if url.startswith(HUB) else DirectoryTarget(Directory()(url))
     if published_plan(dataset) is None:
         say(f"{directory}: without its plan.json nobody can make shards of it again, to audit it")
     known_as = url.rstrip("/")

@@ -61,6 +61,8 @@ class Processes:
     def run_tasks(
         self, chains: Iterable[list[Any]], make_runner: MakeRunner, report: Report, *, out: Folder, take: Take
     ) -> None:
+        if out.is_in_memory:  # what another process writes there, nobody sees: one chain is one process
+            chains = [list(itertools.chain(*chains))]
         run_tasks(chains, make_runner(), report, take, workers=self.workers or os.cpu_count() or 1)
 
 

@@ -18,12 +18,14 @@ import click
 import pytest
 from click.testing import CliRunner
 from runs import PROGRAMS
+from shard_command import fails
 
 from gpt2wds.commands import common
 from gpt2wds.commands import eval as eval_commands
 from gpt2wds.commands import shard as shard_commands
 from gpt2wds.commands.common import Commands, one_line_errors
 from gpt2wds.commands.models import find_checkpoint, find_weights
+from gpt2wds.dataset.directory import Dataset
 from gpt2wds.errors import Error
 from gpt2wds.train.rundir import RunDirectory
 
@@ -266,3 +268,13 @@ def test_a_file_in_a_directorys_place_has_a_remedy(number: int, capsys: pytest.C
     with pytest.raises(SystemExit), one_line_errors():
         raise OSError(number, os.strerror(number), "a\x1bb")
     assert capsys.readouterr().err == f"error: a\\x1bb: {os.strerror(number)}; choose another place\n"
+
+
+@pytest.mark.parametrize(
+    "command", [["shakespeare", "--source", "plays", "--out"], ["hellaswag", "--out"], ["finish"], ["push", "here"]]
+)
+def test_a_place_that_ends_with_the_command_is_refused(plays: Dataset, command: list[str]) -> None:
+    """All would be well, and nothing there."""
+    command = [plays.path if word == "here" else word for word in command]
+    said = "error: memory://x: expected a place that stays, got this command's own memory, which ends with it; give s3:"
+    assert fails(*command, "memory://x").startswith(said)

@@ -37,7 +37,9 @@ class Tokenizer:
     ['Hello world', 'Hi']
     """
 
-    def __init__(self, encoding: tiktoken.Encoding):
+    def __init__(self, encoding: tiktoken.Encoding | None = None):
+        if encoding is None or not hasattr(encoding, "encode_to_numpy"):
+            raise Error(f"encoding: expected tiktoken's, as load_tokenizer() finds it, got {repr(encoding)[:80]}")
         self.encoding = encoding
 
     @property

@@ -50,8 +50,9 @@ def push_command(directory: str, url: str, licence: str | None, is_private: bool
         progress.close()
     done = f"{counted(len(pieces), 'file')} sent" if pieces else "already there"
     say(f"{url}: {done}, {totals(dataset)}")
-    if licence is None:
-        if any(piece.name == CARD for piece in pieces):
+    if any(piece.name == CARD for piece in pieces):
+        if licence is None:
             say(f"{url}: its README.md names no license (--license, or edit it there)")
-    elif has_another_card(dataset, target, known_as, licence):
-        say(f"{url}: --license {licence} is not written, the README.md that is there stays as it is; edit it there")
+    elif (pieces or licence) and has_another_card(dataset, target, known_as, licence):
+        what = f"--license {licence}" if licence else "the card"
+        say(f"{url}: {what} is not written, the README.md that is there stays as it is; edit it there")

@@ -128,20 +128,38 @@ def test_weights_are_local() -> None:
             find("s3://bucket/run")
 
 
-def test_sigterm_says_how_to_go_on() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_says_how_to_go_on(number: int) -> None:
+    before = signal.getsignal(number)
 
     @click.group(cls=Commands)
     def group() -> None: ...
 
     @group.command()
     def work() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(10)
 
     result = CliRunner().invoke(group, ["work"])
-    assert (result.exit_code, result.stderr) == (143, "stopped; the same command goes on from here\n")
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert (result.exit_code, result.stderr) == (128 + number, "stopped; the same command goes on from here\n")
+    assert signal.getsignal(number) == before
+
+
+def test_nohup_is_heeded() -> None:
+    @click.group(cls=Commands)
+    def group() -> None: ...
+
+    @group.command()
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        click.echo("done")
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        result = CliRunner().invoke(group, ["work"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (result.exit_code, result.stdout) == (0, "done\n")
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ class Tokenizer:
 
     def _document_or_error(self, text: str | bytes) -> "np.ndarray | Error":
         try:
-            return self.encode_document(text if isinstance(text, str) else text.decode())
+            return self.encode_document(text.decode() if isinstance(text, bytes) else text)
         except Error as error:
             return error
 

@@ -568,9 +568,13 @@ def test_members_of_an_example_that_are_not_known_are_ignored(choices, tmp_path)
         assert {k: v for k, v in known.items() if k != "prompts"} == {k: v for k, v in found.items() if k != "prompts"}
 
 
-def test_what_is_no_directory_or_split(plays: Dataset) -> None:
+def test_what_is_no_directory_split_or_count(plays: Dataset, choices: Dataset) -> None:
     for path in (None, 5, b"data"):
         with pytest.raises(Error, match="^expected a directory or a URL, got "):
             Dataset(path)
     with pytest.raises(Error, match="^split: expected train or val, got 'test'"):
         plays.total("test", "tokens")
+    with pytest.raises(Error, match="^field: expected documents, .* or bytes, got 'words'"):
+        plays.total("train", "words")
+    with pytest.raises(Error, match="^split: expected train or val, got 'test'"):
+        next(choices.examples("test"))

@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 PIECE_BYTES = 1 << 23  # of a file, read at once
+_WEB, _ARCHIVE = "a web server, which is only read", "an archive, which is only read"
+_NOT_WRITTEN_TO = {  # by what fsspec calls it
+    **dict.fromkeys(("http", "https"), _WEB),
+    **dict.fromkeys(("zip", "tar", "libarchive", "reference"), _ARCHIVE),
+    **dict.fromkeys(("github", "gist", "git", "data"), "what is only read"),
+    "ftp": "an FTP server, which shows files before they are whole",
+}
 
 
 class Folder:
@@ -47,7 +54,7 @@ class Folder:
         self.is_local = "://" not in self.path
         self._is_exclusive = True  # until its store says that it cannot create so
         if not self.is_local:
-            filesystem(self.path)  # says now when nothing can read such URLs
+            ask(self.path, lambda *_: None, seconds=None)  # says now when nothing can read such URLs
         else:
             refuse_no_path(self.path)
         self.repository = Repository.of(self.path)  # of the Hub, where a file is committed
@@ -190,14 +197,19 @@ class Folder:
         if self.is_local:
             return
         system = filesystem(self.path)[0]
-        if protocols(system) & {"http", "https"}:
+        for kind in protocols(system) & _NOT_WRITTEN_TO.keys():
             raise Error(
-                f"{self.path}: expected a place to write to, got a web server, which is only read; "
+                f"{self.path}: expected a place to write to, got {_NOT_WRITTEN_TO[kind]}; "
                 "give s3://…, hf://… or a local directory"
             )
         if is_cache(system):
             kind, _, rest = self.path.partition("::")
             raise Error(f"{self.path}: expected a place to write to, got a cache; give it without {kind}::, as {rest}")
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether it is fsspec's file system of a process's own, which others do not see, and which ends with it."""
+        return not self.is_local and "memory" in protocols(filesystem(self.path)[0])
 
     def _send(self, name: str, file: Path) -> bool:
         """Create a URL's file of a local one; False when another was there first."""

@@ -39,7 +39,10 @@ GO_ON = "the same command goes on"
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """fsspec's file system for a URL, and the URL's path there. Each process has its own: clients survive no fork."""
+    """fsspec's file system for a URL, and the URL's path there. Each process has its own: clients survive no fork.
+
+    Raises Error for what fsspec cannot read, and what its library does where that asks its server already.
+    """
     return _filesystem(url, os.getpid())
 
 
@@ -54,8 +57,10 @@ def _filesystem(url: str, _: int) -> tuple[fsspec.AbstractFileSystem, str]:
         options["s3"] = {"config_kwargs": S3_CLIENT}
     try:
         system, path = fsspec.core.url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:
-        raise Error(f"{url}: expected a URL that fsspec can read ({reason(error)})") from None
+    except OSError:  # some ask their server now
+        raise
+    except Exception as error:  # of whatever library reads such URLs
+        raise Error(f"expected a URL that fsspec can read ({reason(error)})") from None
     if is_cache(system):
         _keep_whole(url, system)
     store = system.fs if is_cache(system) else system
@@ -78,7 +83,7 @@ def _keep_whole(url: str, cache: Any) -> None:
 
     if not isinstance(cache, SimpleCacheFileSystem):
         kind, _, rest = url.partition("::")
-        raise Error(f"{url}: expected a cache that many may read at once, got {kind}; give simplecache::{rest}")
+        raise Error(f"expected a cache that many may read at once, got {kind}; give simplecache::{rest}")
     remove_dead(Path(cache.storage[-1]))
     get = cache.fs.get_file
     if hasattr(get, "is_whole"):

@@ -13,6 +13,7 @@ from .errors import Error, reason
 CHECK = "check"
 Record = dict[str, Any]  # JSON's object, at its edge only (test_architecture.py says where)
 LEVELS = 64  # of lists and objects within one another; Python's own limit depends on who calls
+_TOO_DEEP = f"expected at most {LEVELS} levels of lists and objects within one another, got more"
 
 
 def load_json(text: str | bytes) -> Any:
@@ -23,13 +24,15 @@ def load_json(text: str | bytes) -> Any:
     """
     try:
         value = json.loads(text, parse_float=_finite, parse_constant=_finite)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise Error(_TOO_DEEP) from None
+    except ValueError as error:
         raise Error(f"it is no JSON ({reason(error)})") from None
     level = [value]
     for _ in range(LEVELS):
         level = [each for outer in level for each in _members(outer) if isinstance(each, dict | list)]
     if level:
-        raise Error(f"expected at most {LEVELS} levels of lists and objects within one another, got more")
+        raise Error(_TOO_DEEP)
     return value
 
 

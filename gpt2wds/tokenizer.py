@@ -37,7 +37,9 @@ class Tokenizer:
     ['Hello world', 'Hi']
     """
 
-    def __init__(self, encoding: tiktoken.Encoding):
+    def __init__(self, encoding: tiktoken.Encoding | None = None):
+        if encoding is None or not hasattr(encoding, "encode_to_numpy"):
+            raise Error(f"encoding: expected tiktoken's, as load_tokenizer() finds it, got {repr(encoding)[:80]}")
         self.encoding = encoding
 
     @property
@@ -133,7 +135,7 @@ class Tokenizer:
 
     def _document_or_error(self, text: str | bytes) -> "np.ndarray | Error":
         try:
-            return self.encode_document(text if isinstance(text, str) else text.decode())
+            return self.encode_document(text.decode() if isinstance(text, bytes) else text)
         except Error as error:
             return error
 

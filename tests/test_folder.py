@@ -1,7 +1,10 @@
 """A directory's files, read by name and by range and written whole, the same here and at a URL."""
 
+import ftplib
 import os
+import tarfile
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +15,13 @@ from making import shard_plays
 from plain_server import PlainServer
 
 from gpt2wds import patience
+from gpt2wds.corpus.corpora import Plays
+from gpt2wds.corpus.cutting import Cut
+from gpt2wds.corpus.sharding import make_dataset
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.errors import Error, NoRanges, Unanswered
 from gpt2wds.folder import Folder
+from gpt2wds.locations import url_file
 
 
 @pytest.fixture(params=["path", "file URL", "URL"])
@@ -226,3 +233,37 @@ def test_a_web_server_is_refused_as_a_place_to_write_to(tmp_path: Path) -> None:
         ):
             with pytest.raises(Error, match=f"^{folder}: expected a place to write to, .*give s3://…, hf://… or a"):
                 write()
+
+
+def test_an_archive_and_an_ftp_server_are_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zipfile.ZipFile(tmp_path / "a.zip", "w").close()
+    tarfile.open(tmp_path / "a.tar", "w").close()
+    for name in ("connect", "login"):
+        monkeypatch.setattr(ftplib.FTP, name, lambda *_: None)
+    for url, what in (
+        (f"zip://x::{tmp_path}/a.zip", "an archive, which is only read"),
+        (f"tar://x::{tmp_path}/a.tar", "an archive, which is only read"),
+        ("ftp://127.0.0.1/x", "an FTP server, which shows files before they are whole"),
+    ):
+        with pytest.raises(Error, match=f"^{url}: expected a place to write to, got {what}; give s3://…, hf://… or a"):
+            Folder(url).make()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("ftp://127.0.0.1:1/x", r"it did not arrive \(Connection refused\); the same command goes on"),
+        ("reference://x", r"expected a URL that fsspec can read \(.* missing .*\)"),
+        ("nosuch://x", r"expected a URL that fsspec can read \(Protocol not known: nosuch\)"),
+    ],
+)
+def test_a_url_that_cannot_be_read_is_named_once(url: str, said: str) -> None:
+    for ask in (Folder, url_file):
+        with pytest.raises(Error, match=f"^{url}: {said}$"):
+            ask(url)
+
+
+def test_a_file_system_in_memory_is_written_by_this_process_alone() -> None:
+    assert Folder("memory://x").is_in_memory and not Folder("x").is_in_memory
+    made = make_dataset("memory://of-one-process", Plays(), Cut(docs_per_shard=12), workers=2)
+    assert made.total("train", "documents") == 36

@@ -263,3 +263,14 @@ def test_ids_of_any_kind_are_decoded() -> None:
     for tokens in ([15496, 995], (15496, 995), np.array([15496, 995]), np.uint16([15496, 995])):
         assert load_tokenizer().decode(tokens) == "Hello world"
     assert load_tokenizer().decode([]) == load_tokenizer().decode(np.empty(0)) == ""
+
+
+def test_what_is_no_text_has_an_error_in_its_place() -> None:
+    ((_, good), (_, bad)) = load_tokenizer().encode_documents([b"Hi", 3])
+    assert good.tolist() == [50256, 17250] and str(bad) == "text: expected a text, got 3"
+
+
+def test_an_encoding_that_is_none_is_refused_before_it_is_asked() -> None:
+    for arguments in ((), ("gpt2",)):
+        with pytest.raises(Error, match=r"^encoding: expected tiktoken's, as load_tokenizer\(\) finds it, got "):
+            Tokenizer(*arguments)

@@ -37,26 +37,29 @@ DTYPE = click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), defa
 
 
 class Terminated(BaseException):
-    """SIGTERM came."""
+    """A signal to end came: its number."""
 
 
 @contextmanager
-def _hearing_sigterm() -> Iterator[None]:
-    """SIGTERM ends what runs as Ctrl-C does, its workers too."""
+def _hearing_ends() -> Iterator[None]:
+    """SIGTERM ends what runs as Ctrl-C does, its workers too, and so does a terminal that is closed (SIGHUP)."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
         leave_import(number, frame)
-        raise Terminated
+        raise Terminated(number)
 
+    before: dict[int, Any] = {}
     try:
-        before = signal.signal(signal.SIGTERM, terminate)
+        for end in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(end) != signal.SIG_IGN:  # as under nohup
+                before[end] = signal.signal(end, terminate)
     except ValueError:  # only the main thread has signals
-        yield
-        return
+        pass
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Command(click.Command):
@@ -78,7 +81,7 @@ class Commands(Command, click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         # Inside of click's own handling, which would make "Aborted!" of Ctrl-C.
-        with one_line_errors(lambda text: self._with_flags(text, ctx)), _hearing_sigterm():
+        with one_line_errors(lambda text: self._with_flags(text, ctx)), _hearing_ends():
             return super().invoke(ctx)
 
     def _with_flags(self, text: str, ctx: click.Context) -> str:
@@ -113,8 +116,8 @@ def one_line_errors(worded: Callable[[str], str] = str) -> Iterator[None]:
         _end("error: out of memory; close other programs, or take a larger machine", 1)
     except KeyboardInterrupt:
         _end(STOPPED, 128 + signal.SIGINT)
-    except Terminated:
-        _end(STOPPED, 128 + signal.SIGTERM)
+    except Terminated as ended:
+        _end(STOPPED, 128 + ended.args[0])
 
 
 def _end(text: str, code: int) -> NoReturn:
@@ -148,9 +151,15 @@ class LocalPath(click.ParamType):
 
 
 class Directory(click.ParamType):
-    """A directory of this machine, or a URL that fsspec reads."""
+    """A directory of this machine, or a URL that fsspec reads, for what stays when the command has ended."""
 
     name = "directory"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Folder:
-        return Folder(value)
+        folder = Folder(value)
+        if folder.is_in_memory:
+            raise Error(
+                f"{folder}: expected a place that stays, got this command's own memory, which ends with it; "
+                "give s3://…, hf://… or a local directory"
+            )
+        return folder

@@ -11,7 +11,7 @@ from typing import TypedDict
 
 import click
 
-from ..dataset.directory import Dataset
+from ..dataset.directory import COUNTS, Dataset
 from ..dataset.export import LLMC, NANOGPT, export_dataset
 from ..dataset.manifest import MULTIPLE_CHOICE, SPLITS
 from ..dataset.prompts import Example
@@ -22,7 +22,6 @@ from .audit import verify_with_sources
 from .common import LocalPath
 from .output import ProgressLine, print_json, say
 
-COUNTS = ("documents", "tokens", "text_bytes", "blocks", "bytes")
 SOURCES_SHOWN = 20  # of a split; --json has them all
 DIRECTORY = click.argument("directory", metavar="DIR")
 

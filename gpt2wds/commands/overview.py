@@ -1,5 +1,6 @@
 """What a run says of itself before it begins, and the facts its report tells."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def introduce(settings: Config, model: GPT2, batches: StepBatches, world: World,
     )
     for line in _about_data(settings, batches.portions):
         say(line)
+    for line in _idle(settings, batches):
+        say(f"WARNING: {line}")
     if settings.data.skip_steps:
         left_out = sum(any(step in skipped for skipped in settings.data.skipped) for step in range(1, steps + 1))
         names = ", ".join(settings.data.skip_steps)
@@ -43,6 +46,17 @@ def introduce(settings: Config, model: GPT2, batches: StepBatches, world: World,
         f"precision: {settings.train.dtype}; attention: {attention_kernel(settings, model, world)}; "
         f"checkpoints of {checkpoint_bytes(model, settings.train.optimizer) / 1e6:,.0f} MB"
     )
+
+
+def _idle(settings: Config, batches: StepBatches) -> Iterator[str]:
+    """What was set and does nothing."""
+    yield from settings.idle
+    asked, cores = settings.data.num_workers, os.cpu_count() or 1
+    if asked > batches.num_workers:
+        least = f"no more than the {counted(len(batches.slots), 'sequence')} that a rank has of a step"
+        yield f"data.num_workers={asked}: {batches.num_workers} read ahead, {least}"
+    if batches.num_workers > cores:
+        yield f"data.num_workers={asked}: more of each rank than the {counted(cores, 'core')} here only wait"
 
 
 def _about_data(settings: Config, portions: Sequence[Portion]) -> Iterator[str]:

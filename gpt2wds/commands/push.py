@@ -8,7 +8,7 @@ from ..dataset.hub_target import HUB, HubTarget
 from ..dataset.publish import Directory as DirectoryTarget
 from ..dataset.publish import has_another_card, published_plan, send, telling, to_send
 from ..errors import Error, counted
-from ..folder import Folder
+from .common import Directory
 from .looking import DIRECTORY, totals
 from .output import ProgressLine, say
 
@@ -39,7 +39,7 @@ def push_command(directory: str, url: str, licence: str | None, is_private: bool
             f"{f' and {len(told) - 1:,} more' if len(told) > 1 else ''}; make the dataset with relative paths, or give "
             "--local-paths to publish it as it is"
         )
-    target = HubTarget(url, is_private=is_private) if url.startswith(HUB) else DirectoryTarget(Folder(url))
+    target = HubTarget(url, is_private=is_private) if url.startswith(HUB) else DirectoryTarget(Directory()(url))
     if published_plan(dataset) is None:
         say(f"{directory}: without its plan.json nobody can make shards of it again, to audit it")
     known_as = url.rstrip("/")
@@ -51,8 +51,9 @@ def push_command(directory: str, url: str, licence: str | None, is_private: bool
         progress.close()
     done = f"{counted(len(pieces), 'file')} sent" if pieces else "already there"
     say(f"{url}: {done}, {totals(dataset)}")
-    if licence is None:
-        if any(piece.name == CARD for piece in pieces):
+    if any(piece.name == CARD for piece in pieces):
+        if licence is None:
             say(f"{url}: its README.md names no license (--license, or edit it there)")
-    elif has_another_card(dataset, target, known_as, licence):
-        say(f"{url}: --license {licence} is not written, the README.md that is there stays as it is; edit it there")
+    elif (pieces or licence) and has_another_card(dataset, target, known_as, licence):
+        what = f"--license {licence}" if licence else "the card"
+        say(f"{url}: {what} is not written, the README.md that is there stays as it is; edit it there")

@@ -1,5 +1,6 @@
 """What a configuration of gpt2wds-train says: names, defaults, and what can be checked without looking further."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from ..dataset.mixture import check_weight
@@ -156,6 +157,26 @@ class Config:
             raise Error(
                 f"train.tokens_per_step: expected a multiple of data.seq_len = {seq_len}, got {tokens}; try {near}"
             )
+
+    @property
+    def idle(self) -> list[str]:
+        """Keys that were set and do nothing beside the others, in a line each: by their default nobody set them."""
+        train, a_tenth = self.train, dataclasses.replace(self.train, min_learning_rate=None).lowest_rate
+        uses = [
+            ("train.decay_steps", train.schedule == "wsd", "train.schedule=wsd", Train().decay_steps),
+            ("train.min_learning_rate", train.schedule != "constant", "another schedule", a_tenth),
+            ("train.muon_learning_rate", train.optimizer == "muon", "train.optimizer=muon", Train().muon_learning_rate),
+            ("model.size", not self.model.n_layer, "no n_layer, n_head and n_embd", Model().size),
+            ("eval.hellaswag_mode", self.eval.hellaswag, "eval.hellaswag", Eval().hellaswag_mode),
+            ("eval.sample_tokens", self.eval.sample_prompts, "eval.sample_prompts", Eval().sample_tokens),
+        ]
+        found = []
+        for name, is_used, beside, usual in uses:
+            section, _, of_it = name.partition(".")
+            value = getattr(getattr(self, section), of_it)
+            if value != usual and not is_used:
+                found.append(f"{name}={value} does nothing: it would with {beside}")
+        return found
 
     @property
     def sequences_per_step(self) -> int:

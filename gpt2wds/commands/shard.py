@@ -15,15 +15,15 @@ from ..corpus.corpora import Request
 from ..corpus.cutting import Cut
 from ..corpus.documents import LARGEST_DOCUMENT_BYTES, LEAST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES
 from ..corpus.executors import Executor, Processes
-from ..corpus.plan import Plan, Task, read_plan
+from ..corpus.plan import Plan, Task
 from ..corpus.ray_executor import OnRay
 from ..corpus.shakespeare import Plays, Shakespeare
-from ..dataset.directory import Dataset
-from ..errors import Error, counted
+from ..errors import counted
 from ..folder import Folder
 from ..version import __version__
 from .common import Commands, Directory
-from .looking import cat_command, export_command, info_command, skipped, totals, verify_command
+from .finish import finish_command, finish_dataset, say_finished
+from .looking import cat_command, export_command, info_command, verify_command
 from .output import ProgressLine, messages_above, say
 from .push import push_command
 
@@ -200,28 +200,6 @@ def hellaswag(out: Folder, source: str, limit_docs: int | None) -> None:
     _make(corpora.MultipleChoice(source, limit_docs), out)
 
 
-@main.command()
-@click.argument("directory", type=Directory(), metavar="DIR")
-def finish(directory: Folder) -> None:
-    """Make the manifest when all shards are there; exit code 1 and the names of those that are missing if not.
-
-    For a corpus sharded in slices (--task-slice) or by several machines on one directory.
-    """
-    plan = read_plan(directory)
-    if directory.exists("manifest.json") and not directory.sizes("receipts"):
-        raise Error(
-            f"{directory}: expected shards in the making, got a finished dataset without receipts, as a published copy "
-            "is; gpt2wds-shard verify reads every byte of it"
-        )
-    missing = sharding.missing_tasks(directory, plan)
-    for task in missing:
-        say(f"missing: {task}")
-    if missing:
-        of = f"{len(missing):,} of {counted(len(plan.tasks), 'shard')} {'is' if len(missing) == 1 else 'are'} missing"
-        raise Error(f"{directory}: {of}, named above; give the command that makes them again")
-    _finish(directory, plan)
-
-
 def _make(
     request: Request,
     out: Folder,
@@ -233,8 +211,7 @@ def _make(
     """Run what is missing of a dataset, or of a slice of its tasks, and finish it when nothing is."""
     plan, is_finished = planning.begin(out, request, cut, trust_times=trust_times)
     if is_finished:
-        sharding.remove_strays(out)
-        say(f"{out}: already there, {totals(Dataset(out))} (sizes were compared; verify reads every byte)")
+        say_finished(out)
         return
     progress = _Progress(out)
     with messages_above():
@@ -245,15 +222,7 @@ def _make(
         done = len(plan.tasks) - len(missing)
         say(f"{out}: slice {first}/{step} is done, {done} of {counted(len(plan.tasks), 'shard')} are there")
         return
-    _finish(out, plan)
-
-
-def _finish(out: Folder, plan: Plan) -> None:
-    dataset = sharding.finish(out, plan)
-    say(f"{out}: {totals(dataset)}")
-    for reason, places in skipped(dataset).items():
-        named = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
-        say(f"  {counted(len(places), 'document')} skipped: {reason} ({named})")
+    finish_dataset(out, plan)
 
 
 class _Progress:
@@ -291,7 +260,7 @@ class _Progress:
         return f"{rate}, {self._there + self._done} of {counted(self._there + self._todo, 'shard')}{left}"
 
 
-for _command in (info_command, verify_command, cat_command, export_command, push_command):
+for _command in (finish_command, info_command, verify_command, cat_command, export_command, push_command):
     main.add_command(_command)
 
 

@@ -94,6 +94,8 @@ class Files:
             if is_finished and len(here) < len(planned):
                 return
             raise
+        if set(found) != set(planned):  # an older gpt2wds lost the cache of a directory's URL
+            found = sorted((name.removeprefix("simplecache::") for name in found), key=str.encode)
         new, gone = sorted(set(found) - set(planned)), sorted(set(planned) - set(found))
         if new or (found != planned and len(here) == len(planned)):
             told = [f"{names[0]!r} is {word}" for names, word in ((new, "new"), (gone, "gone")) if names]

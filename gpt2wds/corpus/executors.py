@@ -32,6 +32,7 @@ class Runner(Protocol):
     def __call__(self, task: Any, progress: Callable[[int, int], None], cores: Cores = one_core, /) -> Any: ...
 
 
+_OF_A_TERMINAL = signal.SIGINT, signal.SIGHUP  # which come to all of its processes at once
 MakeRunner = Callable[[], Runner]  # called where tasks will run: what it needs to know of that machine, it asks there
 Report = Callable[[int, int, bool], None]  # documents, tokens, whether a task is done
 Take = Callable[[Any], None]  # what a task returned; called before it is reported as done
@@ -61,6 +62,8 @@ class Processes:
     def run_tasks(
         self, chains: Iterable[list[Any]], make_runner: MakeRunner, report: Report, *, out: Folder, take: Take
     ) -> None:
+        if out.is_in_memory:  # what another process writes there, nobody sees: one chain is one process
+            chains = [list(itertools.chain(*chains))]
         run_tasks(chains, make_runner(), report, take, workers=self.workers or os.cpu_count() or 1)
 
 
@@ -91,7 +94,7 @@ def run_tasks(
         for _ in range(min(workers, len(todo))):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, runner), daemon=True)
-            with _held_back(signal.SIGINT):
+            with _held_back(*_OF_A_TERMINAL):
                 process.start()
             theirs.close()
             processes.append(process)
@@ -113,11 +116,11 @@ def run_tasks(
 
 
 @contextlib.contextmanager
-def _held_back(number: int) -> Iterator[None]:
-    """A signal comes after this, and never to the processes that begin in here: Ctrl-C would find them in Python's own
+def _held_back(*numbers: int) -> Iterator[None]:
+    """Signals come after this, and never to the processes that begin in here: Ctrl-C would find them in Python's own
     start, which answers with a traceback. The parent decides what it means."""
     resource_tracker.ensure_running()  # which would let it through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
@@ -168,8 +171,9 @@ def _killed(task: Any) -> Error:
 
 
 def _work(pipe: Connection, runner: Runner) -> None:
-    # It is held back here; what this one starts would inherit that, and not what a handler does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # They are held back here; what this one starts would inherit that, and not what a handler does.
+    for number in _OF_A_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     parent = _Parent(pipe)
     try:

@@ -26,6 +26,7 @@ from .documents import (
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 1 << 20  # read of a file to estimate how many lines it has
 REST_BYTES = 1 << 20  # read at once of a line that is not looked at
+_TOO_DEEP = "JSON nested too deeply"
 
 
 class JSONLines(InBytes):
@@ -152,15 +153,18 @@ def _check_first_line(location: Location, head: bytes, text_column: str) -> None
     line = head.removeprefix(BYTE_ORDER_MARK).partition(b"\n")[0].strip()
     if not line or (len(line) == len(head) == HEAD_BYTES):
         return  # nothing to judge by, or a first line of more than the head
+    record, got = None, ""
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):
-        record = None
+    except RecursionError:
+        got = f"{_TOO_DEEP} to read, "
+    except ValueError:
+        pass
     if not isinstance(record, dict):
         what = "one JSON object per line" if _is_utf8(line) else "UTF-8"
         raise Error(
-            f"{location}: expected {what}, got {line[:40]!r} in its first; mend or remove that line, convert the file "
-            "(`jq -c`), or leave it out"
+            f"{location}: expected {what}, got {got}{line[:40]!r} in its first; mend or remove that line, convert the "
+            "file (`jq -c`), or leave it out"
         )
     if text_column not in record:
         raise no_column(location, text_column, list(record))
@@ -174,7 +178,9 @@ def _json_document(line: bytes, text_column: str) -> Document:
         record = json.loads(line.removeprefix(BYTE_ORDER_MARK).decode("utf-8"))
     except UnicodeDecodeError:
         return Skipped("not UTF-8")
-    except (ValueError, RecursionError):
+    except RecursionError:
+        return Skipped(_TOO_DEEP)
+    except ValueError:
         return Skipped("no JSON")
     if not isinstance(record, dict):
         return Skipped("no JSON object")

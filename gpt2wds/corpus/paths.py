@@ -186,9 +186,12 @@ def _below_url(url: str) -> list[str]:
 
 
 def _asked(url: str, question: Question[list[str]]) -> list[str]:
-    """What a store lists, as URLs."""
+    """What a store lists, as URLs, which are read through the same cache, if there is one."""
+    cache = "".join(f"{bit}::" for bit in url.split("::")[:-1] if "://" not in bit)
     try:
-        found = ask(url, lambda system, path: [system.unstrip_protocol(name) for name in question(system, path)])
+        found = ask(
+            url, lambda system, path: [f"{cache}{system.unstrip_protocol(name)}" for name in question(system, path)]
+        )
     except FileNotFoundError:
         found = []
     if not found:

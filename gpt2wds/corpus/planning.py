@@ -120,7 +120,7 @@ def _refuse_other_sources(out: Folder, plan: Plan, request: Request, is_done: bo
 def _refuse_other_request(out: Folder, plan: Plan, asked: dict[str, object]) -> None:
     for name, value in asked.items():
         planned = plan.request.get(name, LATER.get(name))
-        if value == planned:
+        if _meant(name, value) == _meant(name, planned):
             continue
         if planned is None:
             raise Error(
@@ -136,3 +136,10 @@ def _refuse_other_request(out: Folder, plan: Plan, asked: dict[str, object]) -> 
             f"{out}: its plan has {name} = {planned!r}, this command {value!r}; "
             "repeat the first command, or choose another --out"
         )
+
+
+def _meant(name: str, value: object) -> object:
+    """What a request asks for by `name`: a local directory's files are the same with a slash at its end."""
+    if name != "paths" or not isinstance(value, list):
+        return value
+    return sorted(path if "://" in path else path.removesuffix("/") for path in map(str, value))

@@ -72,7 +72,7 @@ def make_dataset(
     >>> dataset.total("train", "tokens")  # doctest: +SKIP
     1718838
     """
-    _refuse_nonsense(request, cut, executor)
+    _refuse_nonsense(request, cut, executor, progress, trust_times)
     if executor is not None and workers is not None:
         raise Error("workers: expected None beside an executor, which has cores of its own, got both; leave one out")
     executor = executor or Processes(workers)  # which refuses workers that cannot be, before anything is read
@@ -84,7 +84,7 @@ def make_dataset(
     return Dataset(folder)
 
 
-def _refuse_nonsense(request: object, cut: object, executor: object) -> None:
+def _refuse_nonsense(request: object, cut: object, executor: object, progress: object, trust_times: object) -> None:
     """Raise Error for arguments of make_dataset that are not what they are called."""
     if isinstance(request, type) or not callable(getattr(request, "resolve", None)):
         expected = "Files(('texts/*.jsonl',)), HubDataset('owner/name') or Plays()"
@@ -93,6 +93,11 @@ def _refuse_nonsense(request: object, cut: object, executor: object) -> None:
         raise Error(f"cut: expected a Cut, such as Cut(val_docs=100), or None, got {repr(cut)[:80]}")
     if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "run_tasks", None))):
         raise Error(f"executor: expected OnRay() or None, got {repr(executor)[:80]}")
+    told = all(callable(getattr(progress, name, None)) for name in ("start", "report"))
+    if progress is not None and (isinstance(progress, type) or not told):
+        raise Error(f"progress: expected an object with start() and report(), or None, got {repr(progress)[:80]}")
+    if not isinstance(trust_times, bool):
+        raise Error(f"trust_times: expected True or False, got {repr(trust_times)[:80]}")
 
 
 def missing_tasks(out: Folder, plan: Plan) -> list[Task]:

@@ -30,6 +30,7 @@ REBUILD = "run its gpt2wds-shard command again: only what is missing is made; of
 REPAIR = f"delete the file and {REBUILD}"
 GPT2_VOCABULARY = VOCABULARY_SHA256["vocab.bpe"]
 MAX_MANIFEST_BYTES = 1 << 28  # twenty times that of 15,000 shards
+COUNTS = ("documents", "tokens", "text_bytes", "blocks", "bytes")  # of a shard, which a split's add up
 LOOK = "look at the disk and at the file's permissions"
 
 
@@ -62,7 +63,9 @@ class Dataset:
         return self.manifest.shards[split]
 
     def total(self, split: str, field: str) -> int:
-        """Sum of "tokens", "documents", "text_bytes", "blocks" or "bytes" over a split."""
+        """Sum of one of COUNTS over a split."""
+        if field not in COUNTS:
+            raise Error(f"field: expected {', '.join(COUNTS[:-1])} or {COUNTS[-1]}, got {repr(field)[:80]}")
         return sum(getattr(entry, field) for entry in self.shards(split))
 
     def shard_blocks(self, split: str, shard: int) -> range:
@@ -133,6 +136,7 @@ class Dataset:
         """Multiple-choice samples in order: the example's fields in HellaSwag's schema, and under "prompts" its tokens
         by prompt mode, (tokens,) uint16 (see prompts.split_prompt).
         """
+        self.shards(split)  # refuses what is no split
         for block in range(len(self.blocks[split])):
             yield from self.block_examples(split, block)
 

@@ -16,7 +16,7 @@ from ..strict_json import Record
 from .epoch import EpochSequences
 from .manifest import member
 from .mixture import Data, Portion, portions, positions_of, state_of, steps_of
-from .order import Position, even_share
+from .order import Position, even_share, ranked
 from .shards import BLOCK_TOKENS
 
 GRACE_SECONDS = 60  # that a worker process outlives a signal to stop
@@ -57,15 +57,13 @@ class StepBatches(IterableDataset):
         num_workers: int = 0,
     ):
         seq_len, seed = whole("seq_len", seq_len), whole("seed", seed)
-        rank, world_size = whole("rank", rank), whole("world_size", world_size)
+        rank, world_size = ranked(rank, world_size)
         num_workers = whole("num_workers", num_workers)
         sequences_per_step = whole("sequences_per_step", sequences_per_step)
         if not 1 <= seq_len <= BLOCK_TOKENS:
             raise Error(f"seq_len: expected 1 to {BLOCK_TOKENS}, got {seq_len}")
         if not 0 <= seed < 2**64:
             raise Error(f"seed: expected 0 to 2^64 - 1, got {seed}")
-        if not 0 <= rank < world_size:
-            raise Error(f"rank: expected 0 to world_size - 1 = {world_size - 1}, got {rank}")
         if num_workers < 0:
             raise Error(f"num_workers: expected 0 or more, got {num_workers}")
         if world_size > sequences_per_step:
@@ -96,7 +94,7 @@ class StepBatches(IterableDataset):
         Raises Error for the state of other data or weights, of another seed or seq_len, of a later version, for one
         whose datasets are not where the same steps took them, and for what is no state.
         """
-        if not isinstance(state, Mapping):
+        if not isinstance(state, Mapping) or not state.keys() & {"dataset_id", "datasets"}:
             raise Error(f"state: expected what state_dict() gave, got {repr(state)[:80]}")
         try:
             version = member({"version": 1, **state}, "version", int)  # the first ones had none

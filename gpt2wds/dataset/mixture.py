@@ -180,7 +180,11 @@ def positions_of(state: Record, own: Sequence[Portion], settings: Mapping[str, i
     records = _records(state, own)
     for name, value in settings.items():
         if state.get(name) != value:
-            raise Error(f"it was saved with {name} {state.get(name)}, here it is {value}; give that one again")
+            if name not in state:
+                raise Error(
+                    f"{name!r}: expected the one it was saved with, got nothing; give the state as it was saved"
+                )
+            raise Error(f"it was saved with {name} {state[name]}, here it is {value}; give that one again")
     positions = tuple(portion.position(record) for portion, record in zip(own, records, strict=True))
     if (steps := steps_of(state)) is not None:
         _refuse_apart(own, positions, steps)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..arguments import whole
 from ..errors import Error
 
 WINDOW_BLOCKS = 8
@@ -155,6 +156,16 @@ def even_share(n: int, i: int, of: int) -> range:
     [170, 171, 171]
     """
     return range(i * n // of, (i + 1) * n // of)
+
+
+def ranked(rank: object, world_size: object) -> tuple[int, int]:
+    """A caller's rank and world size, as Python's own ints. Raises Error where there is no such rank."""
+    number, of = whole("rank", rank), whole("world_size", world_size)
+    if of < 1:
+        raise Error(f"world_size: expected 1 or more, got {of}")
+    if not 0 <= number < of:
+        raise Error(f"rank: expected 0 to world_size - 1 = {of - 1}, got {number}")
+    return number, of
 
 
 def step_ranges(texts: Sequence[str]) -> tuple[range, ...]:

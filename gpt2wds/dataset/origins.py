@@ -112,10 +112,17 @@ class Origins:
         found = [name for name in self._sources if name == source or name.endswith(f"/{source}")]
         if source in found:
             return source
-        if len(found) != 1:
-            near = found[:3] or difflib.get_close_matches(source, self._sources, n=1, cutoff=0)
+        if not found:
+            near = difflib.get_close_matches(source, self._sources, n=1, cutoff=0)
+            there = f"{counted(len(self._sources), 'source')} of {self._dataset.path}"
             raise Error(
-                f"source {source}: expected one source of that name, got {len(found)}; there is {', '.join(near)}"
+                f"source {source}: expected one of the {there}, got none of them; the nearest is "
+                f"{', '.join(near)}, gpt2wds-shard info --json names all"
+            )
+        if len(found) > 1:
+            named = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+            raise Error(
+                f"source {source}: expected one source, got {len(found):,} of that name ({named}); give more of it"
             )
         return found[0]
 

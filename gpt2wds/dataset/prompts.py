@@ -17,7 +17,7 @@ from typing import TypedDict, cast
 
 import numpy as np
 
-from ..errors import Error
+from ..errors import Error, reason
 from ..strict_json import load_json
 from ..tokenizer import END_OF_TEXT, Tokenizer
 from .members import npy_tokens
@@ -116,9 +116,9 @@ def checked_example(line: bytes, where: str) -> Example:
         raise Error(f"{where}: expected an example of at most {MAX_EXAMPLE_BYTES:,} bytes, got more")
     try:
         example = load_json(line.decode("utf-8"))
-    except ValueError:
+    except ValueError as error:
         start = line.strip()[:40].decode("utf-8", "backslashreplace")
-        raise Error(f"{where}: expected a JSON object in HellaSwag's schema, got {start!r}") from None
+        raise Error(f"{where}: expected a JSON object in HellaSwag's schema, got {start!r} ({reason(error)})") from None
     if isinstance(example, dict) and example.get("label") in ("0", "1", "2", "3"):
         example["label"] = int(example["label"])  # as the Hub's copy of HellaSwag has it
     kinds = {"ind": int, "activity_label": str, "ctx_a": str, "ctx_b": str, "ctx": str, "endings": list, "label": int}

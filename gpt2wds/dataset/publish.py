@@ -167,7 +167,7 @@ def to_send(dataset: Dataset, target: Target, url: str, licence: str | None = No
     return [stage for stage in stages if stage.pieces]
 
 
-def has_another_card(dataset: Dataset, target: Target, url: str, licence: str) -> bool:
+def has_another_card(dataset: Dataset, target: Target, url: str, licence: str | None) -> bool:
     """Whether a target has a card that is not the one with this licence, which is then not written."""
     try:
         return CARD in target.names() and not target.has(_card(dataset, url, licence))

@@ -9,7 +9,7 @@ from ..arguments import whole
 from ..errors import Error
 from .directory import Dataset, expect_dataset
 from .manifest import SPLITS, TOKENS
-from .order import even_share
+from .order import even_share, ranked
 
 
 def validation_sequences(
@@ -28,8 +28,7 @@ def validation_sequences(
     share the work. Raises Error when there is not one sequence.
     """
     batch_sequences = whole("batch_sequences", batch_sequences, 1)
-    if not 0 <= whole("rank", rank) < whole("world_size", world_size):
-        raise Error(f"rank: expected 0 to world_size - 1 = {world_size - 1}, got {rank}")
+    rank, world_size = ranked(rank, world_size)
     per_block, total = _sequences(dataset, seq_len, max_tokens, split)
     dealt = even_share(math.ceil(total / batch_sequences), rank, world_size)
     mine = range(dealt.start * batch_sequences, min(dealt.stop * batch_sequences, total))

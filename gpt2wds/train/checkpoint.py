@@ -154,17 +154,21 @@ def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None], before: i
     be replaced when the run comes by again.
     """
     found = [path for path in list_checkpoints(folder) if before is None or step_of(path) < before]
+    damaged, sound = [], None
     for path in reversed(found):
         problem = _damage(path)
         if problem is None:
-            return path
-        warn(f"WARNING: checkpoint {path} is damaged ({problem}); falling back to the one before")
-    if found:
+            sound = path
+            break
+        damaged.append(f"WARNING: checkpoint {path} is damaged ({problem})")
+    for line in damaged:
+        warn(line + ("; falling back to the one before" if sound else ""))
+    if found and sound is None:
         raise Error(
             f"{folder}: expected a sound checkpoint, all {len(found)} are damaged; "
             "restore one, or choose another run.dir to start from nothing"
         )
-    return None
+    return sound
 
 
 def refuse_damaged(path: Path) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from shard_command import fails
 
 from gpt2wds.commands import common
 from gpt2wds.commands import eval as eval_commands
 from gpt2wds.commands import shard as shard_commands
 from gpt2wds.commands.common import Commands, one_line_errors
 from gpt2wds.commands.models import find_checkpoint, find_weights
+from gpt2wds.dataset.directory import Dataset
 from gpt2wds.errors import Error
 from gpt2wds.train.rundir import RunDirectory
 
@@ -70,20 +72,38 @@ def test_weights_are_local() -> None:
             find("s3://bucket/run")
 
 
-def test_sigterm_says_how_to_go_on() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_says_how_to_go_on(number: int) -> None:
+    before = signal.getsignal(number)
 
     @click.group(cls=Commands)
     def group() -> None: ...
 
     @group.command()
     def work() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(10)
 
     result = CliRunner().invoke(group, ["work"])
-    assert (result.exit_code, result.stderr) == (143, "stopped; the same command goes on from here\n")
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert (result.exit_code, result.stderr) == (128 + number, "stopped; the same command goes on from here\n")
+    assert signal.getsignal(number) == before
+
+
+def test_nohup_is_heeded() -> None:
+    @click.group(cls=Commands)
+    def group() -> None: ...
+
+    @group.command()
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        click.echo("done")
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        result = CliRunner().invoke(group, ["work"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (result.exit_code, result.stdout) == (0, "done\n")
 
 
 @pytest.mark.parametrize(
@@ -160,3 +180,13 @@ def test_a_command_ends_without_freeing_what_it_has(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, program, *arguments], capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr.splitlines()[-2:]) == (code, ["thread", "last words"])
         assert bool(done.stdout) == (code == 0)
+
+
+@pytest.mark.parametrize(
+    "command", [["shakespeare", "--source", "plays", "--out"], ["hellaswag", "--out"], ["finish"], ["push", "here"]]
+)
+def test_a_place_that_ends_with_the_command_is_refused(plays: Dataset, command: list[str]) -> None:
+    """All would be well, and nothing there."""
+    command = [plays.path if word == "here" else word for word in command]
+    said = "error: memory://x: expected a place that stays, got this command's own memory, which ends with it; give s3:"
+    assert fails(*command, "memory://x").startswith(said)

@@ -345,6 +345,7 @@ def test_every_recipe_loads_and_is_what_its_name_says(path: Path) -> None:
     with torch.device("meta"):
         model = GPT2(GPT2Config(*settings.model.shape, n_positions=settings.data.seq_len))
     settings.train.rate_factor()  # the schedule fits the steps
+    assert settings.idle == []
     if path.stem == "demo":
         return
     assert settings.run.dir == f"runs/{path.stem}"

@@ -131,3 +131,24 @@ def test_what_no_run_can_be_is_one_line(plays: Dataset, tmp_path: Path, option: 
 def test_a_rate_that_ends_nothing_is_one_line(plays: Dataset, tmp_path: Path, rate: str) -> None:
     code, output = in_process(tmp_path / "run", plays, "--dry-run", "--tokens-per-second", rate)
     assert code == 1 and output.splitlines()[-1].startswith("error: tokens_per_second: expected a rate that ends")
+
+
+def test_a_key_that_does_nothing_is_told(plays: Dataset, tmp_path: Path) -> None:
+    """Who sets it takes it for what the run does."""
+    options = {
+        "train.decay_steps=5": " does nothing: it would with train.schedule=wsd",
+        "train.muon_learning_rate=0.1": " does nothing: it would with train.optimizer=muon",
+        "model.size=gpt2-xl": " does nothing: it would with no n_layer, n_head and n_embd",
+        "eval.hellaswag_mode=lm-eval": " does nothing: it would with eval.hellaswag",
+        "eval.sample_tokens=3": " does nothing: it would with eval.sample_prompts",
+        "train.min_learning_rate=0.002": " does nothing: it would with another schedule",
+        "data.num_workers=1000": ": 8 read ahead, no more than the 8 sequences that a rank has of a step",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.cpu_count", lambda: 6)
+        said = in_process(tmp_path / "run", plays, "--dry-run", "train.schedule=constant", *options)[1]
+    more = "data.num_workers=1000: more of each rank than the 6 cores here only wait"
+    told = {line for line in said.splitlines() if line.startswith("WARNING: ")}
+    assert told == {f"WARNING: {line}" for line in (more, *map("".join, options.items()))}
+    used = ["train.schedule=wsd", "train.optimizer=muon", "train.muon_learning_rate=0.1", "train.decay_steps=5"]
+    assert "WARNING" not in in_process(tmp_path / "run", plays, "--dry-run", *used)[1]

@@ -90,6 +90,13 @@ def test_a_license_that_comes_too_late_is_said(plays: Dataset, hub: WritableHub,
     assert "license: mit" in (other / "README.md").read_text()
 
 
+def test_a_readme_that_was_there_is_kept_and_that_is_said(plays: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    kept = f"{tmp_path}: the card is not written, the README.md that is there stays as it is; edit it there"
+    code, said, _ = run("push", plays.path, tmp_path)
+    assert code == 0 and said.splitlines()[1:] == [kept] and (tmp_path / "README.md").read_text() == "mine"
+
+
 def test_paths_of_this_machine_are_not_published_unasked(
     tmp_path: Path, hub: WritableHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,6 +201,18 @@ def test_a_directory_means_its_files_and_the_others_are_named(tmp_path, caplog):
     assert "expected a directory with .parquet" in fails("files", tmp_path / "nothing", "--out", tmp_path / "none")
 
 
+def test_a_slash_at_a_directorys_end_makes_no_other_request(tmp_path):
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    write_jsonl(corpus / "a.jsonl", ["first", "second"])
+    options = ["--val-docs", 0, "--workers", 1, "--out", out]
+    for path in (f"{corpus}/", corpus, f"{corpus}/"):
+        assert run("files", path, *options)[0] == 0
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["request"]["paths"] == [f"{corpus}/"]  # as it was asked
+    assert "its plan has paths" in fails("files", f"{corpus}x", *options)
+
+
 def test_the_dataset_is_no_source_of_itself(tmp_path):
     corpus = tmp_path / "corpus"
     corpus.mkdir()

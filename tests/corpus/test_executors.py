@@ -89,6 +89,17 @@ def test_a_killed_worker_is_named_and_no_process_stays(tmp_path):
             os.kill(int(path.read_text()), 0)
 
 
+def hang_up(folder, task, *_):
+    os.kill(os.getpid(), signal.SIGHUP)
+    (folder / task.shard).touch()
+
+
+def test_a_terminal_that_is_closed_is_the_parents_alone(tmp_path):
+    """It sends SIGHUP to all of its processes: a worker that ended with it would be called killed."""
+    run_tasks(alone(tasks(2)), partial(hang_up, tmp_path), lambda *_: None, workers=2)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_no_tasks_is_no_work(tmp_path):
     run_tasks([], partial(note, tmp_path), lambda *_: pytest.fail("a report"), workers=2)
 

@@ -72,7 +72,7 @@ def test_jsonl_runs_joined_are_the_whole_file(folder, lines, line_end, ends_in_l
         (b'{"text": "a"', Skipped("no JSON")),
         (b'{"text": "a"}{"text": "b"}', Skipped("no JSON")),
         (b'{"text": "\xff"}', Skipped("not UTF-8")),
-        (b"[" * 100_000, Skipped("no JSON")),
+        (b"[" * 100_000, Skipped("JSON nested too deeply")),
         (b'["text"]', Skipped("no JSON object")),
         (b"null", Skipped("no JSON object")),
     ],
@@ -125,9 +125,9 @@ def test_a_jsonl_file_is_checked(tmp_path):
     for content in ('{"text": "a"}\nno JSON\n', "", "\n"):
         path.write_text(content)
         JSONL.measure(local_file(path), "text")
-    for content in ("no JSON\n", '["text"]\n', "[" * 100_000):
+    for content, got in (("no JSON\n", ""), ('["text"]\n', ""), ("[" * 100_000, "JSON nested too deeply to read, ")):
         path.write_text(content)
-        with pytest.raises(ValueError, match=r"a\.jsonl: expected one JSON object per line, got b'"):
+        with pytest.raises(ValueError, match=rf"a\.jsonl: expected one JSON object per line, got {got}b'"):
             JSONL.measure(local_file(path), "text")
     path.write_text('{"body": "a", "id": 1}\n')
     with pytest.raises(ValueError, match="expected a column 'text', got body, id; choose one with text_column"):

@@ -83,7 +83,7 @@ def test_every_command_reads_it(store: ObjectStore, corpus: Path, whole: Path, r
     said("push", remote, store.url("copy"), "--local-paths")
     assert said("info", store.url("copy")) == said("info", whole)
     assert "already there" in said(*arguments(corpus, remote))
-    assert said("finish", remote).startswith(f"{remote}: files: train 12 shards")
+    assert said("finish", remote).startswith(f"{remote}: already there, files: train 12 shards")
     said("export", remote, "--format", "nanogpt", "--out", tmp_path / "a")
     said("export", whole, "--format", "nanogpt", "--out", tmp_path / "b")
     assert tree(tmp_path / "a") == tree(tmp_path / "b")

@@ -100,6 +100,9 @@ def test_urls_are_patterns_but_for_what_they_ask(monkeypatch: pytest.MonkeyPatch
         memory.pipe("/paths/notes.md", b"")
         names = ("a.jsonl", "b.jsonl", "d.txt", "deep/c.jsonl")
         assert sorted(expanded("memory://paths/")) == [f"memory:///paths/{name}" for name in names]
+        # Through a cache all of them, or none would be kept.
+        assert sorted(expanded("simplecache::memory://paths/")) == [f"simplecache::memory:///paths/{n}" for n in names]
+        assert expanded("simplecache::memory://paths/a*") == ["simplecache::memory:///paths/a.jsonl"]
         with pytest.raises(Error, match=r"expected a directory with \.parquet, .*, got 'memory://nowhere/'"):
             expanded("memory://nowhere/")
         with pytest.raises(Error, match="got a directory; give memory://paths/ for all files below it"):

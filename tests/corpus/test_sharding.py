@@ -21,7 +21,7 @@ from gpt2wds.corpus.corpora import Files
 from gpt2wds.corpus.executors import Processes
 from gpt2wds.corpus.plan import Task, read_plan
 from gpt2wds.corpus.ray_executor import OnRay
-from gpt2wds.corpus.sharding import make_dataset, run_missing
+from gpt2wds.corpus.sharding import Silent, make_dataset, run_missing
 from gpt2wds.corpus.writing import TaskRunner
 from gpt2wds.errors import Error
 from gpt2wds.files import temporary_name
@@ -247,6 +247,11 @@ def test_arguments_that_cannot_be_are_refused_before_anything_is_made(tmp_path: 
         make_dataset(out, asked, workers=2, executor=Processes(2))
     with pytest.raises(Error, match="^executor: expected OnRay.* or None, got 'ray'"):
         make_dataset(out, asked, executor="ray")
+    for progress in (3, Silent):
+        with pytest.raises(Error, match=r"^progress: expected an object with start\(\) and report\(\), or None, got "):
+            make_dataset(out, asked, progress=progress)
+    with pytest.raises(Error, match="^trust_times: expected True or False, got 'x'"):
+        make_dataset(out, asked, trust_times="x")
     with pytest.raises(Error, match="^at_once: expected a whole number, 1 or more, got 0"):
         OnRay(at_once=0)
     with pytest.raises(Error, match="^address: expected a text, got 6379"):

@@ -141,6 +141,16 @@ def test_urls_without_a_mark_of_change_are_named_once_when_planning(
     run(plan, Folder(tmp_path / "out"))
 
 
+def test_a_plan_whose_directory_lost_its_cache_goes_on(tmp_path: Path) -> None:
+    """As earlier versions made them."""
+    for name in ("a", "b"):
+        fsspec.filesystem("memory").pipe(f"/lost/{name}.jsonl", b'{"text": "a"}\n{"text": "b"}\n')
+    plan = make_plan(Folder(tmp_path / "out"), Files(("memory://lost/",)))
+    Files(("simplecache::memory://lost/",)).refuse_changes(plan.sources, False, Folder(tmp_path / "out"))
+    with pytest.raises(Error, match="the paths now mean 1 file, the plan has 2 .'memory:///lost/b.jsonl' is gone"):
+        Files(("simplecache::memory://lost/a*",)).refuse_changes(plan.sources, False, Folder(tmp_path / "out"))
+
+
 def run(plan: Plan, out: Folder) -> None:
     runner = TaskRunner(Folder(out), plan, None)
     for task in plan.tasks:

@@ -305,7 +305,7 @@ def test_nonsense_in_the_manifest_is_refused(copy, fields):
 
 def test_a_manifest_without_bottom_is_refused(copy):
     (copy / "manifest.json").write_text("[" * 100_000 + "]" * 100_000)
-    assert "manifest.json is damaged: it is no JSON" in refused(copy)
+    assert "manifest.json is damaged: expected at most 64 levels of lists and objects" in refused(copy)
 
 
 @pytest.mark.parametrize(
@@ -568,9 +568,13 @@ def test_members_of_an_example_that_are_not_known_are_ignored(choices, tmp_path)
         assert {k: v for k, v in known.items() if k != "prompts"} == {k: v for k, v in found.items() if k != "prompts"}
 
 
-def test_what_is_no_directory_or_split(plays: Dataset) -> None:
+def test_what_is_no_directory_split_or_count(plays: Dataset, choices: Dataset) -> None:
     for path in (None, 5, b"data"):
         with pytest.raises(Error, match="^expected a directory or a URL, got "):
             Dataset(path)
     with pytest.raises(Error, match="^split: expected train or val, got 'test'"):
         plays.total("test", "tokens")
+    with pytest.raises(Error, match="^field: expected documents, .* or bytes, got 'words'"):
+        plays.total("train", "words")
+    with pytest.raises(Error, match="^split: expected train or val, got 'test'"):
+        next(choices.examples("test"))

@@ -240,11 +240,13 @@ def test_what_is_no_state_of_these_data_is_refused(plays: Dataset, change: dict[
 
 
 def test_nonsense_is_no_state(plays: Dataset) -> None:
-    for nonsense in (None, [], 7, "state"):
+    for nonsense in (None, [], 7, "state", {}, {"version": 1, "seed": SEED}):
         with pytest.raises(Error, match=r"^state: expected what state_dict\(\) gave, got "):
             load(plays).load_state_dict(nonsense)
-    with pytest.raises(Error, match="dataset_id None, here it is"):
-        load(plays).load_state_dict({})
+    with pytest.raises(
+        Error, match="^state: 'seed': expected the one it was saved with, got nothing; give the state as"
+    ):
+        load(plays).load_state_dict({"dataset_id": plays.id})
 
 
 def test_torchs_dataloader_takes_it_without_workers(plays: Dataset) -> None:
@@ -370,7 +372,10 @@ def test_arguments_that_cannot_be(plays: Dataset, choices: Dataset) -> None:
     for seed in (-1, 2**64):
         with pytest.raises(ValueError, match=rf"^seed: expected 0 to 2\^64 - 1, got {seed}"):
             load(plays, seed=seed)
-    for rank, world_size in ((3, 3), (-1, 2), (0, 0)):
+    for world_size in (0, -1):
+        with pytest.raises(Error, match=f"^world_size: expected 1 or more, got {world_size}"):
+            load(plays, rank=world_size, world_size=world_size)
+    for rank, world_size in ((3, 3), (-1, 2)):
         with pytest.raises(Error, match=f"^rank: expected 0 to world_size - 1 = {world_size - 1}, got {rank}"):
             load(plays, rank=rank, world_size=world_size)
     with pytest.raises(Error, match="^num_workers: expected 0 or more, got -1"):

@@ -66,6 +66,8 @@ def test_arguments_that_cannot_be(plays: Dataset) -> None:
         for value in (least - 1, None, 1.5):
             with pytest.raises(Error, match=f"^{name}: expected a whole number, {least} or more, got {value}"):
                 next(validation_sequences(plays, **{**good, name: value}))
+    with pytest.raises(Error, match="^world_size: expected 1 or more, got 0"):
+        next(validation_sequences(plays, **good, world_size=0))
     with pytest.raises(Error, match="^rank: expected 0 to world_size - 1 = 1, got 2"):
         next(validation_sequences(plays, **good, rank=2, world_size=2))
     with pytest.raises(Error, match="^split: expected train or val, got 'test'"):

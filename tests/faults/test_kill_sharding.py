@@ -107,12 +107,15 @@ def test_25_kills_at_random_moments_change_nothing(corpus: Path, whole: dict[str
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(corpus: Path, whole: dict[str, str], tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
+    corpus: Path, whole: dict[str, str], tmp_path: Path, number: signal.Signals
+):
     out = tmp_path / "out"
     process = half_way(corpus, out)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the group
+    os.killpg(process.pid, number)  # as a terminal does, also when it is closed: to all of the group
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in said
+    assert process.returncode == 128 + number and "Traceback" not in said
     assert said.rstrip().endswith("stopped; the same command goes on from here")
     with pytest.raises(ProcessLookupError):  # no worker stays; Python's resource tracker ends a moment later
         for _ in range(500):

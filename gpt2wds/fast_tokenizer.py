@@ -83,17 +83,17 @@ class FastTokenizer(Tokenizer):
             chosen = list(run)
             together = [datas[place] for place in chosen]
             is_all = len(chosen) == len(texts)
-            tokens = None if is_alone else self._together(together, stream if is_all else _stream(together))
-            if tokens is not None:
-                yield len(chosen), tokens
+            found = None if is_alone else self._together(together, stream if is_all else _stream(together))
+            if found is not None:
+                yield from found
             elif not is_alone and (marked := {place for place in chosen if END in datas[place]}):
                 yield from self._found(texts, datas, stream, chosen, marked)  # looked for only now: few texts have it
             else:
                 yield from ((1, self._document_or_error(texts[place])) for place in chosen)
 
-    def _together(self, datas: Sequence[bytes], stream: bytes) -> np.ndarray | EngineError | None:
-        """The tokens of documents that `stream` has end to end; None where one of them has END in its text, or the
-        engine fails."""
+    def _together(self, datas: Sequence[bytes], stream: bytes) -> list[tuple[int, np.ndarray | Error]] | None:
+        """As encode_documents, of documents that `stream` has end to end, up to one on which the engine was found to
+        disagree; None where one of them has END in its text, or the engine fails."""
         tokens = self._engine_ids(stream)
         if tokens is None or np.count_nonzero(tokens == END_OF_TEXT) != len(datas):
             return None
@@ -101,9 +101,10 @@ class FastTokenizer(Tokenizer):
             begins = np.append(np.flatnonzero(tokens == END_OF_TEXT), len(tokens))
             ids = tokens[begins[place] + 1 : begins[place + 1]]
             if not np.array_equal(ids, self.reference_ids(datas[place].decode())):
-                return _disagreement()
+                before = [(place, tokens[: begins[place]].astype(np.uint16))] if place else []
+                return [*before, (1, _disagreement())]
         self._encoded += len(datas)
-        return tokens.astype(np.uint16)
+        return [(len(datas), tokens.astype(np.uint16))]
 
     def _ids(self, text: str) -> np.ndarray:
         try:

@@ -88,9 +88,12 @@ class Folder:
 
     def _read(self, name: str, start: int, end: int | None) -> bytes:
         seconds = WHOLE_SECONDS if end is None else seconds_for(end - start)
-        if is_cache(filesystem(self.path)[0]):
-            self._ask(name, fetch_to_cache, seconds=None)  # all of it, however long that takes
-        return self._ask(name, lambda system, path: fetch_some(system, path, start, end, seconds), seconds=None)
+
+        def fetched(system: AbstractFileSystem, path: str) -> bytes:
+            fetch_to_cache(system, path)  # all of it, however long that takes
+            return fetch_some(system, path, start, end, seconds)
+
+        return self._ask(name, fetched, seconds=None)
 
     def sha256(self, name: str, size: int) -> str:
         """SHA-256 of the first `size` bytes of a file, hex."""
@@ -150,7 +153,7 @@ class Folder:
         final = Path(self.path, name)
         final.parent.mkdir(exist_ok=True)
         temporary = temporary_name(final)
-        with synced(temporary) as file:
+        with synced(temporary, final) as file:
             answer = write(file)
         return answer, commit(temporary, final)
 

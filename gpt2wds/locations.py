@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 from .errors import Error, NoRanges, counted, reason
 from .patience import patiently, seconds_for
 from .ranges import Range, WrongAnswer, fetch, hub_answer, plain_etag
-from .stores import GO_ON, ask, fresh
+from .stores import GO_ON, ask, fetch_to_cache, fresh
 from .strict_json import Record
 
 SMALLEST_REQUEST = 1 << 16
@@ -99,8 +99,13 @@ class UrlFile:
         """Bytes start … end - 1. Raises Error when they do not come."""
         what, wanted = f"bytes {start} to {end}", Range(start, end, self.size, self.mark)
         seconds = seconds_for(end - start)
+
+        def fetched(system: Any, path: str) -> bytes:
+            fetch_to_cache(system, path)  # all of it, however long that takes
+            return fetch(system, path, wanted, seconds)
+
         try:
-            return ask(self.url, lambda system, path: fetch(system, path, wanted, seconds), what=what, seconds=None)
+            return ask(self.url, fetched, what=what, seconds=None)
         except FileNotFoundError as error:
             raise Error(f"{self}: {what} did not arrive ({reason(error)}); {GO_ON}") from None
 

@@ -40,9 +40,13 @@ class GPT2Config:
     document_masking: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name != "document_masking" and whole(f"model: {name}", value) < 1:
-                raise Error(f"model: {name} must be at least 1, got {value}")
+        for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
+            number = whole(f"model: {name}", getattr(self, name))
+            if number < 1:
+                raise Error(f"model: {name} must be at least 1, got {number}")
+            object.__setattr__(self, name, number)
+        if not isinstance(self.document_masking, bool):
+            raise Error(f"model: document_masking: expected True or False, got {repr(self.document_masking)[:80]}")
         if self.n_embd % self.n_head:
             raise Error(
                 f"model: n_embd must be a multiple of n_head, got n_embd={self.n_embd} and n_head={self.n_head}; "

@@ -172,8 +172,11 @@ def test_one_document_in_so_many_of_those_encoded_together_is_compared(fast, wro
         return ids
 
     fast.engine = Stub(encode_wrong)
-    ((_, found),) = fast.encode_documents([b"Hello world"] * 1000)
+    *before, (count, found) = fast.encode_documents([b"Hello world"] * 1000)
     assert isinstance(found, EngineError) == (wrong % fast_tokenizer.CHECK_EVERY == 0)
+    if isinstance(found, EngineError):
+        assert (sum(number for number, _ in before), count) == (wrong, 1)  # so it can be named
+        assert sum(map(len, (tokens for _, tokens in before))) == 3 * wrong
 
 
 @pytest.mark.parametrize("panic", [True, False])

@@ -1,5 +1,6 @@
 """A directory's files, read by name and by range and written whole, the same here and at a URL."""
 
+import errno
 import ftplib
 import os
 import tarfile
@@ -8,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 import pytest
@@ -15,8 +17,8 @@ from making import shard_plays
 from plain_server import PlainServer
 
 from gpt2wds import patience
-from gpt2wds.corpus.corpora import Plays
 from gpt2wds.corpus.cutting import Cut
+from gpt2wds.corpus.shakespeare import Plays
 from gpt2wds.corpus.sharding import make_dataset
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.errors import Error, NoRanges, Unanswered
@@ -147,26 +149,39 @@ def test_a_cache_of_fsspec_stands_before_a_url(cache: Path) -> None:
 def test_many_read_through_a_cache_what_one_of_them_fetches(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy is seen when all of it is there, and made once, but for one that broke off."""
     memory = fsspec.filesystem("memory")
-    memory.pipe("/many/a", bytes(range(256)) * 1000)
+    memory.pipe({"/many/a": bytes(range(256)) * 1000, "/many/b": b"123456789" * 50_000})
     fetched = []
 
-    def slowly(path: str, local: str, **_: object) -> None:
+    def slowly(_: object, path: str, local: str, **__: object) -> None:
         fetched.append(path)
         with open(local, "wb") as file:
-            for start in range(0, 256_000, 64_000):
+            for start in range(0, 512_000, 64_000):
                 file.write(memory.cat_file(path, start, start + 64_000))
                 file.flush()
                 time.sleep(0.05)
                 if len(fetched) == 1:
                     raise ConnectionResetError("half of it is there")
 
-    monkeypatch.setattr(memory, "get_file", slowly)
+    monkeypatch.setattr(type(memory), "get_file", slowly)
     folder = Folder("simplecache::memory://many")
     with ThreadPoolExecutor(16) as threads:
         read = list(threads.map(lambda n: folder.read("a", n * 1000, n * 1000 + 256), range(250)))
     assert all(data == (bytes(range(256)) * 2)[n * 1000 % 256 :][:256] for n, data in enumerate(read))
     assert fetched == ["/many/a"] * 2
+    with ThreadPoolExecutor(16) as threads:
+        source = url_file("simplecache::memory://many/b")
+        assert list(threads.map(lambda n: source.read_range(9 * n, 9 * n + 9), range(250))) == [b"123456789"] * 250
+    assert fetched[2:] == ["/many/b"]
     assert [path.name for path in cache.iterdir() if path.suffix == ".tmp"] == []
+
+
+def test_a_full_disk_names_the_file_as_its_user_knows_it(tmp_path: Path) -> None:
+    def write(file: BinaryIO) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        Folder(tmp_path).create("a", write)
+    assert caught.value.filename == str(tmp_path / "a")
 
 
 def test_a_cache_that_many_may_not_read_is_refused_and_none_is_written_through(cache: Path, tmp_path: Path) -> None:

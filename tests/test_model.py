@@ -1,8 +1,10 @@
 """GPT-2 against `transformers`, and what else is the model's own."""
 
 import copy
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -160,6 +162,9 @@ def test_shapes_that_cannot_be() -> None:
     for value in (None, 1.5, "1"):
         with pytest.raises(Error, match=f"^model: n_layer: expected a whole number, got {value!r}"):
             GPT2Config(n_layer=value, n_head=1, n_embd=8)
+    with pytest.raises(Error, match="^model: document_masking: expected True or False, got 'no'"):
+        GPT2Config(n_layer=1, n_head=1, n_embd=8, document_masking="no")
+    json.dumps(hf_config(GPT2Config(np.int64(1), np.int64(1), np.int64(8))))  # as a checkpoint has it
     with pytest.raises(Error, match="^model: expected a GPT2Config, such as .*, got 'gpt2'"):
         GPT2("gpt2")
     with pytest.raises(Error, match="^seed: expected a whole number, got None"):

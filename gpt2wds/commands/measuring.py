@@ -3,8 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 from ..dataset.directory import Dataset
 from ..dataset.mixture import Portion
 from ..dataset.validation import refuse_too_short, validation_sequences
@@ -15,7 +13,7 @@ from ..evaluate.questions import Questions, load_questions
 from ..evaluate.text import Sampling, next_tokens, validation_loss
 from ..model import GPT2, GPT2Config
 from ..rows import Metrics, Sample
-from ..tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from ..tokenizer import Tokenizer, load_tokenizer
 from ..train.loop import Evaluate
 from ..train.signals import Each
 from .settings import Config
@@ -53,12 +51,11 @@ def _samples(
     sampling = Sampling(settings.eval.sample_tokens, seed=settings.run.seed)
     try:
         for prompt in settings.eval.sample_prompts:
-            ids = tokenizer.encode(prompt).tolist() or [END_OF_TEXT]
             found: list[int] = []
-            for token in next_tokens(model, ids, sampling, device=world.device):
+            for token in next_tokens(model, tokenizer, prompt, sampling, device=world.device):
                 found.append(token)
                 yield None
-            yield {"prompt": prompt, "text": prompt + tokenizer.decode(np.array(found, dtype=np.uint16))}
+            yield {"prompt": prompt, "text": prompt + tokenizer.decode(found)}
     except NotFinite as error:
         say(f"WARNING: {error}")
 

@@ -8,7 +8,7 @@ import numpy as np
 from ..arguments import whole
 from ..errors import Error
 from .directory import Dataset, expect_dataset
-from .manifest import SPLITS, TOKENS
+from .manifest import TOKENS
 from .order import even_share, ranked
 
 
@@ -25,13 +25,20 @@ def validation_sequences(
     """The first `max_tokens` tokens of a split in storage order: (≤ batch_sequences, seq_len + 1) uint16 arrays.
 
     All ranks together give each batch of a single rank once, so what is computed from them does not depend on how many
-    share the work. Raises Error when there is not one sequence.
+    share the work. Raises Error for arguments that cannot be, and when there is not one sequence.
     """
     batch_sequences = whole("batch_sequences", batch_sequences, 1)
     rank, world_size = ranked(rank, world_size)
     per_block, total = _sequences(dataset, seq_len, max_tokens, split)
     dealt = even_share(math.ceil(total / batch_sequences), rank, world_size)
     mine = range(dealt.start * batch_sequences, min(dealt.stop * batch_sequences, total))
+    return _batches(dataset, split, seq_len, per_block, mine, batch_sequences)
+
+
+def _batches(
+    dataset: Dataset, split: str, seq_len: int, per_block: np.ndarray, mine: range, batch_sequences: int
+) -> Iterator[np.ndarray]:
+    """The sequences of a range, batch by batch; per_block: (blocks,) how many there are in each."""
     starts = np.cumsum(per_block) - per_block
     batch: list[np.ndarray] = []
     for block in range(len(per_block)):
@@ -57,8 +64,7 @@ def _sequences(dataset: Dataset, seq_len: int, max_tokens: int, split: str) -> t
     """(blocks,) sequences in each block, and how many of all are used. Raises Error where that is none."""
     seq_len, max_tokens = whole("seq_len", seq_len, 1), whole("max_tokens", max_tokens, 0)
     expect_dataset(dataset)
-    if split not in SPLITS:
-        raise Error(f"split: expected {' or '.join(SPLITS)}, got {repr(split)[:80]}")
+    dataset.shards(split)  # refuses what is no split
     if dataset.kind != TOKENS:
         raise Error(f"dataset {dataset.path}: expected tokens, got {dataset.kind}; make some with gpt2wds-shard files")
     tokens = dataset.blocks[split]["tokens"].astype(np.int64)

@@ -8,6 +8,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 
+from ..arguments import at_least, keep_checked, whole
 from ..dataset.order import even_share
 from ..distributed import World
 from ..errors import Error
@@ -131,6 +132,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        keep_checked(self, tokens=at_least(0), top_k=at_least(0), seed=whole)
+        numbers = {"temperature": self.temperature, "top_p": self.top_p}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise Error(f"{name}: expected a number, got {repr(value)[:80]}")
         if not 0 <= self.temperature < math.inf:
             raise Error(f"temperature: expected a number of at least 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -154,24 +160,24 @@ def generate(
     from the last half. Raises Error for a model with another vocabulary than GPT-2's, and NotFinite for a model whose
     numbers are none.
     """
-    ids = tokenizer.encode(prompt).tolist() or [END_OF_TEXT]
-    found = next_tokens(model, ids, sampling, device=device, use_cache=use_cache)
-    return prompt + tokenizer.decode(np.array(list(found), dtype=np.uint16))
+    found = next_tokens(model, tokenizer, prompt, sampling, device=device, use_cache=use_cache)
+    return prompt + tokenizer.decode(list(found))
 
 
 @torch.no_grad()
 def next_tokens(
     model: GPT2,
-    prompt: list[int],
+    tokenizer: Tokenizer,
+    prompt: str,
     sampling: Sampling,
     *,
     device: torch.device | None = None,
     use_cache: bool = True,
 ) -> Iterator[int]:
-    """What `generate` appends to a prompt of one or more tokens, one after the other."""
+    """The tokens that `generate` appends to a prompt, one after the other."""
     check_vocabulary(model)
     generator = torch.Generator().manual_seed(sampling.seed)
-    ids, positions = list(prompt), model.config.n_positions
+    ids, positions = tokenizer.encode(prompt).tolist() or [END_OF_TEXT], model.config.n_positions
     start, past = max(0, len(ids) - positions), None
     for _ in range(sampling.tokens):
         if len(ids) - start > positions:

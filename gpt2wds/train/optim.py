@@ -32,7 +32,9 @@ class Muon(torch.optim.Optimizer):
                 gradient, rate = parameter.grad, group["lr"]
                 if gradient is None:
                     continue
-                momentum = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(gradient))
+                if not (state := self.state[parameter]):
+                    state["momentum_buffer"] = torch.zeros_like(gradient)
+                momentum = state["momentum_buffer"]
                 momentum.lerp_(gradient, 1 - self.MOMENTUM)
                 direction = orthogonalized(gradient.lerp(momentum, self.MOMENTUM))
                 rows, columns = parameter.shape

@@ -65,12 +65,12 @@ def test_arguments_that_cannot_be(plays: Dataset) -> None:
     for name, least in {"seq_len": 1, "max_tokens": 0, "batch_sequences": 1}.items():
         for value in (least - 1, None, 1.5):
             with pytest.raises(Error, match=f"^{name}: expected a whole number, {least} or more, got {value}"):
-                next(validation_sequences(plays, **{**good, name: value}))
+                validation_sequences(plays, **{**good, name: value})
     with pytest.raises(Error, match="^world_size: expected 1 or more, got 0"):
-        next(validation_sequences(plays, **good, world_size=0))
+        validation_sequences(plays, **good, world_size=0)
     with pytest.raises(Error, match="^rank: expected 0 to world_size - 1 = 1, got 2"):
-        next(validation_sequences(plays, **good, rank=2, world_size=2))
+        validation_sequences(plays, **good, rank=2, world_size=2)
     with pytest.raises(Error, match="^split: expected train or val, got 'test'"):
-        next(validation_sequences(plays, **good, split="test"))
+        validation_sequences(plays, **good, split="test")
     with pytest.raises(Error, match=r"^dataset: expected a Dataset, such as Dataset\('data/mine'\), got 'data'"):
-        next(validation_sequences("data", **good))
+        validation_sequences("data", **good)

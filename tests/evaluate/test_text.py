@@ -22,6 +22,7 @@ from gpt2wds.commands.settings import Run
 from gpt2wds.dataset.directory import Dataset
 from gpt2wds.dataset.validation import validation_sequences
 from gpt2wds.distributed import World
+from gpt2wds.errors import Error
 from gpt2wds.evaluate.text import Sampling, choose_token, generate, unigram_entropy, validation_loss
 from gpt2wds.model import GPT2, GPT2Config
 from gpt2wds.tokenizer import END_OF_TEXT, load_tokenizer
@@ -159,6 +160,17 @@ def test_options_that_mean_nothing_are_one_line(run_dir: Path, option: str) -> N
     assert re.fullmatch(rf"error: (--)?{option.partition('=')[0]}: expected .*, got -?[\w.]+\n", result.stderr), (
         result.stderr
     )
+
+
+def test_sampling_is_checked_where_it_is_made() -> None:
+    for wrong, said in (
+        ({"tokens": 1.5}, "tokens: expected a whole number, 0 or more, got 1.5"),
+        ({"tokens": 1, "top_k": -2}, "top_k: expected a whole number, 0 or more, got -2"),
+        ({"tokens": 1, "temperature": "1"}, "temperature: expected a number, got '1'"),
+        ({"tokens": 1, "seed": 0.5}, "seed: expected a whole number, got 0.5"),
+    ):
+        with pytest.raises(Error, match=f"^{said}"):
+            Sampling(**wrong)
 
 
 def test_every_seed_that_a_run_may_have_draws_samples() -> None:

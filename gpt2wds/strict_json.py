@@ -13,6 +13,7 @@ from .errors import Error, reason
 CHECK = "check"
 Record = dict[str, Any]  # JSON's object, at its edge only (test_architecture.py says where)
 LEVELS = 64  # of lists and objects within one another; Python's own limit depends on who calls
+_OUTER = (dict, list)
 _TOO_DEEP = f"expected at most {LEVELS} levels of lists and objects within one another, got more"
 
 
@@ -28,12 +29,23 @@ def load_json(text: str | bytes) -> Any:
         raise Error(_TOO_DEEP) from None
     except ValueError as error:
         raise Error(f"it is no JSON ({reason(error)})") from None
-    level = [value]
-    for _ in range(LEVELS):
-        level = [each for outer in level for each in _members(outer) if isinstance(each, dict | list)]
-    if level:
+    if is_deeper(value, LEVELS):
         raise Error(_TOO_DEEP)
     return value
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether a value of JSON has more than so many levels of lists and objects within one another.
+
+    >>> is_deeper([[]], 2), is_deeper([[]], 1), is_deeper(1, 0)
+    (False, True, False)
+    """
+    level = [value] if isinstance(value, _OUTER) else []
+    for _ in range(levels):
+        if not level:
+            return False
+        level = [each for outer in level for each in _members(outer) if isinstance(each, _OUTER)]
+    return bool(level)
 
 
 def checked(record: Record) -> Record:
@@ -50,7 +62,7 @@ def refuse_damage(record: Record) -> None:
 
 
 def _members(value: Any) -> Any:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value.values() if isinstance(value, dict) else value
 
 
 def _finite(text: str) -> float:

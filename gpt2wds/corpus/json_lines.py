@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import Error
 from ..locations import Location
+from ..strict_json import is_deeper
 from .compression import InBytes, OpenInBytes, Stream, naming_damage
 from .documents import (
     BATCH_BYTES,
@@ -26,7 +27,8 @@ from .documents import (
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 1 << 20  # read of a file to estimate how many lines it has
 REST_BYTES = 1 << 20  # read at once of a line that is not looked at
-_TOO_DEEP = "JSON nested too deeply"
+LEVELS = 500  # of lists and objects within one another; Python's own limit, near 1,000, depends on who calls
+_TOO_DEEP = f"JSON nested more than {LEVELS} deep"
 
 
 class JSONLines(InBytes):
@@ -155,9 +157,9 @@ def _check_first_line(location: Location, head: bytes, text_column: str) -> None
         return  # nothing to judge by, or a first line of more than the head
     record, got = None, ""
     try:
-        record = json.loads(line)
+        record = _loaded(line.decode("utf-8", "surrogatepass"), text_column)
     except RecursionError:
-        got = f"{_TOO_DEEP} to read, "
+        got = f"{_TOO_DEEP}, "
     except ValueError:
         pass
     if not isinstance(record, dict):
@@ -173,9 +175,19 @@ def _check_first_line(location: Location, head: bytes, text_column: str) -> None
         raise Error(f"{location}: expected text in column {text_column!r}, got {kind}; choose one with text_column")
 
 
+def _loaded(line: str, text_column: str) -> object:
+    """The value of a line. Raises ValueError, and RecursionError for more than LEVELS, whoever calls."""
+    value = json.loads(line)
+    text = value.get(text_column) if isinstance(value, dict) else None
+    beside = len(line) - (len(text) if isinstance(text, str) else 0)
+    if beside > 2 * LEVELS and is_deeper(value, LEVELS):  # mostly there is no room for so many brackets
+        raise RecursionError
+    return value
+
+
 def _json_document(line: bytes, text_column: str) -> Document:
     try:
-        record = json.loads(line.removeprefix(BYTE_ORDER_MARK).decode("utf-8"))
+        record = _loaded(line.removeprefix(BYTE_ORDER_MARK).decode("utf-8"), text_column)
     except UnicodeDecodeError:
         return Skipped("not UTF-8")
     except RecursionError:

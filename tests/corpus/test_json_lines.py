@@ -72,7 +72,10 @@ def test_jsonl_runs_joined_are_the_whole_file(folder, lines, line_end, ends_in_l
         (b'{"text": "a"', Skipped("no JSON")),
         (b'{"text": "a"}{"text": "b"}', Skipped("no JSON")),
         (b'{"text": "\xff"}', Skipped("not UTF-8")),
-        (b"[" * 100_000, Skipped("JSON nested too deeply")),
+        (b"[" * 100_000, Skipped("JSON nested more than 500 deep")),
+        (b'{"text": "a", "b": ' + b"[" * 499 + b"]" * 499 + b"}", "a"),
+        (b'{"text": "a", "b": ' + b"[" * 500 + b"]" * 500 + b"}", Skipped("JSON nested more than 500 deep")),
+        (b'{"text": "' + b"[{" * 999 + b'"}', "[{" * 999),
         (b'["text"]', Skipped("no JSON object")),
         (b"null", Skipped("no JSON object")),
     ],
@@ -125,7 +128,7 @@ def test_a_jsonl_file_is_checked(tmp_path):
     for content in ('{"text": "a"}\nno JSON\n', "", "\n"):
         path.write_text(content)
         JSONL.measure(local_file(path), "text")
-    for content, got in (("no JSON\n", ""), ('["text"]\n', ""), ("[" * 100_000, "JSON nested too deeply to read, ")):
+    for content, got in (("no JSON\n", ""), ('["text"]\n', ""), ("[" * 100_000, "JSON nested more than 500 deep, ")):
         path.write_text(content)
         with pytest.raises(ValueError, match=rf"a\.jsonl: expected one JSON object per line, got {got}b'"):
             JSONL.measure(local_file(path), "text")

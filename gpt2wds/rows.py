@@ -51,7 +51,7 @@ class Row(Metrics, total=False):
     left_out: bool
 
 
-class Origin(TypedDict, total=False):
+class Beginning(TypedDict, total=False):
     """What a run began from, where it is not random weights: as it was asked for, and as it was found."""
 
     init_from: str
@@ -104,7 +104,7 @@ class Facts(Measures, total=False):
     torch: str
     val_unigram_entropy: float | None
     datasets: list[DatasetFacts]
-    origin: Origin | str  # an earlier version wrote its path alone
+    origin: Beginning | str  # an earlier version wrote its path alone
 
 
 def number(row: Mapping[str, object], name: str) -> float | None:

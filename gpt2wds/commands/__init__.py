@@ -15,9 +15,10 @@ from pathlib import Path
 from types import FrameType
 
 _PROGRAM = Path(sys.argv[0]).name
-# What only reads begins anew.
+# What only reads begins anew. With `python -m`, the program is not named yet.
+_IS_EVAL = not {"gpt2wds-eval", "gpt2wds.commands.eval"}.isdisjoint({_PROGRAM, *sys.orig_argv})
 STOPPED = "stopped"
-if _PROGRAM != "gpt2wds-eval" and sys.argv[1:2] not in (["verify"], ["cat"], ["info"]):
+if not _IS_EVAL and sys.argv[1:2] not in (["verify"], ["cat"], ["info"]):
     STOPPED += "; the same command goes on from here"
 
 

@@ -7,8 +7,8 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from typing import Any, TextIO
 
@@ -63,32 +63,26 @@ def go_on_unread(name: str) -> None:
         )
 
 
-@contextmanager
-def messages_above() -> Iterator[None]:
-    """Log messages come above a progress bar, where there is a terminal for one."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    with logging_redirect_tqdm([logging.getLogger("gpt2wds")]):
-        yield
-
-
 class ProgressLine:
-    """A progress bar on a terminal, a line every few seconds elsewhere; always on standard error."""
+    """A progress bar on a terminal, a line every few seconds elsewhere; always on standard error.
+
+    Log messages come above the bar until it is closed.
+    """
 
     def __init__(self, label: str, total: float | None, unit: str, done: float = 0):
         self._label, self._total, self._unit = shown(label), total, unit
         # One document, not "1 documents"; of bytes and the like there is no plural.
         self._one = unit.strip().removesuffix("s")
         unit = unit.removesuffix("s") if total == 1 else unit
+        self._above = ExitStack()
         self._bar = self._on_terminal(unit, done) if sys.stderr.isatty() else None
         self._before, self._done, self._start, self._said = done, done, time.monotonic(), time.monotonic()
 
     def _on_terminal(self, unit: str, done: float) -> Any:
         from tqdm import tqdm  # it takes as long as NumPy
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
+        self._above.enter_context(logging_redirect_tqdm([logging.getLogger("gpt2wds")]))
         form = "{desc}: {n:,.0f}{unit}, {rate_fmt}{postfix}"
         if self._total is not None:
             form = "{desc}: {bar:10} {n:,.0f} of {total:,.0f}{unit}, {remaining} left, {rate_fmt}{postfix}"
@@ -121,6 +115,7 @@ class ProgressLine:
     def close(self, note: str = "") -> None:
         if self._bar is not None:
             self._bar.close()
+        self._above.close()
         self._say(note)
 
     def _say(self, note: str) -> None:

@@ -5,8 +5,7 @@ import click
 from ..dataset.card import CARD
 from ..dataset.directory import Dataset
 from ..dataset.hub_target import HUB, HubTarget
-from ..dataset.publish import Directory as DirectoryTarget
-from ..dataset.publish import has_another_card, published_plan, send, telling, to_send
+from ..dataset.publish import DirectoryTarget, has_another_card, published_plan, send, telling, to_send
 from ..errors import Error, counted
 from .common import Directory
 from .looking import DIRECTORY, totals

@@ -15,6 +15,7 @@ from ..corpus.corpora import Request
 from ..corpus.cutting import Cut
 from ..corpus.documents import LARGEST_DOCUMENT_BYTES, LEAST_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES
 from ..corpus.executors import Executor, Processes
+from ..corpus.overlap import keep_memory
 from ..corpus.plan import Plan, Task
 from ..corpus.ray_executor import OnRay
 from ..corpus.shakespeare import Plays, Shakespeare
@@ -24,10 +25,8 @@ from ..version import __version__
 from .common import Commands, Directory
 from .finish import finish_command, finish_dataset, say_finished
 from .looking import cat_command, export_command, info_command, verify_command
-from .output import ProgressLine, messages_above, say
+from .output import ProgressLine, say
 from .push import push_command
-
-FromHub = tuple[str | None, str | None, str, str, int]  # config, revision, split, text_column, max_document_bytes
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -145,8 +144,7 @@ def files(paths: tuple[str, ...], text_column: str, max_document_bytes: int, **o
 
 
 def _hub_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of both commands that stream from the Hub: they get `asked`, the fields of their request but the
-    repository."""
+    """Options of both commands that stream from the Hub: they get the request."""
 
     @click.option("--revision", help="Commit, branch or tag; main as it is now if not given. The plan pins the commit.")
     @click.option("--split", default="train", show_default=True, help="Split of the dataset on the Hub.")
@@ -155,9 +153,23 @@ def _hub_options(command: Callable[..., None]) -> Callable[..., None]:
     @_cut_options
     @wraps(command)
     def wrapped(
-        config: str | None, revision: str | None, split: str, text_column: str, max_document_bytes: int, **options: Any
+        config: str | None,
+        revision: str | None,
+        split: str,
+        text_column: str,
+        max_document_bytes: int,
+        repo: str = corpora.FINEWEB_REPO,
+        **options: Any,
     ) -> None:
-        command(asked=(config, revision, split, text_column, max_document_bytes), **options)
+        asked = corpora.HubDataset(
+            repo,
+            config=config,
+            revision=revision,
+            split=split,
+            text_column=text_column,
+            max_document_bytes=max_document_bytes,
+        )
+        command(asked, **options)
 
     return wrapped
 
@@ -165,25 +177,25 @@ def _hub_options(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @click.option("--config", default=corpora.FINEWEB_CONFIG, show_default=True, help="Configuration of FineWeb-Edu.")
 @_hub_options
-def fineweb(asked: FromHub, **options: Any) -> None:
+def fineweb(asked: corpora.HubDataset, **options: Any) -> None:
     """FineWeb-Edu, streamed from the Hub: never downloaded whole, nothing kept but the shards.
 
     Validation is its first 12,000 documents, the lesson's 10.5 million tokens.
     """
-    _make(corpora.FineWebEdu(corpora.FINEWEB_REPO, *asked), **options)
+    _make(corpora.FineWebEdu(**vars(asked)), **options)
 
 
 @main.command()
 @click.argument("repo")
 @click.option("--config", help="Configuration, where the dataset has several.")
 @_hub_options
-def hf(repo: str, asked: FromHub, **options: Any) -> None:
+def hf(asked: corpora.HubDataset, **options: Any) -> None:
     """Any dataset on the Hub, streamed: REPO is owner/name.
 
     Parquet and JSON lines are read by byte range and cut into shards of equal size; other formats as `datasets`
     streams them, whole files in each shard.
     """
-    _make(corpora.HubDataset(repo, *asked), **options)
+    _make(asked, **options)
 
 
 @main.command()
@@ -214,8 +226,8 @@ def _make(
         say_finished(out)
         return
     progress = _Progress(out)
-    with messages_above():
-        missing = sharding.run_missing(out, plan, executor, task_slice=task_slice, progress=progress)
+    keep_memory()  # where one process is enough, it is this one
+    missing = sharding.run_missing(out, plan, executor, task_slice=task_slice, progress=progress)
     progress.close()
     first, step = task_slice
     if step > 1 and missing:

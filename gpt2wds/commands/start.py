@@ -15,7 +15,7 @@ from ..dataset.mixture import identity
 from ..distributed import World
 from ..errors import Error, counted
 from ..model import GPT2, VOCAB_SIZE, GPT2Config
-from ..rows import Origin
+from ..rows import Beginning
 from ..train.checkpoint import State, load_state, newest_sound_checkpoint, state_hash
 from ..train.rundir import RunDirectory
 from ..train.weights import load_weights, weights_hash
@@ -61,7 +61,7 @@ def find_start(settings: Config, run: RunDirectory, batches: StepBatches) -> Sta
                 f"train.max_steps: expected more than the {counted(start.state.step, 'step')} of {source}, got "
                 f"{settings.train.max_steps}"
             )
-        origin: Origin = {"fork_from": settings.run.fork_from, **_origin(source)}
+        origin: Beginning = {"fork_from": settings.run.fork_from, **_origin(source)}
         return dataclasses.replace(start, state=dataclasses.replace(start.state, origin=origin), checkpoint=None)
     if settings.model.init_from:
         source = find_weights(settings.model.init_from)
@@ -114,7 +114,7 @@ def _with_key(text: str, settings: Config) -> str:
     return f"data.path = {settings.data.described}: {text}" if text.startswith("state: ") else text
 
 
-def _origin(source: Path) -> Origin:
+def _origin(source: Path) -> Beginning:
     """What a run began from, as its run.json and its checkpoints tell it."""
     return {"path": str(source.resolve()), "step": step_of(source), "sha256": weights_hash(source)}
 

@@ -10,6 +10,7 @@ from ..arguments import whole
 from ..errors import Error, counted
 from ..locations import Location
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8, before a text and no part of it
 _UTF_16 = "UTF-16 or binary; convert it, for example with iconv"
 _NAMED = "; give it the name of its format"
 _MARKS = {
@@ -28,9 +29,8 @@ MAX_DOCUMENT_BYTES = 64_000_000  # if nothing else is said
 BATCH_DOCUMENTS, BATCH_BYTES = 1000, 1 << 20  # read, decoded and tokenized at once, whichever is less
 LEAST_DOCUMENT_BYTES = 1000  # what may be asked for: the smallest pieces of text
 LARGEST_DOCUMENT_BYTES = 1 << 40
-Digest = (
-    xxhash.xxh3_128
-)  # takes bytes, gives their hash: against rot and mistakes, not malice; far faster than any disk
+# Takes bytes, gives their hash: against rot and mistakes, not malice; far faster than any disk.
+Digest = xxhash.xxh3_128
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def decoded(data: bytes | None) -> Document:
         return Skipped(f"not UTF-8 (byte {error.start} of the document)")
 
 
-def refuse_other_content(location: Location, head: bytes) -> None:
+def refuse_binary(location: Location, head: bytes) -> None:
     """Raise Error for a file whose first bytes say that it is not UTF-8 text: each document would be wrong, or none."""
     for mark, found in _MARKS.items():
         if head.startswith(mark):

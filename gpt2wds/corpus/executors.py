@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from ..arguments import at_least, keep_checked, or_none
 from ..errors import Error
 from ..folder import Folder
-from .overlap import Cores, one_core
+from .overlap import Cores, keep_memory, one_core
 
 
 class Runner(Protocol):
@@ -175,6 +175,7 @@ def _work(pipe: Connection, runner: Runner) -> None:
     for number in _OF_A_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_memory()
     parent = _Parent(pipe)
     try:
         while True:

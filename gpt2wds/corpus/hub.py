@@ -30,7 +30,7 @@ from .documents import (
     too_long,
 )
 
-HELLASWAG_REPO = "Rowan/hellaswag"
+HELLASWAG_REPO, HELLASWAG_FILE = "Rowan/hellaswag", "hellaswag_val.jsonl"
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def download_hellaswag(folder: Path) -> tuple[Path, str]:
     if not tables:
         raise Error(f"hellaswag: expected a validation split in parquet in {HELLASWAG_REPO}, found none")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "hellaswag_val.jsonl"
+    path = folder / HELLASWAG_FILE
     rows = [row for table in tables for row in table.to_pylist()]
     replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path, str(info.sha)

@@ -11,6 +11,7 @@ from ..strict_json import is_deeper
 from .compression import InBytes, OpenInBytes, Stream, naming_damage
 from .documents import (
     BATCH_BYTES,
+    BYTE_ORDER_MARK,
     MAX_DOCUMENT_BYTES,
     Digest,
     Document,
@@ -20,11 +21,10 @@ from .documents import (
     as_document,
     check_delivered,
     no_column,
-    refuse_other_content,
+    refuse_binary,
     too_long,
 )
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 1 << 20  # read of a file to estimate how many lines it has
 REST_BYTES = 1 << 20  # read at once of a line that is not looked at
 LEVELS = 500  # of lists and objects within one another; Python's own limit, near 1,000, depends on who calls
@@ -151,7 +151,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def _check_first_line(location: Location, head: bytes, text_column: str) -> None:
-    refuse_other_content(location, head)
+    refuse_binary(location, head)
     line = head.removeprefix(BYTE_ORDER_MARK).partition(b"\n")[0].strip()
     if not line or (len(line) == len(head) == HEAD_BYTES):
         return  # nothing to judge by, or a first line of more than the head

@@ -26,6 +26,16 @@ def one_core() -> int:
     return 1
 
 
+def keep_memory() -> None:
+    """Of a process that does nothing but tasks: what is freed stays with it.
+
+    Threads that give pages back and fetch them anew interrupt each other, and Arrow's own malloc gives them back in
+    pieces of 64 KiB.
+    """
+    keep_pages()
+    pa.set_memory_pool(pa.system_memory_pool())
+
+
 class Overlap:
     """As many threads as `cores` says. Who uses them reads and writes meanwhile, and waits: on so many cores there is
     then always a thread that has work, whatever another one waits for.
@@ -82,8 +92,4 @@ class Overlap:
             return
         if self._threads is not None:
             self._threads.shutdown()
-        if count:
-            # Threads that give pages back and fetch them anew interrupt each other; Arrow's own malloc gives 64 KiB.
-            keep_pages()
-            pa.set_memory_pool(pa.system_memory_pool())
         self._threads, self._count = ThreadPoolExecutor(count) if count else None, count

@@ -12,6 +12,7 @@ from ..folder import Folder
 from ..locations import PACKAGE, LocalFile, local_file, package_folder, package_version
 from .sources import WHOLE, Corpus, Source, kept_in, measured
 
+TINY_SHAKESPEARE_FILE = "tinyshakespeare.txt"  # where it was downloaded
 TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
@@ -37,7 +38,7 @@ class Shakespeare:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != TINY_SHAKESPEARE_SHA256:
             raise Error(f"shakespeare: expected SHA-256 {TINY_SHAKESPEARE_SHA256}, got {found} for {path}")
-        source = Source("tinyshakespeare.txt", ".txt", local_file(path))
+        source = Source(TINY_SHAKESPEARE_FILE, ".txt", local_file(path))
         return Corpus(
             CorpusName("Tiny Shakespeare", TINY_SHAKESPEARE_URL, found), tuple(measured([source])), val_docs=1
         )
@@ -45,7 +46,7 @@ class Shakespeare:
 
 def _downloaded(folder: Path) -> Path:
     """Tiny Shakespeare in `folder`, fetched if it is not there. Raises Error where it cannot be."""
-    path = folder / "tinyshakespeare.txt"
+    path = folder / TINY_SHAKESPEARE_FILE
     if path.exists():
         return path
     import urllib.request  # few sharding commands need it, and each waits for its imports

@@ -7,9 +7,18 @@ from dataclasses import dataclass
 
 from ..locations import Location
 from .compression import InBytes, OpenInBytes, Stream, naming_damage
-from .documents import MAX_DOCUMENT_BYTES, Digest, Document, Run, Size, check_delivered, decoded, refuse_other_content
+from .documents import (
+    BYTE_ORDER_MARK,
+    MAX_DOCUMENT_BYTES,
+    Digest,
+    Document,
+    Run,
+    Size,
+    check_delivered,
+    decoded,
+    refuse_binary,
+)
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 64  # read of a file to see whether it is text at all
 TEXT_PIECE_BYTES = 65_536
 BLANK_LINE_WITHIN = 1 << 20  # bytes in which a piece of text looks for a blank line to end at
@@ -28,7 +37,7 @@ class Text(InBytes):
     def measure(self, location: Location, text_column: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Size:
         size = None if self.decompressor else location.size
         with closing(Stream(location, self.decompressor)) as source, naming_damage(location):
-            refuse_other_content(location, source.read(HEAD_BYTES))
+            refuse_binary(location, source.read(HEAD_BYTES))
         if location.size > COUNTED_BYTES:
             return Size(location.size // TEXT_PIECE_BYTES, size, is_exact=False)
         with closing(self.open(location, Size(0, size), text_column, max_bytes)) as source:

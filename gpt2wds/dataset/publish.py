@@ -102,7 +102,7 @@ class Target(Protocol):
         """Create these files; `sent` is told the bytes of each. Raises Error where another came first."""
 
 
-class Directory:
+class DirectoryTarget:
     """A directory, here or at a URL."""
 
     def __init__(self, folder: Folder):

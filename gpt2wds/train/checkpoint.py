@@ -28,7 +28,7 @@ from ..dataset.manifest import member
 from ..errors import Error, reason
 from ..files import naming_full_disk, sync
 from ..model import GPT2, hf_config
-from ..rows import Origin, Row
+from ..rows import Beginning, Row
 from ..strict_json import Record
 
 WEIGHTS, CONFIG, OPTIMIZER = "model.safetensors", "config.json", "optimizer.safetensors"
@@ -47,7 +47,7 @@ class State:
     step: int = 0
     row: Row = field(default_factory=lambda: Row(step=0, tokens=0))
     batches: Record | None = None
-    origin: Origin | None = None
+    origin: Beginning | None = None
 
     def to_json(self) -> str:
         record = {"step": self.step, "row": self.row, "batches": self.batches}
@@ -71,7 +71,7 @@ class State:
             batches = member({"batches": batches}, "batches", dict)
         if origin is not None:
             member(member(record, "origin", dict), "path", str)
-        return cls(step, cast(Row, row), batches, cast(Origin | None, origin))
+        return cls(step, cast(Row, row), batches, cast(Beginning | None, origin))
 
 
 def save_checkpoint(

@@ -18,7 +18,7 @@ import torch
 from ..dataset.loader import StepBatches
 from ..errors import Error, reason
 from ..model import GPT2
-from ..rows import Metrics, Origin, Row
+from ..rows import Beginning, Metrics, Row
 from .checkpoint import State, list_checkpoints, save_checkpoint
 from .faults import naming_faults
 from .recipe import Checkpoint
@@ -60,7 +60,7 @@ class Trainer:
         self._is_wanted = False  # a checkpoint, by a signal
         self._saved = 0  # the step of the last checkpoint, or that training began from
         self._clock = 0.0
-        self._origin: Origin | None = None
+        self._origin: Beginning | None = None
 
     def train(self, state: State) -> int:
         """Train from `state` to `max_steps`; returns the signal that stopped it, or 0.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..dataset.manifest import FILES
 from ..errors import Error
 from ..rows import Facts, Row, number
 from . import page
@@ -39,8 +40,7 @@ def write_report(*run_dirs: str | Path, out: str | Path | None = None, by: str =
         raise Error("expected run directories, got none; give at least one")
     if by not in X_NAMES:
         raise Error(f"by: expected {' or '.join(X_NAMES)}, got {by!r}; take one of them")
-    names = _short_names(run_dirs)
-    runs = [_read(Path(path), name, by) for path, name in zip(run_dirs, names, strict=True)]
+    runs = [_read(Path(path), name, by) for path, name in zip(run_dirs, _short_names(run_dirs), strict=True)]
     if out is None:
         out = Path(run_dirs[0], "report.html") if len(runs) == 1 else "report.html"
     text = _page_of_one(runs[0], by) if len(runs) == 1 else _page_of_several(runs, by)
@@ -135,7 +135,7 @@ def _title(run: Run) -> str:
     datasets = [(one["corpus"], one["path"]) for one in run.facts.get("datasets", ())]
     datasets = datasets or [(run.facts.get("corpus") or "unnamed text", _data_path(run))]
     corpora = [corpus for corpus, _ in datasets]
-    tells = [corpus != "files" and corpora.count(corpus) == 1 for corpus in corpora]
+    tells = [corpus != FILES and corpora.count(corpus) == 1 for corpus in corpora]
     paths = [path.rstrip("./").split("/") for (_, path), told in zip(datasets, tells, strict=True) if not told]
     names = iter(_ends(paths) if paths else [])
     return f"GPT-2 on {' + '.join(c if told else next(names) or c for c, told in zip(corpora, tells, strict=True))}"

@@ -127,6 +127,14 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(command: str, said: str)
     assert (done.returncode, done.stderr) == (130, said)
 
 
+def test_a_module_that_is_run_says_the_same() -> None:
+    said = "import sys; sys.argv = ['-m', 'x']; sys.orig_argv = ['python', '-m', 'gpt2wds.commands.%s']; "
+    for name, stopped in ("eval", "stopped"), ("train", "stopped; the same command goes on from here"):
+        script = said % name + "import gpt2wds.commands; print(gpt2wds.commands.STOPPED)"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == stopped
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_a_later_import_is_not_lost(number: int) -> None:
     # In importlib's own callback, which swallows whatever is raised in it.

@@ -37,15 +37,14 @@ def test_one_is_no_plural(total: int | None, said: str, capsys: pytest.CaptureFi
 
 def test_a_terminal_has_whole_numbers_and_messages_above_the_line() -> None:
     program = """
-import time
-from tqdm import tqdm
+import logging, time
 from gpt2wds.commands.output import ProgressLine
 progress = ProgressLine("training", 1200, " steps")
 for step in range(30):
     time.sleep(0.02)
     progress.update(40, "loss 3.1234, " + "and more " * 20)
     if step == 15:
-        tqdm.write("step 16: a message")
+        logging.getLogger("gpt2wds.folder").warning("step 16: a message")
 progress.close("loss 3.1")
 """
     ours, theirs = pty.openpty()

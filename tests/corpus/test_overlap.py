@@ -1,6 +1,8 @@
 """Work that threads do ahead: its results, its errors, its bounds, and that no thread stays."""
 
 import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -93,3 +95,14 @@ def test_what_no_thread_has_begun_is_dropped_when_the_caller_stops():
             stopping.set()
             raise KeyboardInterrupt
     assert not begun[3].is_set(), "nobody needs it"
+
+
+def test_a_callers_process_keeps_its_own_ways_with_memory(tmp_path):
+    # Of the process that calls the library, which does other things too; a command is nothing else.
+    script = (
+        "import sys, pyarrow as pa; from gpt2wds import Cut, Plays, make_dataset\n"
+        "before = pa.default_memory_pool().backend_name\n"
+        "make_dataset(sys.argv[1], Plays(), Cut(limit_docs=4, val_docs=1), workers=2)\n"
+        "assert pa.default_memory_pool().backend_name == before != 'system'\n"
+    )
+    subprocess.run([sys.executable, "-c", script, tmp_path / "out"], check=True, capture_output=True)

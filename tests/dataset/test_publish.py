@@ -9,7 +9,7 @@ import pytest
 from making import flip, tree
 
 from gpt2wds.dataset.directory import Dataset
-from gpt2wds.dataset.publish import Directory, published_plan, send, telling, to_send
+from gpt2wds.dataset.publish import DirectoryTarget, published_plan, send, telling, to_send
 from gpt2wds.errors import Error
 from gpt2wds.folder import Folder
 
@@ -23,7 +23,7 @@ def there(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
 
 
 def push(dataset: Dataset, there: Folder) -> list[str]:
-    target = Directory(there)
+    target = DirectoryTarget(there)
     stages = to_send(dataset, target, str(there))
     send(target, stages)
     return [piece.name for stage in stages for piece in stage.pieces]

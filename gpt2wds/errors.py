@@ -19,7 +19,7 @@ class Unanswered(Error):
 
 
 class NoRanges(Unanswered):
-    """Nor will it, for a server or a proxy there ignores byte ranges."""
+    """A server, or a proxy before it, ignores byte ranges: asked again, it would give no other answer."""
 
 
 class EngineError(Error):

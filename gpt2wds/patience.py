@@ -85,7 +85,7 @@ def patiently(question: Callable[[], Answer], what: str, seconds: float | None =
             most = ABSENT_SECONDS if _is_absent(error) else PATIENCE_SECONDS
             if time.monotonic() - begin + wait > most:
                 raise
-            if not isinstance(error, NoRanges) and _is_news(error):  # which is about to be said, or no news
+            if not isinstance(error, NoRanges) and _is_news(error):  # the former ends as an error, which says it
                 _LOG.warning("%s did not arrive (%s), asking again in %g s", shown(what), reason(error), wait)
             if unwanted.wait(wait):
                 raise

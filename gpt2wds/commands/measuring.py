@@ -47,7 +47,7 @@ def _validation_loss(model: GPT2, dataset: Dataset, settings: Config, world: Wor
 def _samples(
     model: GPT2, tokenizer: Tokenizer, settings: Config, world: World, say: Callable[[str], None]
 ) -> Iterator[Sample | None]:
-    """A sample of each prompt, and None for each token before it. Numbers that are none end it with a warning."""
+    """A sample of each prompt, and None for each token before it. Numbers that are not finite end it with a warning."""
     sampling = Sampling(settings.eval.sample_tokens, seed=settings.run.seed)
     try:
         for prompt in settings.eval.sample_prompts:

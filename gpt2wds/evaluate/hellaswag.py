@@ -51,7 +51,7 @@ def score(
     products, "float32" or "bfloat16". each: how a rank goes through its batches, to the end.
 
     Raises Error for a model of another vocabulary, or of fewer positions than the questions were made for, and
-    NotFinite for one whose numbers are none.
+    NotFinite for one whose numbers are not finite.
 
     >>> from gpt2wds import Dataset, load_questions, load_weights, score
     >>> model = load_weights("runs/gpt2-124m/checkpoints/step-0019073")  # doctest: +SKIP
@@ -82,7 +82,7 @@ def ending_log_probabilities(
     something go through the head. Batches are cut before they are dealt out, so the ranks compute what one would, to
     the last digit; `progress` hears of the endings that this rank has done.
     Raises Error for a model with another vocabulary than GPT-2's or fewer positions than the questions were made for,
-    and NotFinite for one whose numbers are none.
+    and NotFinite for one whose numbers are not finite.
     """
     check_vocabulary(model)
     longest = max((int(row.positions.max()) + 1 for row in questions.rows), default=0)

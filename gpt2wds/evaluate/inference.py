@@ -54,7 +54,7 @@ def check_vocabulary(model: GPT2) -> None:
 
 
 class NotFinite(Error):
-    """A model whose numbers are none: infinite, or not numbers."""
+    """A model whose numbers are not finite."""
 
 
 def not_finite(model: GPT2, what: str, dtype: str) -> NotFinite:

@@ -158,7 +158,7 @@ def generate(
 
     With and without the cache of keys and values it is the same text. When the model's positions are full, it goes on
     from the last half. Raises Error for a model with another vocabulary than GPT-2's, and NotFinite for a model whose
-    numbers are none.
+    numbers are not finite.
     """
     found = next_tokens(model, tokenizer, prompt, sampling, device=device, use_cache=use_cache)
     return prompt + tokenizer.decode(list(found))

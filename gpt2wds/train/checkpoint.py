@@ -117,7 +117,7 @@ def save_checkpoint(
         shutil.rmtree(_hidden(final))
     temporary.rename(final)
     sync(folder)
-    # What is further on is damaged, a fall-back skipped it: kept, it would push a sound one out.
+    # What is further on is damaged, and training fell back past it: kept, it would push a sound one out.
     found = list_checkpoints(folder)
     kept = found[: found.index(final) + 1][-keep:]
     for old in found:
@@ -149,7 +149,7 @@ def newest_sound_checkpoint(folder: Path, warn: Callable[[str], None], before: i
     """The newest checkpoint whose every byte is as it was written, or None when there is none at all.
 
     Of those of a step before `before`, where that is given.
-    Says through `warn` which it passes over. Raises Error when there are some and all are damaged: starting
+    Says through `warn` which are skipped. Raises Error when there are some and all are damaged: starting
     from nothing is not what anybody would want then; and for one that may not be read, which is not damaged, and would
     be replaced when the run comes by again.
     """
@@ -238,7 +238,7 @@ def _damage(path: Path) -> str | None:
             if sums.get(name) != sha256_of(path / name):
                 return f"{name} is not what was written"
     except PermissionError as error:
-        raise Error(f"checkpoint {path}: expected to read it ({error}); make it readable, then go on") from None
+        raise Error(f"checkpoint {path}: expected to read it ({reason(error)}); make it readable, then go on") from None
     except (OSError, ValueError) as error:
         return str(error)
     return None

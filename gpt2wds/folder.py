@@ -259,5 +259,5 @@ def _no_place(error: FileNotFoundError) -> Error:
 _LOG = logging.getLogger(__name__)
 _NOT_EXCLUSIVE = (
     "this store does not create files exclusively (If-None-Match), so it is only looked before; "
-    "give commands that run at once their own --task-slice"
+    "give commands that run at once a slice of the tasks each"
 )

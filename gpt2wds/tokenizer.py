@@ -125,8 +125,8 @@ class Tokenizer:
         return tokens
 
     def encode_documents(self, texts: Sequence[str | bytes]) -> list[tuple[int, "np.ndarray | Error"]]:
-        """The documents of these texts, in order: of how many, and their tokens end to end; an Error in place of those
-        of one that tiktoken cannot take. Texts that are bytes are valid UTF-8.
+        """Documents of these texts, in order: pairs of how many, and their tokens end to end. One that tiktoken cannot
+        take has a pair of its own, with an Error in place of tokens. Texts that are bytes are valid UTF-8.
 
         >>> load_tokenizer().encode_documents([b"Hello world", "Hi"])[0][1].tolist()
         [50256, 15496, 995]

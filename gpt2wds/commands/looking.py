@@ -187,7 +187,7 @@ def cat_command(directory: str, split: str | None, docs: int | None, as_json: bo
 
 @click.command("export")
 @DIRECTORY
-@click.option("--out", required=True, type=LocalPath(), help="Directory for the .bin files, without others.")
+@click.option("--out", required=True, type=LocalPath(), help="Directory for the .bin files, which has no others.")
 @click.option(
     "--format",
     "file_format",

@@ -100,7 +100,7 @@ def run_tasks(
             processes.append(process)
             busy[ours] = todo.pop(0)
             hand_out(ours, busy)
-        running = workers  # what each worker takes for granted: one core of its own
+        running = workers  # that share the cores; one core each is what they begin with
         while busy:
             if len(busy) < running:
                 running = len(busy)
@@ -171,7 +171,7 @@ def _killed(task: Any) -> Error:
 
 
 def _work(pipe: Connection, runner: Runner) -> None:
-    # They are held back here; what this one starts would inherit that, and not what a handler does.
+    # They were held back while this process began. The parent decides what they mean.
     for number in _OF_A_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -100,10 +100,10 @@ def _validation_texts(plan: Plan) -> tuple[str, ...]:
 
 def _refuse_other_datasets(out: Folder) -> None:
     if out.exists("manifest.json"):
-        raise Error(f"{out}: expected an empty directory, got a dataset without its {PLAN}; choose another --out")
+        raise Error(f"{out}: expected an empty directory, got a dataset without its {PLAN}; choose another directory")
     if any(name.endswith(".json") for name in out.sizes("receipts")):
         # They are another plan's: taken for this one's, documents would be lost or doubled.
-        raise Error(f"{out}: expected an empty directory, got shards without their {PLAN}; choose another --out")
+        raise Error(f"{out}: expected an empty directory, got shards without their {PLAN}; choose another directory")
 
 
 def _refuse_other_sources(out: Folder, plan: Plan, request: Request, is_done: bool) -> None:
@@ -125,16 +125,16 @@ def _refuse_other_request(out: Folder, plan: Plan, asked: dict[str, object]) -> 
         if planned is None:
             raise Error(
                 f"{out}: its plan was made without {name}, this command has {value!r}; "
-                "leave it out, or choose another --out"
+                "leave it out, or choose another directory"
             )
         if value is None:
             raise Error(
                 f"{out}: its plan has {name} = {planned!r}, which this command leaves out; "
-                "give it again, or choose another --out"
+                "give it again, or choose another directory"
             )
         raise Error(
             f"{out}: its plan has {name} = {planned!r}, this command {value!r}; "
-            "repeat the first command, or choose another --out"
+            "repeat the first command, or choose another directory"
         )
 
 

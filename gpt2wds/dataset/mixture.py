@@ -20,7 +20,7 @@ from .directory import Dataset
 from .manifest import TOKENS, member
 from .order import Position, Slots
 
-MOST_TIMES = 16  # that a step may be what it was, in advice
+MOST_TIMES = 16  # how much larger a step may be that is advised
 Data = Dataset | Sequence[tuple[Dataset, float]]  # one dataset, or several with their weights
 
 

@@ -156,9 +156,8 @@ class Trace:
         Counted as Portion.trailing_tokens is, without a shard's first token: it is the sum of all documents.
         """
         blocks = self.dataset.shard_blocks("train", document.place.shard)
-        first = (
-            np.arange(len(blocks)) * BLOCK_TOKENS
-        )  # (blocks,) inputs, each of which has the next token as its target
+        # (blocks,) inputs, each of which has the next token as its target.
+        first = np.arange(len(blocks)) * BLOCK_TOKENS
         start, end = max(0, document.start - 1), document.end - 1
         ends = np.minimum(end, first + self._reach[blocks.start : blocks.stop])
         return end - start - int(np.maximum(0, ends - np.maximum(start, first)).sum())

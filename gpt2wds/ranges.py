@@ -184,6 +184,14 @@ def _check_some(start: int, end: int | None, status: int, headers: Mapping[str, 
         raise WrongAnswer(f"expected bytes from {start}, got {headers.get('Content-Range') or 'others'}")
 
 
+def _uncut(data: bytes, headers: Mapping[str, str]) -> bytes:
+    """A body that is as long as its headers say. Raises WrongRange for one that is cut short."""
+    found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range") or "")
+    if found and len(data) != (said := int(found[2]) - int(found[1]) + 1):
+        raise WrongRange(f"expected {said} bytes from {found[1]}, got {len(data)}")
+    return data
+
+
 def hub_answer(url: str, headers: Mapping[str, str], check: Callable[[Any], None]) -> bytes:
     """The body of the Hub's answer, which `check` is shown before.
 
@@ -209,7 +217,9 @@ def hub_answer(url: str, headers: Mapping[str, str], check: Callable[[Any], None
             broken = error
         else:
             try:
-                data = bytes(answer.read())
+                data = _uncut(bytes(answer.read()), answer.headers)
+            except WrongRange as error:
+                broken = error
             except Exception as error:
                 broken = WrongRange(f"its body broke off: {reason(error)}")
     if broken:
@@ -262,9 +272,10 @@ async def _http_answer(
         answer.raise_for_status()
         check(answer.status, answer.headers)
         try:
-            return bytes(await answer.read())
+            data = bytes(await answer.read())
         except Exception as error:  # of the HTTP client
             raise WrongRange(f"its body broke off: {reason(error)}") from None
+        return _uncut(data, answer.headers)
 
 
 async def _from_s3(system: Any, path: str, wanted: Range) -> bytes:

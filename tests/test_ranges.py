@@ -11,8 +11,10 @@ from loopback_hub import COMMIT, LoopbackHub
 
 from gpt2wds import patience
 from gpt2wds.errors import Error, NoRanges
+from gpt2wds.folder import Folder
 from gpt2wds.locations import HubFile, UrlFile, url_file
 from gpt2wds.ranges import Range, WrongRange
+from gpt2wds.stores import forget
 
 DATA = bytes(range(256)) * 40
 PLACE = f"datasets/owner/name/resolve/{COMMIT}/a.bin"
@@ -53,6 +55,22 @@ def test_a_wrong_answer_is_asked_again(hub: LoopbackHub, read: Reader, fault: st
     assert read(100, 300) == DATA[100:300]
     assert read(0, 77) == DATA[:77]
     assert hub.faults == [] and read(10_000, len(DATA)) == DATA[10_000:]
+
+
+@pytest.mark.parametrize("fault", ["empty", "short", "elsewhere", "unsaid"])
+@pytest.mark.parametrize("door", ["hub", "http"])
+def test_a_wrong_answer_of_a_file_of_unknown_size_is_asked_again(
+    hub: LoopbackHub, door: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": hub.url})
+    forget()  # the client of the test before, which has another address
+    above = PLACE.removesuffix("/a.bin")
+    folder = Folder(f"{hub.url}/{above}" if door == "http" else f"hf://datasets/owner/name@{COMMIT}")
+    folder.read("a.bin", 0, 1)
+    hub.faults = [fault, "", fault]
+    assert folder.read("a.bin", 100, 300) == DATA[100:300]
+    assert folder.read("a.bin", 200, None) == DATA[200:]
+    assert hub.faults == []
 
 
 @pytest.mark.parametrize("fault", WRONG)

@@ -34,7 +34,6 @@ class HubTarget:
 
     def names(self) -> set[str]:
         from huggingface_hub import get_token
-        from huggingface_hub.hf_api import RepoFile
 
         if get_token() is None:
             raise Error(
@@ -42,6 +41,12 @@ class HubTarget:
             )
         made: dict[str, Any] = {"private": self._is_private, "exist_ok": True}
         self._repository.ask("the repository", lambda api, repo: api.create_repo(**made, **repo))
+        return self._look()
+
+    def _look(self) -> set[str]:
+        """What the last commit has."""
+        from huggingface_hub.hf_api import RepoFile
+
         self._head = self._repository.head()
         tree = self._repository.ask("its list", lambda api, repo: list(api.list_repo_tree(**repo, revision=self._head)))
         self._files = {file.path: file for file in tree if isinstance(file, RepoFile)}  # else a directory
@@ -75,9 +80,12 @@ class HubTarget:
             for piece, _ in some:
                 sent(piece.size)
         head = self._repository.commit(additions, message, self._head)
-        if head is None:
+        if head is not None:
+            self._head = head
+            return
+        self._look()  # it may be our own commit, whose answer was lost
+        if not all(map(self.has, batch)):
             raise Error(f"{self._repository.url}: another writer's commit came first; push again")
-        self._head = head
 
 
 def _is_same(file: Any, piece: Piece) -> bool:

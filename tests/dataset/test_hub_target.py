@@ -69,6 +69,14 @@ def test_what_another_writes_in_between_is_not_overwritten(plays: Dataset, hub: 
     assert hub.commits == []
 
 
+def test_a_commit_whose_answer_was_lost_is_our_own(plays: Dataset, hub: WritableHub) -> None:
+    target = HubTarget(hub.mine)
+    stages = to_send(plays, target, hub.mine)
+    hub.unsaid = 1
+    send(target, stages)
+    assert Dataset(hub.mine).id == plays.id and len(hub.commits) == len({tuple(files) for files in hub.commits})
+
+
 def test_a_manifest_is_not_published_before_all_is_there(plays: Dataset, hub: WritableHub) -> None:
     hub.ignored = "1.tar.zst"
     with pytest.raises(Error, match=r"train-00001.tar.zst: it was sent and is not there; look what removes it"):

@@ -1,11 +1,11 @@
 """Settings and a world → data, model and optimizer → the training loop."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ from .existing import (
     refuse_other_past,
 )
 from .measuring import evaluation
-from .output import ProgressLine
+from .output import ProgressLine, duration
 from .overview import device_name, forecast, introduce, run_facts, say_epochs
 from .settings import Config
 from .start import Start, find_start, refuse_nothing_to_train, refuse_on_all_ranks, refuse_other_starts
@@ -76,11 +76,10 @@ def preview(settings: Config, world: World, ranks: int | None = None, tokens_per
     step, last = start.state.step, settings.train.max_steps
     if tokens_per_second:
         seconds = (last - step) * settings.train.tokens_per_step / tokens_per_second
-        if not seconds < timedelta.max.total_seconds():  # nor is nan
+        if not math.isfinite(seconds):
             raise Error(f"tokens_per_second: expected a rate that ends these steps, got {tokens_per_second}")
-        time = timedelta(seconds=round(seconds))
         run.say(
-            f"time: {counted(last - step, 'step')} at {tokens_per_second:,.0f} tokens/s: {time}, "
+            f"time: {counted(last - step, 'step')} at {tokens_per_second:,.0f} tokens/s: {duration(seconds)}, "
             "without evaluations and checkpoints"
         )
     if start.checkpoint is not None:

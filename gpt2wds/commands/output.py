@@ -127,8 +127,18 @@ class ProgressLine:
         rate = f", {per_second:,.1f}/s" if seconds > 0 else ""
         left = ""
         if self._total is not None and per_second > 0 and self._done < self._total:
-            left = f", {timedelta(seconds=round((self._total - self._done) / per_second))} left"
+            left = f", {duration((self._total - self._done) / per_second)} left"
         say(f"{self._label}: {self._done:,.0f}{of} {unit}{rate}{left}{note and ', ' + note}", file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, with days; years where it is centuries, for which timedelta has no room.
+
+    >>> duration(3661), duration(2e5), duration(1e10)
+    ('1:01:01', '2 days, 7:33:20', '317 years')
+    """
+    years = seconds / (365.25 * 24 * 3600)
+    return str(timedelta(seconds=round(seconds))) if years < 100 else f"{years:,.0f} years"
 
 
 def heading(result: Mapping[str, object]) -> str:

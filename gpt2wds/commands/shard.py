@@ -4,7 +4,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from functools import wraps
 from typing import Any
 
@@ -25,7 +24,7 @@ from ..version import __version__
 from .common import Commands, Directory
 from .finish import finish_command, finish_dataset, say_finished
 from .looking import cat_command, export_command, info_command, verify_command
-from .output import ProgressLine, say
+from .output import ProgressLine, duration, say
 from .push import push_command
 
 
@@ -267,7 +266,7 @@ class _Progress:
         left = ""
         if self._total is None and 0 < self._done < self._todo:
             # Known by shards alone; where documents are counted, the line says itself what is left.
-            left = f", {timedelta(seconds=round(seconds * (self._todo - self._done) / self._done))} left"
+            left = f", {duration(seconds * (self._todo - self._done) / self._done)} left"
         rate = f"{self._tokens:,} tokens at {self._tokens / seconds:,.0f}/s"
         return f"{rate}, {self._there + self._done} of {counted(self._there + self._todo, 'shard')}{left}"
 

@@ -27,6 +27,16 @@ def test_progress_tells_what_is_left(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert re.fullmatch(r"0:00:(0[4-9]|[1-5]\d)", said)
 
 
+def test_what_takes_centuries_is_told_in_years(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "LINE_SECONDS", 0)
+    progress = output.ProgressLine("training", 10**23, " steps")
+    time.sleep(0.01)
+    progress.update(1)
+    assert re.search(r"/s, [\d,]{15,} years left", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(("total", "said"), [(1, "reading: 1 of 1 document,"), (None, "reading: 1 document,")])
 def test_one_is_no_plural(total: int | None, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     progress = output.ProgressLine("reading", total, " documents")

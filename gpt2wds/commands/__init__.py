@@ -80,6 +80,7 @@ if _PROGRAM == "gpt2wds-shard":
     # Else NumPy, when it is imported, starts a thread for each core, which spins for a tenth of a second: they are for
     # products of matrices, and sharding has none.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one line of ours says it all
 if _PROGRAM.startswith("gpt2wds-"):
     atexit.register(_end_at_once)  # before all else, so it is called last: threads have ended by then
 if _PROGRAM.startswith("gpt2wds-") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

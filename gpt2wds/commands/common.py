@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import re
 import signal
@@ -99,6 +100,7 @@ def one_line_errors(worded: Callable[[str], str] = str) -> Iterator[None]:
     """Error (the user's input) and OSError (disk, network) become one line, exit code 1; the rest is our mistake."""
     hear_interrupts()
     open_streams()
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # what was asked again, we say
     go_on_unread("stderr")  # progress and warnings are no reason to end, nor to call a thing wrong
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

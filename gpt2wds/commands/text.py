@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,9 @@ def sample_command(
 
     if seed + num > 1 << 64:
         raise Error(f"--seed: expected one that leaves room for {counted(num, 'sample')} below 2^64, got {seed}")
+    for prompt in prompts:
+        if prompt.encode("utf-8", "replace") != prompt.encode("utf-8", "surrogateescape"):
+            raise Error(f"--prompt: expected text in UTF-8, got {os.fsencode(prompt)!r}")
     tokenizer = load_tokenizer()
     with join_world(device) as world:
         gpt2, step = load(model, world)

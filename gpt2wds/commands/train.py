@@ -68,7 +68,8 @@ def main(
             print(explain_config(settings))
             return
         # No run of days may end because its terminal has, or `tee`: Ctrl-C ends that before a run has saved.
-        go_on_unread("stdout")
+        if not dry_run:
+            go_on_unread("stdout")
         with naming_faults(), join_world(settings.run.device) as world:
             if dry_run:
                 preview(settings, world, ranks, tokens_per_second)

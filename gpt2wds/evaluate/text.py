@@ -138,7 +138,7 @@ class Sampling:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise Error(f"{name}: expected a number, got {repr(value)[:80]}")
         if not 0 <= self.temperature < math.inf:
-            raise Error(f"temperature: expected a number of at least 0, got {self.temperature}")
+            raise Error(f"temperature: expected a finite number of at least 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise Error(f"top_p: expected a number above 0 and at most 1, got {self.top_p}")
         if not 0 <= self.seed < 1 << 64:

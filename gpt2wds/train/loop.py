@@ -26,6 +26,11 @@ from .rundir import RunDirectory
 from .signals import Agreement, Each, Signals, Stopped
 from .update import Pending, Update
 
+_REMEDIES = {  # where a checkpoint cannot be written, and room would not help
+    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "make it a place that can be written to",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+}
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LARGEST_WEIGHT = 1e18  # float32 ends at the square of what is larger
 SYNC_STEPS = 10  # losses are fetched from the device once in so many steps
@@ -172,7 +177,7 @@ class Trainer:
                 self.run.check()  # a directory that is gone is not what room would mend
                 problem = f"step {step}: {self.run.checkpoints}: the checkpoint could not be written ({reason(error)})"
                 if self.checkpoint.on_error == "stop":
-                    remedy = "choose a place that can be written to" if error.errno == errno.EROFS else "make room"
+                    remedy = _REMEDIES.get(error.errno or 0, "make room")
                     raise Error(f"{problem}; {remedy}, then the same command goes on from the one before") from None
                 self.run.say(f"WARNING: {problem}; going on, the one before is kept")
                 self._is_unsaved = True

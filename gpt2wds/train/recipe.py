@@ -46,7 +46,7 @@ class Train:
     def __post_init__(self) -> None:
         at_least("train", self, max_steps=1, micro_batch_sequences=1, decay_steps=0)
         if not 0 < self.learning_rate < math.inf:
-            raise Error(f"train.learning_rate: expected more than 0, got {self.learning_rate}")
+            raise Error(f"train.learning_rate: expected a finite number above 0, got {self.learning_rate}")
         if self.min_learning_rate is None:
             # Rounded, so that a tenth of 6e-4 is written 6e-05.
             object.__setattr__(self, "min_learning_rate", float(f"{self.learning_rate / 10:.12g}"))
@@ -57,7 +57,7 @@ class Train:
             )
         for name in ("weight_decay", "muon_learning_rate"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise Error(f"train.{name}: expected 0 or more, got {getattr(self, name)}")
+                raise Error(f"train.{name}: expected a finite number, 0 or more, got {getattr(self, name)}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise Error(f"train.betas: expected two numbers from 0 to below 1, got {self.betas}")
         if not self.grad_clip > 0:

@@ -3,11 +3,12 @@
 import hashlib
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from runs import in_process, rows
+from runs import PROGRAMS, arguments, in_process, rows
 
 from gpt2wds.commands.models import find_weights
 from gpt2wds.dataset.directory import Dataset
@@ -152,3 +153,14 @@ def test_a_key_that_does_nothing_is_told(plays: Dataset, tmp_path: Path) -> None
     assert told == {f"WARNING: {line}" for line in (more, *map("".join, options.items()))}
     used = ["train.schedule=wsd", "train.optimizer=muon", "train.muon_learning_rate=0.1", "train.decay_steps=5"]
     assert "WARNING" not in in_process(tmp_path / "run", plays, "--dry-run", *used)[1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_dry_run_that_nobody_can_read_is_no_success(plays: Dataset, tmp_path: Path) -> None:
+    command = [PROGRAMS / "gpt2wds-train", *arguments(tmp_path / "run", plays), "--dry-run"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: No space left on device; make room, then the same command goes on\n",
+    )

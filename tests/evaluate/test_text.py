@@ -173,6 +173,11 @@ def test_sampling_is_checked_where_it_is_made() -> None:
             Sampling(**wrong)
 
 
+def test_a_prompt_of_other_bytes_is_one_line(run_dir: Path) -> None:
+    result = CliRunner().invoke(eval_command.main, ["sample", str(run_dir), "--prompt", "caf\udce9"])
+    assert (result.exit_code, result.stderr) == (1, "error: --prompt: expected text in UTF-8, got b'caf\\xe9'\n")
+
+
 def test_every_seed_that_a_run_may_have_draws_samples() -> None:
     largest = Run(seed=2**64 - 1).seed
     assert continued(opinionated(), tokens=2, seed=largest) == continued(opinionated(), tokens=2, seed=largest)

@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -357,6 +358,16 @@ def test_a_full_disk_stops_the_run(plays: Dataset, whole: Path, little_disk: Pat
     code, said = in_process(little_disk, plays)
     assert code == 0
     np.testing.assert_allclose(rows(little_disk), rows(whole), rtol=0, atol=1e-4)
+
+
+def test_a_limit_of_files_sizes_is_told_as_that(plays: Dataset, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        code, said = in_process(tmp_path / "run", plays)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1 and "(File too large); allow larger files (ulimit -f), then the same command" in said
 
 
 def test_a_full_disk_is_told_and_trained_on(plays: Dataset, whole: Path, little_disk: Path) -> None:

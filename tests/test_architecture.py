@@ -109,6 +109,14 @@ def test_sharding_files_of_this_machine_needs_neither_torch_nor_fsspec() -> None
     assert done.stdout.strip() == "[]"
 
 
+def test_training_begins_without_what_only_shards_of_a_model_need() -> None:
+    # SymPy, which comes with them, and the Hub's client take as long as half of torch.
+    slow = {"torch.distributed.tensor", "torch.distributed.fsdp", "sympy", "huggingface_hub.hf_api", "matplotlib"}
+    script = f"import sys, gpt2wds.commands.launch; print(sorted({slow} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 # Modules that read or write JSON whose members are not all ours: open objects, and what strangers wrote.
 JSON_EDGE = {
     "strict_json",

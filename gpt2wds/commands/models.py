@@ -4,8 +4,6 @@ import re
 import sys
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 from .. import files
 from ..dataset.manifest import member
 from ..distributed import World
@@ -78,6 +76,8 @@ def find_weights(model: str) -> Path:
                 raise Error(f"model {model}: expected a run with a checkpoint, got one without any yet; let it go on")
             raise Error(f"model {model}: expected a run directory with a checkpoint or {CONFIG}, found neither")
         return newest
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(model, allow_patterns=[CONFIG, WEIGHTS, SHARDED, "model-*.safetensors"]))
     except Exception as error:  # of HTTP clients, which share no base

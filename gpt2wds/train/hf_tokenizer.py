@@ -11,7 +11,7 @@ import json
 from functools import lru_cache
 from itertools import pairwise
 
-from ..tokenizer import END_OF_TEXT, Tokenizer
+from ..tokenizer import END_OF_TEXT, Tokenizer, remembered
 
 _END_OF_TEXT_NAME = "<|endoftext|>"
 _PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
@@ -25,8 +25,11 @@ def tokenizer_files(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
     names = ["".join(letters[byte] for byte in token) for token in tokens]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     vocabulary = {name: rank for rank, name in enumerate(names)} | {_END_OF_TEXT_NAME: END_OF_TEXT}
-    pairs = (_parts(token, rank, ranks) for rank, token in enumerate(tokens) if len(token) > 1)
-    merges = (f"{names[ranks[left]]} {names[ranks[right]]}\n" for left, right in pairs)
+
+    def merges() -> str:
+        pairs = (_parts(token, rank, ranks) for rank, token in enumerate(tokens) if len(token) > 1)
+        return "".join(f"{names[ranks[left]]} {names[ranks[right]]}\n" for left, right in pairs)
+
     config = {
         "tokenizer_class": "GPT2Tokenizer",
         "model_max_length": n_positions,
@@ -36,7 +39,7 @@ def tokenizer_files(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
     }
     return {
         "vocab.json": json.dumps(vocabulary).encode(),
-        "merges.txt": ("#version: 0.2\n" + "".join(merges)).encode(),
+        "merges.txt": f"#version: 0.2\n{remembered('merges', tokenizer, [], merges)}".encode(),
         "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
     }
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import Error
 
@@ -119,10 +118,12 @@ class Optimizers:
 def _placed_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """A copy of `value` where the parameter is: its device, and this rank's part where it is in parts."""
     copy = value.to(parameter.device, copy=True)
-    if not isinstance(parameter, DTensor):
+    if not hasattr(parameter, "device_mesh"):  # of a DTensor
         return copy
+    from torch.distributed.tensor import distribute_tensor  # with SymPy, so it takes as long as half of torch
+
     # Every rank has the whole value: nothing needs to be sent.
-    return distribute_tensor(copy, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return distribute_tensor(copy, parameter.device_mesh, parameter.placements, src_data_rank=None)  # type: ignore[attr-defined]
 
 
 def make_optimizers(

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed import World
@@ -63,6 +61,8 @@ class Sharded:
     settles = False
 
     def __init__(self, model: GPT2, world: World):
+        from torch.distributed.fsdp import fully_shard  # with SymPy, so it takes as long as half of torch
+
         self.model = self.module = model
         self._device = world.device
         # Blocks return keys and values, views that nobody writes to.
@@ -101,4 +101,4 @@ def share(model: GPT2, world: World, kind: str) -> Shared:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # a DTensor has it

@@ -70,9 +70,9 @@ def ends_with(code: int) -> None:
 def _end_at_once() -> None:
     """Leave without freeing each object before, which takes Python a second where torch is imported; as mypy does."""
     if _ended_with:
-        with suppress(OSError):  # Python would try again, and tell of it
-            sys.stdout.flush()
-            sys.stderr.flush()
+        with suppress(OSError, ValueError):  # Python would try again, and tell of it
+            for stream in filter(None, (sys.stdout, sys.stderr)):  # one that was closed before we began is None
+                stream.flush()
             os._exit(_ended_with[-1])
 
 

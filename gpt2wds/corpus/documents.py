@@ -119,9 +119,9 @@ def utf8(text: str | bytes) -> bytes:
 
 def is_longer(document: Document, max_bytes: int) -> bool:
     """Whether a document has more bytes of UTF-8 than it may."""
-    if not isinstance(document, str) or 4 * len(document) <= max_bytes:
+    if isinstance(document, Skipped) or 4 * len(document) <= max_bytes:
         return False
-    return len(document) > max_bytes or len(document.encode("utf-8", "surrogatepass")) > max_bytes
+    return len(document) > max_bytes or len(utf8(document)) > max_bytes
 
 
 def in_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -24,7 +24,7 @@ from .documents import (
     Document,
     Run,
     Size,
-    Skipped,
+    as_document,
     check_delivered,
     decoded,
     no_column,
@@ -256,7 +256,7 @@ def _documents(column: pa.Array, max_bytes: int) -> list[Document]:
     except pa.ArrowInvalid:
         return [decoded(value) for value in column.view(data).to_pylist()]
     values = column.view(data).to_pylist()  # a cast would give the same, and import pyarrow.compute: 40 ms
-    return [value or Skipped("no text" if value is None else "empty text") for value in values]
+    return [value or as_document(None if value is None else "") for value in values]
 
 
 def _document(value: pa.Scalar, max_bytes: int) -> Document:

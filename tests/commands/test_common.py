@@ -188,6 +188,10 @@ def test_a_command_ends_without_freeing_what_it_has(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, program, *arguments], capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr.splitlines()[-2:]) == (code, ["thread", "last words"])
         assert bool(done.stdout) == (code == 0)
+    for closed in (">&-", "2>&-"):
+        line = f"{sys.executable} {program} --version {closed}"
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

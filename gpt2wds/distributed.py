@@ -1,6 +1,7 @@
 """Rank, world size and device of this process. Nothing happens at import."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,6 +75,15 @@ def join_world(device: str) -> Iterator[World]:
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes bfloat16 faster than float32: it has instructions for it, and does not emulate them."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if platform.machine().lower() in ("x86_64", "amd64"):  # oneDNN takes bfloat16 from AVX-512 on, where it is emulated
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _place() -> tuple[int, int]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from ..config import dump_config
+from ..config import Table, dump_config
 from ..dataset.directory import Dataset
 from ..dataset.loader import StepBatches
-from ..distributed import World
+from ..distributed import World, has_fast_bfloat16
 from ..errors import Error, counted
 from ..model import VOCAB_SIZE, GPT2Config
 from ..rows import Facts, Measures
@@ -125,9 +125,10 @@ def assemble(settings: Config, world: World, run: RunDirectory, ranks: int | Non
 
     Raises Error where settings, data, model and run directory do not fit.
     """
-    settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, dtype=_dtype(settings, world)))
-    data = [(Dataset(each.path), each.weight) for each in settings.data.weighted]
     before = configuration_before(run)
+    dtype = _dtype(settings, before, world)
+    settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, dtype=dtype))
+    data = [(Dataset(each.path), each.weight) for each in settings.data.weighted]
     refuse_other_mathematics(run, before, settings)
     batches = StepBatches(
         data,
@@ -215,13 +216,13 @@ def _tokenizer_files(config: GPT2Config, say: Callable[[str], None]) -> dict[str
         return {}
 
 
-def _dtype(settings: Config, world: World) -> str:
-    """bfloat16 where asked; "auto" takes it where the processor computes it faster than float32."""
+def _dtype(settings: Config, before: Table | None, world: World) -> str:
+    """What "auto" is: what the run began with, or bfloat16 where the processor computes it faster than float32."""
     dtype = settings.train.dtype
-    on_gpu = world.device.type == "cuda"
+    if dtype == "auto" and before is not None:
+        dtype = before["train"]["dtype"]
     if dtype == "auto":
-        fast = torch.cuda.is_bf16_supported() if on_gpu else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return "bfloat16" if fast else "float32"
-    if dtype == "bfloat16" and on_gpu and not torch.cuda.is_bf16_supported():
+        dtype = "bfloat16" if has_fast_bfloat16(world.device) else "float32"
+    if dtype == "bfloat16" and world.device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise Error('train.dtype: this GPU has no bfloat16; use train.dtype = "float32"')
     return dtype

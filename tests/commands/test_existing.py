@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from making import shard_choices
 from runs import finished, in_process, rows
 
 from gpt2wds.dataset.directory import Dataset
+from gpt2wds.distributed import has_fast_bfloat16
 from gpt2wds.train.checkpoint import list_checkpoints
 from gpt2wds.train.report import write_report
 
@@ -139,6 +141,14 @@ def test_random_weights_are_told_in_truth_too(plays: Dataset, stopped: Path) -> 
     assert "model.init_from: nowhere is not read: this run goes on, and began from random weights" in said
     assert config(stopped)["model"]["init_from"] == ""
     assert "origin" not in facts(stopped)
+
+
+def test_auto_is_the_precision_that_the_run_began_with(plays: Dataset, tmp_path: Path) -> None:
+    other = "float32" if has_fast_bfloat16(torch.device("cpu")) else "bfloat16"
+    run = finished(tmp_path / "run", plays, *SHORT, f"train.dtype={other}")
+    shutil.rmtree(run / "checkpoints" / "step-0000004")
+    code, said = in_process(run, plays, *SHORT, "train.dtype=auto")
+    assert (code, config(run)["train"]["dtype"]) == (0, other), said
 
 
 @pytest.mark.parametrize(

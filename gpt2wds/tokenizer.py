@@ -232,7 +232,10 @@ def _without_surrogates(text: str) -> str:
 
 
 def remembered(name: str, tokenizer: Tokenizer, modules: list[str], compute: Callable[[], str]) -> str:
-    """compute(), or what it gave before with the very same vocabulary and binaries: it costs seconds."""
+    """compute(), or what it gave before with the very same vocabulary and binaries, for it costs seconds.
+
+    Who changes what is computed gives it another name: the key knows only what it is computed from.
+    """
     key = hashlib.sha256(f"{name} {tokenizer.pattern!r} {probe('?')!r}".encode())
     key.update(tokenizer.rank_lines)
     for module in modules:
